@@ -1,0 +1,52 @@
+"""Predictions and accuracy of a network on images that stay as they are."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mixmatch.augment import to_float
+
+BATCH_SIZE = {"cpu": 256, "cuda": 2048}
+
+
+class Evaluation(NamedTuple):
+    """Of one set of images."""
+
+    accuracy: float  # percent
+    confusion: Tensor  # (C, C) int64 on the CPU, rows the true class, columns the predicted
+
+
+def predict(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    """Return class probabilities, in evaluation mode (BatchNorm by its running statistics), without gradient.
+
+    Args:
+        model: is left in the mode it was in.
+        images: (n, h, w, c) uint8, on any device.
+        device: the model's.
+
+    Returns:
+        (n, C) float32 on ``device``.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            batches = images.split(BATCH_SIZE[device.type])
+            return torch.cat([model(to_float(batch.to(device))).float().softmax(dim=1) for batch in batches])
+    finally:
+        model.train(training)
+
+
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, device: torch.device) -> Evaluation:
+    """Compare predictions with the truth.
+
+    Args:
+        model, images, device: as for ``predict``.
+        labels: (n,) int64, the true classes.
+    """
+    probabilities = predict(model, images, device)
+    num_classes = probabilities.shape[1]
+    pairs = labels.to(device) * num_classes + probabilities.argmax(dim=1)
+    confusion = pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes).cpu()
+    return Evaluation(100 * confusion.trace().item() / len(labels), confusion)

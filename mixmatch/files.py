@@ -1,0 +1,104 @@
+"""Writing files so that a crash at any moment leaves the old one or the new one, and reading them with distrust."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from mixmatch.errors import UserError
+
+FORMAT_VERSION = 1
+
+
+class DamagedFile(Exception):
+    """A tensor file that is truncated, altered, of another kind or of a version not known here."""
+
+
+@contextmanager
+def explain_os_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError on writing or making ``path`` (disk full, no permission, ...) into a UserError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); mend that and run again") from None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that whoever looks finds the old content or the new, never a part of it.
+
+    Raises:
+        UserError: if it cannot be written; ``path`` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with explain_os_errors(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write tensors and JSON-able ``meta`` to one safetensors file, with a checksum over all of it.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    text = json.dumps(meta)
+    header = {"version": str(FORMAT_VERSION), "meta": text, "sha256": _checksum(tensors, text)}
+    write_atomically(path, save(tensors, header))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file of ``save_tensors``, on the CPU. No code in it can run: it holds numbers and JSON only.
+
+    Raises:
+        DamagedFile: if it is not exactly what was written.
+        OSError: if it cannot be opened.
+    """
+    with open(path, "rb"):  # safetensors does not tell a missing file from a forbidden one
+        pass
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedFile(f"is no safetensors file ({error})") from None
+    version = header.get("version")
+    if version != str(FORMAT_VERSION):
+        raise DamagedFile(f"has format version {version!r}, this program reads {FORMAT_VERSION}")
+    if header.get("sha256") != _checksum(tensors, header.get("meta", "")):
+        raise DamagedFile("fails its checksum")
+    return tensors, json.loads(header["meta"])
+
+
+def _checksum(tensors: dict[str, Tensor], meta: str) -> str:
+    digest = hashlib.sha256(meta.encode())
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut; POSIX only, elsewhere folders cannot be opened."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

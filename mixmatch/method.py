@@ -1,0 +1,203 @@
+"""MixMatch in the paper's order, as pure functions of tensors: guess, sharpen, mix, loss.
+
+Berthelot et al., "MixMatch: A Holistic Approach to Semi-Supervised Learning", NeurIPS 2019, arXiv:1905.02249.
+B is the batch size, K the number of views, C the number of classes.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+
+def guess_labels(model: nn.Module, u: Tensor) -> Tensor:
+    """Average the predictions over the K views of each unlabelled image (equation 6 of the paper).
+
+    The model runs in training mode without gradient. As in the authors' code, each of the K views is a
+    batch of its own to BatchNorm, and none moves the running statistics.
+
+    Args:
+        model: called as ``model(images, num_batches, update_statistics)``.
+        u: (K, B, c, h, w), the views.
+
+    Returns:
+        q-bar: (B, C), rows sum to 1.
+    """
+    with torch.no_grad():
+        logits = model(u.flatten(0, 1), num_batches=len(u), update_statistics=False)
+        return logits.to(u.dtype).softmax(dim=1).unflatten(0, u.shape[:2]).mean(dim=0)
+
+
+def sharpen(p: Tensor, temperature: float) -> Tensor:
+    """Raise to the power 1/T and normalise (equation 7): T = 1 changes nothing, T -> 0 gives one-hot.
+
+    Computed from logarithms relative to the largest entry, so that no power underflows.
+
+    Args:
+        p: (n, C), rows are distributions.
+        temperature: T > 0.
+    """
+    return (p.clamp_min(torch.finfo(p.dtype).tiny).log() / temperature).softmax(dim=1)
+
+
+class Mixing(NamedTuple):
+    """What MixUp draws: for each of the n examples the partner it meets and the share it keeps."""
+
+    partner: Tensor  # (n,) int64, the shuffle: example i is mixed with example partner[i]
+    share: Tensor  # (n,) float32 in [0.5, 1], lambda' = max(lambda, 1 - lambda), one per example
+
+
+def draw_mixing(mode: str, batch_size: int, num_views: int, alpha: float, generator: Generator) -> Mixing:
+    """Draw the shuffle and the lambdas of one step (equations 8 and 9, and the ablations of the paper's table 4).
+
+    Args:
+        mode: ``joint`` shuffles over the union of X-hat and U-hat; ``separate`` each by itself; ``labeled`` and
+            ``unlabeled`` mix only the one, by itself, and leave the other (lambda' = 1); ``none`` mixes nothing.
+        batch_size: B.
+        num_views: K, 0 for a labelled batch alone.
+        alpha: lambda ~ Beta(alpha, alpha).
+        generator: its device is where the draws are made.
+
+    Returns:
+        A Mixing of (K + 1) * B examples, the labelled first.
+    """
+    n, device = (num_views + 1) * batch_size, generator.device
+    share = draw_shares(n, alpha, generator)
+    order = torch.rand(n, generator=generator, device=device)
+    labeled = torch.arange(n, device=device) < batch_size
+    if mode != "joint":
+        order = order + ~labeled  # sorted, the labelled stay in front: each part is shuffled by itself
+    if mode in ("unlabeled", "none"):
+        share = torch.where(labeled, 1.0, share)
+    if mode in ("labeled", "none"):
+        share = torch.where(labeled, share, 1.0)
+    return Mixing(order.argsort(), share)
+
+
+def draw_shares(n: int, alpha: float, generator: Generator) -> Tensor:
+    """Draw lambda' = max(lambda, 1 - lambda) with lambda ~ Beta(alpha, alpha) (equations 8 and 9): (n,) in [0.5, 1]."""
+    # Beta from two Gammas, as torch.distributions does; float64, since small alphas underflow float32.
+    concentration = torch.full((2, n), alpha, dtype=torch.float64, device=generator.device)
+    a, b = torch._standard_gamma(concentration, generator=generator)
+    share = torch.maximum(a, b) / (a + b)
+    return torch.where(a + b > 0, share, 1.0).float()
+
+
+def mix(values: Tensor, mixing: Mixing) -> Tensor:
+    """Mix each example with its partner (equations 10 and 11): lambda' * v + (1 - lambda') * v[partner].
+
+    Args:
+        values: (n, ...) images or label distributions.
+        mixing: the same for images and labels.
+    """
+    share = mixing.share.view(-1, *[1] * (values.dim() - 1))
+    return share * values + (1 - share) * values[mixing.partner]
+
+
+class Mixed(NamedTuple):
+    """The output of algorithm 1: X' is the first B examples, U' the other K * B."""
+
+    images: Tensor  # ((K + 1) * B, c, h, w)
+    targets: Tensor  # ((K + 1) * B, C)
+    guesses: Tensor  # (B, C), the sharpened q, one for all K views of an image
+
+
+def mixmatch(model: nn.Module, x: Tensor, p: Tensor, u: Tensor, temperature: float, mixing: Mixing) -> Mixed:
+    """Algorithm 1 of the paper: from a labelled and an unlabelled batch to X' and U'.
+
+    Args:
+        model: guesses the labels; the current weights, or the EMA's (an ablation).
+        x: (B, c, h, w), one view of each labelled image.
+        p: (B, C), the labels as distributions.
+        u: (K, B, c, h, w), K views of each unlabelled image.
+        temperature: T of sharpening.
+        mixing: from ``draw_mixing``.
+    """
+    q = sharpen(guess_labels(model, u), temperature)
+    images = torch.cat([x, u.flatten(0, 1)])
+    targets = torch.cat([p, q.repeat(len(u), 1)])
+    return Mixed(mix(images, mixing), mix(targets, mixing), q)
+
+
+def interleave_order(batch_size: int, num_batches: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return the authors' interleaving as a permutation of ``num_batches`` batches that lie one after the other.
+
+    Batch 0 (X') is cut into ``num_batches`` slices, the last ones longer by one where they don't divide evenly,
+    and swaps its slice i with that of batch i: each batch then holds labelled and unlabelled examples, and the
+    first, which alone moves BatchNorm's running statistics, some of every batch. Applied twice it is the identity.
+
+    Returns:
+        (num_batches * batch_size,) int64.
+    """
+    order = torch.arange(num_batches * batch_size, device=device).view(num_batches, batch_size)
+    short, longer = divmod(batch_size, num_batches)
+    start = short
+    for i in range(1, num_batches):
+        end = start + short + (i >= num_batches - longer)
+        order[0, start:end] += i * batch_size
+        order[i, start:end] -= i * batch_size
+        start = end
+    return order.flatten()
+
+
+def labeled_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """L_X, the mean cross-entropy against soft labels (equation 3): two tensors (n, C) to a scalar."""
+    return -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
+
+
+def unlabeled_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """L_U, the squared distance of probabilities, mean over examples and classes (equation 4): (n, C) to a scalar."""
+    return (logits.softmax(dim=1) - targets).square().mean()
+
+
+class Losses(NamedTuple):
+    """Scalars of one step."""
+
+    total: Tensor
+    labeled: Tensor
+    unlabeled: Tensor
+
+
+def mixmatch_loss(model: nn.Module, mixed: Mixed, interleave: Tensor, lambda_u: Tensor) -> Losses:
+    """L = L_X + lambda_U * L_U (equation 5).
+
+    One pass over all (K + 1) * B examples, which BatchNorm sees as K + 1 interleaved batches, of which the
+    first moves the running statistics: what the authors' code does in K + 1 passes.
+
+    Args:
+        model: called as ``model(images, num_batches, update_statistics)``.
+        mixed: from ``mixmatch``.
+        interleave: from ``interleave_order(B, K + 1)``.
+        lambda_u: scalar tensor.
+    """
+    batch_size = len(mixed.guesses)
+    logits = model(mixed.images[interleave], num_batches=len(mixed.images) // batch_size, update_statistics=True)
+    logits = logits.to(mixed.targets.dtype)[interleave]  # its own inverse
+    labeled = labeled_loss(logits[:batch_size], mixed.targets[:batch_size])
+    unlabeled = unlabeled_loss(logits[batch_size:], mixed.targets[batch_size:])
+    return Losses(labeled + lambda_u * unlabeled, labeled, unlabeled)
+
+
+def supervised_loss(model: nn.Module, x: Tensor, p: Tensor) -> Losses:
+    """The baseline: L_X alone.
+
+    Args:
+        model: called as ``model(images)``.
+        x: (B, c, h, w), one view of each labelled image, mixed or not.
+        p: (B, C), their label distributions.
+    """
+    labeled = labeled_loss(model(x).to(p.dtype), p)
+    return Losses(labeled, labeled, torch.zeros_like(labeled))
+
+
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """Map class numbers (n,) int64 to distributions (n, C) float32."""
+    return F.one_hot(labels, num_classes).float()
+
+
+def ramp_up(step: Tensor, maximum: float, ramp_up_steps: int) -> Tensor:
+    """lambda_U after ``step`` completed steps: linear from 0 to ``maximum`` over ``ramp_up_steps``, then constant."""
+    if ramp_up_steps == 0:
+        return torch.full_like(step, maximum, dtype=torch.float32)
+    return maximum * (step.float() / ramp_up_steps).clamp(max=1)

@@ -1,0 +1,158 @@
+"""The run directory: its config, split, metrics, checkpoints and results, and who may write to it.
+
+config.yml       every key, resolved
+split.json       which training images are labelled, unlabelled, held out
+metrics.jsonl    a line per evaluation
+checkpoints/     step-<number>.safetensors: the newest two, and the best by validation
+results.json     at the end
+events.out...    TensorBoard
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from mixmatch.config import Config, differing_keys, load_config, to_yaml
+from mixmatch.errors import UserError
+from mixmatch.files import DamagedFile, explain_os_errors, load_tensors, save_tensors, write_atomically
+from mixmatch.sampling import Split
+
+CHECKPOINTS_KEPT = 2  # the newest and the one before, should the newest turn out damaged
+
+
+@dataclass
+class Progress:
+    """What a run has to remember beside tensors. It is saved in every checkpoint.
+
+    Attributes:
+        step: completed steps.
+        logged: the step of the last point on the curves.
+        seconds: spent training and evaluating, over all sessions.
+        history: one entry per evaluation, the lines of metrics.jsonl.
+        warned: whether the warning about collapsing guesses has been given.
+    """
+
+    step: int = 0
+    logged: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    warned: bool = False
+
+    def best_validation(self) -> dict[str, float] | None:
+        """Return accuracy and step of the (first) best evaluation on the validation set, None without one."""
+        entries = [entry for entry in self.history if entry["validation_accuracy"] is not None]
+        best = max(entries, key=lambda entry: entry["validation_accuracy"], default=None)
+        return best and {"accuracy": best["validation_accuracy"], "step": best["step"]}
+
+
+class RunDirectory:
+    """Reads and writes the files of one run. Make it with ``open_run``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.split_file = path / "split.json"
+
+    def read_results(self) -> dict[str, Any] | None:
+        """Return results.json, or None if the run is not finished."""
+        try:
+            return json.loads((self.path / "results.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.path / 'results.json'}: cannot be read ({error}); remove it to redo the end"
+            ) from None
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Write results.json: the run is finished."""
+        write_atomically(self.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+
+    def write_split(self, split: Split) -> None:
+        """Write split.json, if it is not there yet."""
+        if not self.split_file.exists():
+            write_atomically(self.split_file, split.to_json().encode())
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Write metrics.jsonl anew, a line per evaluation."""
+        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in history).encode())
+
+    def save(self, state: dict[str, Tensor], progress: Progress) -> None:
+        """Write a checkpoint, then remove those no longer needed: all but the newest two and the best."""
+        save_tensors(self._checkpoint(progress.step), state, asdict(progress))
+        best = progress.best_validation()
+        keep = self._steps()[-CHECKPOINTS_KEPT:] + ([best["step"]] if best else [])
+        for step in self._steps():
+            if step not in keep:
+                with explain_os_errors(self._checkpoint(step)):
+                    self._checkpoint(step).unlink(missing_ok=True)
+
+    def load_newest(self) -> tuple[dict[str, Tensor], Progress] | None:
+        """Return the newest checkpoint that is whole, saying which were not; None if there are none at all.
+
+        Raises:
+            UserError: if there are checkpoints, and all are damaged.
+        """
+        damaged = []
+        for step in reversed(self._steps()):
+            path = self._checkpoint(step)
+            try:
+                state, meta = load_tensors(path)
+                progress = Progress(**meta)
+            except (DamagedFile, OSError, TypeError) as error:
+                damaged.append(f"{path.name} {error}")
+                continue
+            if damaged:
+                print(f"warning: {'; '.join(damaged)}: going on from step {step}, the newest that is whole")
+            return state, progress
+        if damaged:
+            raise UserError(
+                f"{self.checkpoints}: no checkpoint is whole ({'; '.join(damaged)}); restore one, or use another --run"
+            )
+        return None
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}.safetensors"
+
+    def _steps(self) -> list[int]:
+        names = (path.stem.removeprefix("step-") for path in self.checkpoints.glob("step-*.safetensors"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+
+@contextmanager
+def open_run(path: Path, config: Config) -> Iterator[RunDirectory]:
+    """Make or re-enter a run directory, and keep other processes out of it meanwhile.
+
+    Raises:
+        UserError: if it cannot be written, another process is using it, or it holds a run of another config.
+    """
+    run = RunDirectory(path)
+    with explain_os_errors(path):
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / ".lock")
+        owner = path / ".lock-owner"
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            who = owner.read_text() if owner.exists() else "another process"
+            raise UserError(f"{path}: is in use by {who}; wait for it, or use another --run") from None
+    try:
+        write_atomically(owner, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        stored = path / "config.yml"
+        if stored.exists():
+            differing = differing_keys(load_config(stored), config)
+            if differing:
+                raise UserError(f"{path}: holds a run of another config: {', '.join(differing)}; use another --run")
+        else:
+            write_atomically(stored, to_yaml(config).encode())
+        yield run
+    finally:
+        lock.release()

@@ -1,0 +1,340 @@
+"""A run from its config to its results: the loop that main.py, the benchmarks and the tests call."""
+
+import math
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mixmatch.board import Board
+from mixmatch.config import Config
+from mixmatch.data import ImageData, load_data
+from mixmatch.errors import UserError
+from mixmatch.evaluate import evaluate
+from mixmatch.run import Progress, RunDirectory, open_run
+from mixmatch.sampling import Split, make_split, read_split
+from mixmatch.trainer import Trainer
+
+EVALUATIONS_AVERAGED = 20  # the reported accuracy is the median of so many, as in the paper
+
+
+class Stopped(Exception):
+    """The run was asked to stop, by SIGINT or SIGTERM, and has written a checkpoint.
+
+    Attributes:
+        signal: the number.
+    """
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
+def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
+    """Train a run to its end, continuing it if ``path`` holds a part of it.
+
+    Args:
+        config: the run's.
+        path: the run directory.
+        quiet: print nothing but warnings.
+
+    Returns:
+        The contents of results.json.
+
+    Raises:
+        UserError: if anything that the user gave does not work.
+        Diverged: if a loss or weight is no longer finite; the last checkpoint is good.
+        Stopped: on SIGINT or SIGTERM, after a checkpoint.
+    """
+    console = Console(quiet)
+    device = choose_device(config.device)
+    with open_run(path, config) as run:
+        results = run.read_results()
+        if results is not None:
+            console.say(f"{path} is finished: {summarise(results)}")
+            return results
+
+        data = load_data(config.data, device, console.quiet_bars)
+        split = prepare_split(run, config, data)
+        trainer = Trainer(config, data, split, device)
+        progress = resume(run, trainer)
+        if progress.step:
+            console.say(f"continuing {path} at step {progress.step} of {config.train.steps}")
+        else:
+            console.say(f"{path}: {describe(config, data, split, device)}")
+
+        settings = config.train
+        labeled_classes = _effective_classes(trainer.labels[trainer.labeled].bincount().tolist())
+        clock = logged_at = time.monotonic()
+        with (
+            Board(path, progress.step) as board,
+            console.bar(progress.step, settings.steps),
+            stop_signals() as received,
+        ):
+            while trainer.step < settings.steps:
+                trainer.train_step()
+                step = trainer.step
+                last = step == settings.steps
+                evaluating = last or step % settings.eval_every == 0
+                saving = last or step % settings.checkpoint_every == 0 or bool(received)
+
+                if evaluating or step % settings.log_every == 0:
+                    values = measure(trainer)
+                    now = time.monotonic()
+                    values["steps_per_second"] = (step - progress.logged) / (now - logged_at)
+                    progress.logged, logged_at = step, now
+                    board.scalars(values, step)
+                    console.advance(step, f"loss {values['loss']:.3f}")
+
+                if evaluating:
+                    trainer.check_finite()
+                    best = progress.best_validation()
+                    entry = {"step": step, **values, **evaluate_sets(trainer, data, board)}
+                    progress.history.append(entry)
+                    run.write_metrics(progress.history)
+                    board.scalars(entry, step)
+                    board.pictures(trainer.preview(), data.classes, step)
+                    console.report(_line(entry, settings.steps))
+                    if not progress.warned and _collapsing(progress.history, labeled_classes):
+                        progress.warned = True
+                        console.warn(_collapse_warning(entry, data.classes))
+                    saving = saving or progress.best_validation() != best
+
+                if saving:
+                    trainer.check_finite()
+                    now = time.monotonic()
+                    progress.seconds, clock = progress.seconds + now - clock, now
+                    progress.step = step
+                    board.flush()
+                    run.save(trainer.state(), progress)
+
+                if received and not last:
+                    name = signal.Signals(received[0]).name
+                    raise Stopped(received[0], f"stopped by {name} at step {step}; the same command continues")
+
+        results = summarise_run(config, progress, device)
+        run.write_results(results)
+        console.say(f"done: {summarise(results)}")
+        return results
+
+
+def resume(run: RunDirectory, trainer: Trainer) -> Progress:
+    """Bring ``trainer`` to the newest checkpoint, if there is one, and return the progress saved with it.
+
+    Raises:
+        UserError: if there are checkpoints and none can be used.
+    """
+    saved = run.load_newest()
+    if saved is None:
+        return Progress()
+    state, progress = saved
+    try:
+        trainer.load_state(state, progress.step)
+    except ValueError as error:
+        raise UserError(f"{run.path}: the checkpoint at step {progress.step} does not fit ({error})") from None
+    run.write_metrics(progress.history)  # without the lines from after the checkpoint
+    return progress
+
+
+def measure(trainer: Trainer) -> dict[str, Any]:
+    """Return the statistics since the last call, and the schedules, as metrics.jsonl and TensorBoard name them."""
+    values: dict[str, Any] = trainer.read_statistics()
+    values["lr"] = trainer.lr()
+    if trainer.config.method == "mixmatch":
+        values["lambda_u"] = trainer.lambda_u().item()
+        values["most_guessed_share"] = max(values["guesses"])
+        values["guessed_classes"] = _effective_classes(values["guesses"])
+        if math.isnan(values["guess_accuracy"]):
+            values["guess_accuracy"] = None  # JSON has no NaN
+    return values
+
+
+def evaluate_sets(trainer: Trainer, data: ImageData, board: Board) -> dict[str, float | None]:
+    """Return the EMA model's accuracy on the validation and the test set, percent, None for a set that is empty."""
+    sets = {"validation": (trainer.images[trainer.validation], trainer.labels[trainer.validation])}
+    if data.test_images is not None and data.test_labels is not None:
+        sets["test"] = data.test_images, data.test_labels
+    accuracies: dict[str, float | None] = {"validation_accuracy": None, "test_accuracy": None}
+    for name, (images, labels) in sets.items():
+        if len(labels):
+            evaluation = evaluate(trainer.ema_model, images, labels, trainer.device)
+            accuracies[f"{name}_accuracy"] = evaluation.accuracy
+            board.confusion(name, evaluation.confusion, data.classes, trainer.step)
+    return accuracies
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn the config's ``device`` into one that is there.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: {name} is not there ({torch.cuda.device_count()} GPUs found); use auto or cpu")
+    return device
+
+
+def prepare_split(run: RunDirectory, config: Config, data: ImageData) -> Split:
+    """Return the run's split: the one it has, the one that the config names, or a new one; and store it.
+
+    Raises:
+        UserError: if the split cannot be had or does not fit the images.
+    """
+    settings, labels = config.data, data.labels.numpy()
+    if run.split_file.exists():
+        split = read_split(run.split_file, data.fingerprint(), labels)
+    elif settings.split_file is not None:
+        split = read_split(Path(settings.split_file), data.fingerprint(), labels)
+    else:
+        split = make_split(
+            data.name,
+            data.fingerprint(),
+            labels,
+            data.classes,
+            config.seed,
+            settings.num_labeled,
+            settings.num_validation,
+            settings.labeled_as_unlabeled,
+        )
+    if config.method == "mixmatch" and not split.unlabeled:
+        raise UserError("data: no image is left to be unlabelled; set data.labeled_as_unlabeled=true or fewer labels")
+    run.write_split(split)
+    return split
+
+
+def describe(config: Config, data: ImageData, split: Split, device: torch.device) -> str:
+    """Return a line on what is about to be trained."""
+    size = "x".join(str(n) for n in data.images.shape[1:3])
+    return (
+        f"{config.method}, {data.name} {size}, {len(data.classes)} classes: {len(split.labeled)} labelled, "
+        f"{len(split.unlabeled)} unlabelled, {len(split.validation)} validation, "
+        f"{0 if data.test_labels is None else len(data.test_labels)} test images; "
+        f"WRN-{config.model.depth}-{config.model.width:g} on {device}, {config.train.steps} steps"
+    )
+
+
+def summarise_run(config: Config, progress: Progress, device: torch.device) -> dict[str, Any]:
+    """Return what results.json holds."""
+    tests = [entry["test_accuracy"] for entry in progress.history if entry["test_accuracy"] is not None]
+    return {
+        "test_accuracy": statistics.median(tests[-EVALUATIONS_AVERAGED:]) if tests else None,
+        "test_accuracy_last": tests[-1] if tests else None,
+        "best_validation": progress.best_validation(),
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 3),
+        "steps_per_second": round(progress.step / progress.seconds, 3),
+        "dataset": config.data.dataset,
+        "method": config.method,
+        "num_labeled": config.data.num_labeled,
+        "seed": config.seed,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+    }
+
+
+def summarise(results: dict[str, Any]) -> str:
+    """Return results in a line."""
+    parts = []
+    if results["test_accuracy"] is not None:
+        parts.append(
+            f"test accuracy {results['test_accuracy']:.2f}% (median of the last {EVALUATIONS_AVERAGED} evaluations; "
+            f"the last one {results['test_accuracy_last']:.2f}%)"
+        )
+    if results["best_validation"] is not None:
+        best = results["best_validation"]
+        parts.append(f"best validation accuracy {best['accuracy']:.2f}% at step {best['step']}")
+    parts.append(f"{results['steps']} steps in {results['seconds']:.0f} s ({results['steps_per_second']:.2f} steps/s)")
+    return ", ".join(parts)
+
+
+def _effective_classes(counts: list[float]) -> float:
+    """Return exp(entropy) of a histogram: how many classes equally used would spread as widely."""
+    total = sum(counts)
+    return math.exp(-sum(count / total * math.log(count / total) for count in counts if count))
+
+
+def _collapsing(history: list[dict[str, Any]], reference: float) -> bool:
+    """Tell whether, at two evaluations in a row, guesses went to far fewer classes than labelled images have."""
+    recent = [entry.get("guessed_classes", reference) for entry in history[-2:]]
+    return len(recent) == 2 and max(recent) < 1 + (reference - 1) / 3
+
+
+def _collapse_warning(entry: dict[str, Any], classes: list[str]) -> str:
+    share = entry["most_guessed_share"]
+    return (
+        f"at step {entry['step']} the guessed labels go to few classes ({100 * share:.0f}% to "
+        f"{classes[entry['guesses'].index(share)]!r}); start again with a longer mixmatch.ramp_up_steps "
+        "or a lower mixmatch.lambda_u"
+    )
+
+
+def _line(entry: dict[str, Any], steps: int) -> str:
+    parts = [f"step {entry['step']} of {steps}", f"loss {entry['loss']:.3f}"]
+    for name in ("validation", "test"):
+        if entry[f"{name}_accuracy"] is not None:
+            parts.append(f"{name} accuracy {entry[f'{name}_accuracy']:.2f}%")
+    return ", ".join([*parts, f"{entry['steps_per_second']:.1f} steps/s"])
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that the step under way can end; a second SIGINT stops at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Console:
+    """What a person sees: a progress bar on a terminal, else a line at each evaluation; or nothing but warnings."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.quiet_bars = quiet or not sys.stderr.isatty()
+        self._bar: tqdm | None = None
+
+    @contextmanager
+    def bar(self, step: int, steps: int) -> Iterator[None]:
+        """Show a progress bar, if there is a terminal to show it on."""
+        with tqdm(total=steps, initial=step, unit="step", disable=self.quiet_bars, dynamic_ncols=True) as self._bar:
+            yield
+
+    def advance(self, step: int, note: str) -> None:
+        """Move the bar to ``step``."""
+        if self._bar is not None and not self.quiet_bars:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def report(self, line: str) -> None:
+        """Print the line of an evaluation."""
+        if not self.quiet:
+            tqdm.write(line)
+            sys.stdout.flush()
+
+    def say(self, line: str) -> None:
+        """Print a line about the run as a whole."""
+        if not self.quiet:
+            print(line, flush=True)
+
+    def warn(self, line: str) -> None:
+        """Print a warning, also where all else is quiet."""
+        tqdm.write(f"warning: {line}", file=sys.stderr)

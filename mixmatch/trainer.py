@@ -1,0 +1,256 @@
+"""The training step: draw a batch, compute the loss of the method, update weights, decay kernels, average.
+
+A Trainer owns everything that changes while training. What a step draws is a function of the run's seed and
+the step number alone (see sampling.py), so the state to save is weights, optimiser and step.
+"""
+
+import copy
+import math
+
+import torch
+from torch import Tensor
+
+from mixmatch.augment import random_views
+from mixmatch.config import Config
+from mixmatch.data import ImageData
+from mixmatch.errors import Diverged
+from mixmatch.method import (
+    Losses,
+    Mixed,
+    draw_mixing,
+    interleave_order,
+    mix,
+    mixmatch,
+    mixmatch_loss,
+    one_hot,
+    ramp_up,
+    supervised_loss,
+)
+from mixmatch.sampling import Split, shuffled_stream, step_seed
+from models import WideResNet
+
+# Batches are looked up this many steps ahead, so that the host is asked for them rarely.
+STEPS_PER_REFILL = 256
+LABELED_STREAM, UNLABELED_STREAM = 0, 1
+
+
+class Trainer:
+    """Model, EMA model, optimiser and step count, and the step that moves them.
+
+    Attributes:
+        step: completed training steps.
+        model: the network that is trained.
+        ema_model: the network with averaged weights; it shares the model's BatchNorm statistics, as in the
+            authors' code. Every reported accuracy is its.
+    """
+
+    def __init__(self, config: Config, data: ImageData, split: Split, device: torch.device) -> None:
+        """Put the training set on ``device`` and build a network with weights drawn from ``config.seed``."""
+        self.config = config
+        self.device = device
+        self.step = 0
+        self.num_classes = len(data.classes)
+        self.images = data.images.to(device)
+        self.labels = data.labels.to(device)
+        self.labeled = torch.tensor(split.labeled, device=device)
+        self.unlabeled = torch.tensor(split.unlabeled, device=device)
+        self.validation = torch.tensor(split.validation, dtype=torch.int64, device=device)
+        self.flip = data.flip if config.data.flip == "auto" else config.data.flip
+        size, channels = data.images.shape[1], data.images.shape[3]
+        self.padding = size // 8 if config.data.crop_padding == "auto" else config.data.crop_padding
+
+        with torch.random.fork_rng(devices=[]):  # drawn on the CPU: the same weights on every device
+            torch.manual_seed(config.seed)
+            network = config.model
+            model = WideResNet(network.depth, network.width, self.num_classes, channels, network.bn_momentum)
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model.train()
+        self.ema_model = copy.deepcopy(self.model).requires_grad_(False)
+        for averaged, module in zip(self.ema_model.modules(), self.model.modules(), strict=True):
+            averaged._buffers = module._buffers
+        self.kernels = [p for p in self.model.parameters() if p.dim() > 1]
+        self.optimizer = self._make_optimizer()
+        self.interleave = interleave_order(config.train.batch_size, config.mixmatch.num_views + 1, device)
+        self.generator = torch.Generator(device)
+        # Sums over steps, in the order of _mixmatch_losses and _supervised_losses; see read_statistics.
+        self.totals = torch.zeros(7 + self.num_classes if config.method == "mixmatch" else 3, device=device)
+        # For each stream the first step of the orders looked up, and the orders (STEPS_PER_REFILL, B).
+        self._orders: dict[int, tuple[int, Tensor]] = {}
+
+    def train_step(self) -> None:
+        """Do one training step. Nothing is read back from the device."""
+        train = self.config.train
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr()
+        self._seed_draws()
+        losses, sums = self._mixmatch_losses() if self.config.method == "mixmatch" else self._supervised_losses()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            # The authors' weight decay: kernels only, after the step, by a factor. Not L2 in the gradient.
+            torch._foreach_mul_(self.kernels, 1 - self.lr() * train.weight_decay)
+            averaged, current = list(self.ema_model.parameters()), list(self.model.parameters())
+            torch._foreach_lerp_(averaged, current, 1 - train.ema_decay)
+            self.totals += sums
+        self.step += 1
+
+    def lr(self) -> float:
+        """Return the learning rate of the next step."""
+        train = self.config.train
+        if train.optimizer == "adam":
+            return train.lr
+        return train.lr * train.lr_decay_factor ** sum(self.step >= at for at in train.lr_decay_steps)
+
+    def lambda_u(self) -> Tensor:
+        """Return lambda_U of the next step, a scalar on the device."""
+        settings = self.config.mixmatch
+        step = torch.tensor(self.step, device=self.device)
+        return ramp_up(step, settings.lambda_u, settings.ramp_up_steps)
+
+    def read_statistics(self) -> dict[str, float | list[float]]:
+        """Read and reset the means over the steps since the last call.
+
+        Returns:
+            ``loss``, ``loss_labeled``; with MixMatch also ``loss_unlabeled``, ``confidence`` (mean largest entry of
+            the sharpened guesses), ``guess_accuracy`` (percent, NaN where no class is known) and ``guesses``
+            (share of each class among them).
+
+        Raises:
+            Diverged: if a loss was not finite in one of these steps.
+        """
+        sums = self.totals.tolist()
+        self.totals.zero_()
+        steps, loss = sums[:2]
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is no longer finite at step {self.step}; lower train.lr")
+        names = ["loss", "loss_labeled", "loss_unlabeled", "confidence"]
+        means: dict[str, float | list[float]] = {
+            name: total / steps for name, total in zip(names, sums[1:5], strict=False)
+        }
+        if self.config.method == "mixmatch":
+            unlabeled, confidence, correct, known, *guesses = sums[3:]
+            means["loss_unlabeled"] = unlabeled / steps
+            means["confidence"] = confidence / steps
+            means["guess_accuracy"] = 100 * correct / known if known else math.nan
+            means["guesses"] = [guess / sum(guesses) for guess in guesses]
+        return means
+
+    def check_finite(self) -> None:
+        """Raise Diverged if any weight is not finite."""
+        norms = torch._foreach_norm([*self.model.parameters(), *self.ema_model.parameters()])
+        if not torch.stack(norms).isfinite().all():
+            raise Diverged(f"a weight is no longer finite at step {self.step}; lower train.lr")
+
+    def preview(self) -> dict[str, Tensor]:
+        """Return what the next step would train on, without doing it.
+
+        Returns:
+            The batch, mixed: ``images`` (n, c, h, w) in [-1, 1] and ``targets`` (n, C). With MixMatch also ``views``
+            (K, B, c, h, w) and ``guesses`` (B, C).
+        """
+        self._seed_draws()
+        with torch.no_grad():
+            if self.config.method == "supervised":
+                images, targets = self._supervised_batch()
+                return {"images": images, "targets": targets}
+            mixed, views, _ = self._mixmatch_batch()
+        return {"views": views, **mixed._asdict()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that training changes, as named tensors; ``step`` apart."""
+        state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        state |= {f"ema.{name}": value for name, value in self.ema_model.named_parameters()}
+        for number, values in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{number}.{key}": value for key, value in values.items() if value is not None}
+        return state | {"totals": self.totals}
+
+    def load_state(self, state: dict[str, Tensor], step: int) -> None:
+        """Continue from ``state``, as after ``step`` steps.
+
+        Raises:
+            ValueError: if the state is not one of this network and optimiser.
+        """
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}, "totals": {}}
+        for name, value in state.items():
+            part, _, rest = name.partition(".")
+            if part not in parts:
+                raise ValueError(f"unknown entry {name!r}")
+            parts[part][rest] = value
+        averaged = dict(self.ema_model.named_parameters())
+        if averaged.keys() != parts["ema"].keys() or "totals" not in state:
+            raise ValueError("it lacks entries of this network, or has others")
+        try:
+            self.model.load_state_dict(parts["model"])
+            with torch.no_grad():
+                for name, value in parts["ema"].items():
+                    averaged[name].copy_(value)
+                self.totals.copy_(state["totals"])
+            optimizer_state: dict[int, dict[str, Tensor]] = {}
+            for name, value in parts["optimizer"].items():
+                number, _, key = name.partition(".")
+                optimizer_state.setdefault(int(number), {})[key] = value
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": optimizer_state, "param_groups": groups})
+        except RuntimeError as error:
+            raise ValueError(str(error).splitlines()[0]) from None
+        self.step = step
+
+    def _supervised_losses(self) -> tuple[Losses, Tensor]:
+        """Return the losses of this step's batch, and the sums that ``read_statistics`` averages."""
+        losses = supervised_loss(self.model, *self._supervised_batch())
+        sums = torch.stack([torch.ones_like(losses.total), losses.total, losses.labeled])
+        return losses, sums.detach()
+
+    def _mixmatch_losses(self) -> tuple[Losses, Tensor]:
+        """Return the losses of this step's batch, and the sums that ``read_statistics`` averages."""
+        mixed, _, truth = self._mixmatch_batch()
+        losses = mixmatch_loss(self.model, mixed, self.interleave, self.lambda_u())
+        confidence, guess = mixed.guesses.max(dim=1)
+        sums = [torch.ones_like(losses.total), *losses, confidence.mean(), (guess == truth).sum(), (truth >= 0).sum()]
+        return losses, torch.cat([torch.stack(sums), one_hot(guess, self.num_classes).sum(0)]).detach()
+
+    def _supervised_batch(self) -> tuple[Tensor, Tensor]:
+        """Draw this step's labelled batch, mixed if the config says so: images (B, c, h, w) and targets (B, C)."""
+        x, p = self._draw_labeled()
+        if not self.config.supervised.alpha:
+            return x, p
+        mixing = draw_mixing("joint", len(x), 0, self.config.supervised.alpha, self.generator)
+        return mix(x, mixing), mix(p, mixing)
+
+    def _mixmatch_batch(self) -> tuple[Mixed, Tensor, Tensor]:
+        """Draw this step's batch: mixed, the views (K, B, c, h, w), and for statistics alone the truth (B,)."""
+        settings, batch_size = self.config.mixmatch, self.config.train.batch_size
+        x, p = self._draw_labeled()
+        index = self._draw_index(self.unlabeled, UNLABELED_STREAM)
+        u = self._draw_views(index.repeat(settings.num_views)).unflatten(0, (settings.num_views, batch_size))
+        mixing = draw_mixing(settings.mixup, batch_size, settings.num_views, settings.alpha, self.generator)
+        guesser = self.ema_model if settings.guess_with_ema else self.model
+        return mixmatch(guesser, x, p, u, settings.temperature, mixing), u, self.labels[index]
+
+    def _seed_draws(self) -> None:
+        self.generator.manual_seed(step_seed(self.config.seed, self.step))
+
+    def _draw_labeled(self) -> tuple[Tensor, Tensor]:
+        """Draw one view of each image of this step's labelled batch, (B, c, h, w), and their labels, (B, C)."""
+        index = self._draw_index(self.labeled, LABELED_STREAM)
+        return self._draw_views(index), one_hot(self.labels[index], self.num_classes)
+
+    def _draw_views(self, index: Tensor) -> Tensor:
+        return random_views(self.images, index, self.flip, self.padding, self.generator)
+
+    def _draw_index(self, members: Tensor, stream: int) -> Tensor:
+        """Return this step's batch of ``members``, (B,)."""
+        batch_size = self.config.train.batch_size
+        first = self.step - self.step % STEPS_PER_REFILL
+        if self._orders.get(stream, (-1,))[0] != first:
+            span = first * batch_size, (first + STEPS_PER_REFILL) * batch_size
+            order = torch.from_numpy(shuffled_stream(len(members), *span, self.config.seed, stream))
+            self._orders[stream] = first, members[order.to(self.device)].view(STEPS_PER_REFILL, batch_size)
+        return self._orders[stream][1][self.step - first]
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        train = self.config.train
+        if train.optimizer == "adam":
+            return torch.optim.Adam(self.model.parameters(), lr=train.lr)
+        return torch.optim.SGD(self.model.parameters(), lr=train.lr, momentum=train.momentum, nesterov=train.nesterov)
