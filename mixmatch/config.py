@@ -212,7 +212,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
             target = target[section]
             if not isinstance(target, dict):
                 raise UserError(f"{'.'.join(sections[: i + 1])}: must be a section, got {_brief(target)}")
-        target[last] = _parse(value, override)
+        target[last] = _parse(value, _brief(override))
     source = str(path) if path is not None and not overrides else "config"
     try:
         return Config.model_validate(values)
@@ -271,11 +271,11 @@ def _parse(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{_brief(source)}:{where} not valid YAML: {_one_line(error.problem)}") from None
+        raise UserError(f"{_one_line(source)}:{where} not valid YAML: {_one_line(error.problem)}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise UserError(f"{_brief(source)}: not valid YAML: {_one_line(error)}") from None
+        raise UserError(f"{_one_line(source)}: not valid YAML: {_one_line(error)}") from None
     except RecursionError:
-        raise UserError(f"{_brief(source)}: not valid YAML: nested too deeply") from None
+        raise UserError(f"{_one_line(source)}: not valid YAML: nested too deeply") from None
 
 
 def _explain(error: ValidationError) -> str:

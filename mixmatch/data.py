@@ -222,7 +222,7 @@ def _decode(file: Path, size: int) -> np.ndarray:
             if image.mode.startswith("I;16"):  # 16-bit grey: Pillow would clip to 255 instead of scaling
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image = ImageOps.exif_transpose(image).convert("RGB")
-            return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+            return np.array(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
         raise UserError(f"{_show(file)}: cannot be read as an image ({error}); mend or remove it") from error
 

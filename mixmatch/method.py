@@ -77,11 +77,13 @@ def draw_mixing(mode: str, batch_size: int, num_views: int, alpha: float, genera
 
 def draw_shares(n: int, alpha: float, generator: Generator) -> Tensor:
     """Draw lambda' = max(lambda, 1 - lambda) with lambda ~ Beta(alpha, alpha) (equations 8 and 9): (n,) in [0.5, 1]."""
-    # Beta from two Gammas, as torch.distributions does; float64, since small alphas underflow float32.
-    concentration = torch.full((2, n), alpha, dtype=torch.float64, device=generator.device)
-    a, b = torch._standard_gamma(concentration, generator=generator)
-    share = torch.maximum(a, b) / (a + b)
-    return torch.where(a + b > 0, share, 1.0).float()
+    # lambda = a / (a + b) with a, b ~ Gamma(alpha). Gamma(alpha) is Gamma(alpha + 1) * U^(1 / alpha), which underflows
+    # for small alpha; its logarithm does not.
+    concentration = torch.full((2, n), alpha + 1, device=generator.device)
+    gamma = torch._standard_gamma(concentration, generator=generator)
+    uniform = 1 - torch.rand((2, n), generator=generator, device=generator.device)
+    log_a, log_b = gamma.log() + uniform.log() / alpha
+    return (log_a - log_b).abs().sigmoid()
 
 
 def mix(values: Tensor, mixing: Mixing) -> Tensor:

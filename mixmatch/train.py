@@ -96,10 +96,11 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
                 if evaluating:
                     trainer.check_finite()
                     best = progress.best_validation()
-                    entry = {"step": step, **values, **evaluate_sets(trainer, data, board)}
+                    accuracies = evaluate_sets(trainer, data, board)
+                    board.scalars(accuracies, step)
+                    entry = {"step": step, **values, **accuracies}
                     progress.history.append(entry)
                     run.write_metrics(progress.history)
-                    board.scalars(entry, step)
                     board.pictures(trainer.preview(), data.classes, step)
                     console.report(_line(entry, settings.steps))
                     if not progress.warned and _collapsing(progress.history, labeled_classes):

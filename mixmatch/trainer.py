@@ -13,7 +13,7 @@ from torch import Tensor
 from mixmatch.augment import random_views
 from mixmatch.config import Config
 from mixmatch.data import ImageData
-from mixmatch.errors import Diverged
+from mixmatch.errors import Diverged, UserError
 from mixmatch.method import (
     Losses,
     Mixed,
@@ -45,7 +45,11 @@ class Trainer:
     """
 
     def __init__(self, config: Config, data: ImageData, split: Split, device: torch.device) -> None:
-        """Put the training set on ``device`` and build a network with weights drawn from ``config.seed``."""
+        """Put the training set on ``device`` and build a network with weights drawn from ``config.seed``.
+
+        Raises:
+            UserError: if the config asks for what these images cannot give.
+        """
         self.config = config
         self.device = device
         self.step = 0
@@ -58,6 +62,8 @@ class Trainer:
         self.flip = data.flip if config.data.flip == "auto" else config.data.flip
         size, channels = data.images.shape[1], data.images.shape[3]
         self.padding = size // 8 if config.data.crop_padding == "auto" else config.data.crop_padding
+        if self.padding >= size:
+            raise UserError(f"data.crop_padding: must be below the image's {size} pixels, got {self.padding}")
 
         with torch.random.fork_rng(devices=[]):  # drawn on the CPU: the same weights on every device
             torch.manual_seed(config.seed)

@@ -1,0 +1,111 @@
+"""The Wide ResNet: size, initialisation, and BatchNorm over several batches in one tensor."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models import WideResNet
+from models.wide_resnet import BatchNorm
+
+
+def test_wrn_28_2_has_the_papers_parameters():
+    assert sum(p.numel() for p in WideResNet(28, 2, 10).parameters()) == 1_467_610
+
+
+def test_135_filters_have_26_million_parameters():
+    network = WideResNet(28, 135 / 16, 10)
+    assert network.blocks[0].conv1.out_channels == 135
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == 26
+
+
+def test_wrn_28_2_costs_the_papers_flops():
+    total = 0
+
+    def count(module, inputs, output):
+        nonlocal total
+        per_output = module.weight[0].numel()
+        total += 2 * per_output * output[0].numel()
+
+    network = WideResNet(28, 2, 10)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    network(torch.zeros(1, 3, 32, 32))
+    assert total / 1e9 == pytest.approx(0.4287, rel=0.06)
+
+
+@pytest.mark.parametrize("depth", [4, 9, 11, 27])
+def test_depth_must_be_6n_plus_4(depth):
+    with pytest.raises(ValueError, match="6n"):
+        WideResNet(depth, 1, 10)
+
+
+def test_width_must_give_whole_channels():
+    with pytest.raises(ValueError, match="whole number"):
+        WideResNet(10, 1.01, 10)
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    network = WideResNet(28, 2, 10)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 5000:
+            expected = math.sqrt(2 / (module.kernel_size[0] ** 2 * module.out_channels))
+            assert module.weight.std().item() == pytest.approx(expected, rel=0.05)
+            assert abs(module.weight.mean().item()) < expected / 10
+    assert network.dense.weight.std().item() == pytest.approx(math.sqrt(2 / (128 + 10)), rel=0.1)
+    assert not network.dense.bias.any()
+
+
+@pytest.mark.parametrize("size, channels", [(8, 1), (16, 3), (33, 3)])
+def test_any_size(size, channels):
+    assert WideResNet(10, 1, 7, channels)(torch.zeros(2, channels, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_several_batches_at_once_equal_passes_one_by_one(memory_format):
+    torch.manual_seed(0)
+    together, apart = WideResNet(10, 1, 4), WideResNet(10, 1, 4)
+    apart.load_state_dict(together.state_dict())
+    x = torch.randn(12, 3, 8, 8).contiguous(memory_format=memory_format)
+    logits = together(x, num_batches=3)
+    passes = [apart(batch, update_statistics=i == 0) for i, batch in enumerate(x.split(4))]
+    torch.testing.assert_close(logits, torch.cat(passes), rtol=1e-4, atol=1e-5)
+    for (name, a), b in zip(together.named_buffers(), apart.buffers(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+        assert not torch.equal(a, torch.zeros_like(a)) and not torch.equal(a, torch.ones_like(a))
+
+
+def test_batch_norm_equals_pytorch():
+    torch.manual_seed(0)
+    ours, theirs = BatchNorm(6, 0.1), nn.BatchNorm2d(6, eps=1e-3, momentum=0.1)
+    x = torch.randn(8, 6, 5, 5) * 3 + 1
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(x, num_batches=4), theirs(x))
+
+
+def test_statistics_stay_where_they_must():
+    network = WideResNet(10, 1, 4)
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    x = torch.randn(6, 3, 8, 8)
+    network(x, num_batches=2, update_statistics=False)
+    network.eval()(x)
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+
+
+def test_first_shortcut_takes_the_activated_input():
+    torch.manual_seed(0)
+    network = WideResNet(10, 1, 4).eval()
+    first, second = network.blocks[0], network.blocks[1]
+    assert first.activate_shortcut and not second.activate_shortcut
+    # With a silent residual branch a block is its shortcut.
+    nn.init.zeros_(first.conv2.weight), nn.init.zeros_(second.conv2.weight)
+    x = torch.randn(2, 16, 8, 8)
+    active = F.leaky_relu(first.bn1(x), 0.1)
+    torch.testing.assert_close(first(x, 1, False), active)
+    torch.testing.assert_close(second(x, 1, False), second.shortcut(x))

@@ -1,0 +1,197 @@
+"""One training step against an independent float64 reference, and what a step must not touch."""
+
+import pytest
+import torch
+
+import mixmatch.trainer
+from mixmatch.config import Config
+from mixmatch.data import ImageData
+from mixmatch.sampling import Split
+from mixmatch.trainer import Trainer
+from tests.reference import Reference
+
+MODES = ["joint", "labeled", "unlabeled", "separate", "none"]
+
+
+def toy_data(classes=3, size=8, channels=3, count=40):
+    source = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, size, size, channels), generator=source, dtype=torch.uint8)
+    labels = torch.arange(count) % classes
+    return ImageData("toy", [f"c{i}" for i in range(classes)], images, labels, images, labels, flip=True)
+
+
+def toy_trainer(**sections):
+    """A trainer of a WRN-10-1 on random images: 9 labelled, 30 unlabelled."""
+    settings = {"model": {"depth": 10, "width": 1}, "train": {"batch_size": 5}}
+    for section, values in sections.items():
+        settings[section] = settings.get(section, {}) | values if isinstance(values, dict) else values
+    split = Split("toy", "", list(range(9)), list(range(30)), list(range(30, 40)))
+    return Trainer(Config.model_validate(settings), toy_data(), split, torch.device("cpu"))
+
+
+@pytest.fixture
+def float64(monkeypatch):
+    """Run the trainer in float64, and record what it draws."""
+    torch.set_default_dtype(torch.float64)
+    drawn = {}
+
+    def record(name, convert):
+        real = getattr(mixmatch.trainer, name)
+
+        def wrapper(*args, **kwargs):
+            return convert(real(*args, **kwargs))
+
+        monkeypatch.setattr(mixmatch.trainer, name, wrapper)
+
+    record("random_views", lambda views: views.double())
+    record("one_hot", lambda labels: labels.double())
+    record("draw_mixing", lambda mixing: mixing._replace(share=mixing.share.double()))
+    real_mixmatch = mixmatch.trainer.mixmatch
+
+    def keep(model, x, p, u, temperature, mixing):
+        drawn.update(x=x, p=p, u=list(u), mixing=mixing)
+        return real_mixmatch(model, x, p, u, temperature, mixing)
+
+    monkeypatch.setattr(mixmatch.trainer, "mixmatch", keep)
+    yield drawn
+    torch.set_default_dtype(torch.float32)
+
+
+def assert_same(trainer, reference, gradients):
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-7, atol=1e-11)
+    for name, value in trainer.model.state_dict().items():
+        torch.testing.assert_close(value, reference.state[name], rtol=1e-7, atol=1e-10)
+    for name, value in trainer.ema_model.named_parameters():
+        torch.testing.assert_close(value, reference.ema[name], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("guess_with_ema", [False, True])
+@pytest.mark.parametrize("num_views", [1, 2, 3, 4])
+@pytest.mark.parametrize("mode", MODES)
+def test_mixmatch_step_equals_the_reference(float64, mode, num_views, guess_with_ema):
+    method = {"mixup": mode, "num_views": num_views, "guess_with_ema": guess_with_ema, "ramp_up_steps": 4}
+    trainer = toy_trainer(mixmatch=method)
+    reference = Reference(trainer.model.state_dict(), dict(trainer.model.named_parameters()))
+    for step in range(3):
+        trainer.train_step()
+        mixing = float64["mixing"]
+        batch = [float64[name] for name in ("x", "p", "u")]
+
+        def losses(self, step=step, batch=batch, mixing=mixing):
+            return self.mixmatch_losses(*batch, mixing.partner, mixing.share, 0.5, 75 * step / 4, guess_with_ema)
+
+        gradients, (total, labeled, unlabeled, _) = reference.step(losses)
+        assert_same(trainer, reference, gradients)
+        statistics = trainer.read_statistics()
+        assert statistics["loss"] == pytest.approx(total.item())
+        assert statistics["loss_labeled"] == pytest.approx(labeled.item())
+        assert statistics["loss_unlabeled"] == pytest.approx(unlabeled.item())
+
+
+def test_supervised_step_equals_the_reference(float64, monkeypatch):
+    trainer = toy_trainer(method="supervised")
+    reference = Reference(trainer.model.state_dict(), dict(trainer.model.named_parameters()))
+    for _ in range(3):
+        batch = trainer.preview()
+        trainer.train_step()
+        gradients, _ = reference.step(lambda self, b=batch: self.supervised_losses(b["images"], b["targets"]))
+        assert_same(trainer, reference, gradients)
+
+
+def test_only_kernels_are_decayed():
+    trainer = toy_trainer(train={"batch_size": 5, "weight_decay": 100.0, "lr": 1e-3})
+    kernels = {id(p) for p in trainer.kernels}
+    names = {name for name, p in trainer.model.named_parameters() if id(p) in kernels}
+    assert names == {n for n, _ in trainer.model.named_parameters() if "bn" not in n and "bias" not in n}
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train_step()
+    for name, p in trainer.model.named_parameters():
+        moved = (p - before[name] * (0.9 if name in names else 1)).abs().max()
+        assert moved <= 1.001e-3  # Adam's first step is lr in every entry, the decay comes on top for kernels
+
+
+def test_ema_starts_from_the_model_and_shares_its_statistics():
+    trainer = toy_trainer()
+    for a, b in zip(trainer.ema_model.parameters(), trainer.model.parameters(), strict=True):
+        assert torch.equal(a, b) and a is not b
+    trainer.train_step()
+    model, averaged = dict(trainer.model.named_buffers()), dict(trainer.ema_model.named_buffers())
+    assert all(model[name] is averaged[name] for name in model)
+    assert model["bn.running_mean"].abs().sum() > 0
+
+
+def test_without_averaging_the_ema_model_is_the_model():
+    trainer = toy_trainer(train={"batch_size": 5, "ema_decay": 0.0})
+    trainer.train_step()
+    for a, b in zip(trainer.ema_model.parameters(), trainer.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_sgd_equals_pytorch_and_decays_in_steps():
+    settings = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0, "lr_decay_steps": [2, 3], "batch_size": 5}
+    trainer = toy_trainer(train=settings)
+    copies = [p.detach().clone().requires_grad_() for p in trainer.model.parameters()]
+    optimizer = torch.optim.SGD(copies, lr=0.1, momentum=0.9, nesterov=True)
+    rates = []
+    for _ in range(4):
+        rates.append(trainer.lr())
+        trainer.train_step()
+        optimizer.param_groups[0]["lr"] = rates[-1]
+        for copy, p in zip(copies, trainer.model.parameters(), strict=True):
+            copy.grad = p.grad.clone()
+        optimizer.step()
+    assert rates == pytest.approx([0.1, 0.1, 0.02, 0.004])
+    for copy, p in zip(copies, trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(copy, p)
+
+
+def test_preview_shows_the_next_batch_and_changes_nothing():
+    trainer, twin = toy_trainer(), toy_trainer()
+    shown = trainer.preview()
+    assert shown["views"].shape == (2, 5, 3, 8, 8) and shown["guesses"].shape == (5, 3)
+    assert shown["images"].shape == (15, 3, 8, 8) and shown["targets"].shape == (15, 3)
+    for _ in range(2):
+        trainer.train_step()
+        trainer.preview()
+        twin.train_step()
+    state, expected = trainer.state(), twin.state()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_any_step_can_be_entered_from_its_state():
+    trainer, twin = toy_trainer(), toy_trainer()
+    for _ in range(3):
+        trainer.train_step()
+    twin.load_state({name: value.clone() for name, value in trainer.state().items()}, trainer.step)
+    for _ in range(3):
+        trainer.train_step()
+        twin.train_step()
+    state, other = trainer.state(), twin.state()
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[name], other[name]) for name in state)
+
+
+def test_labelled_batches_use_every_label_equally_and_unknown_truth_is_no_label():
+    trainer = toy_trainer(train={"batch_size": 6})
+    drawn = []
+    for trainer.step in range(300):  # 1800 draws of 9 images
+        drawn.append(trainer._draw_index(trainer.labeled, 0))
+    assert torch.cat(drawn).bincount(minlength=9).tolist() == [200] * 9
+
+
+def test_the_truth_of_unlabelled_images_trains_nothing():
+    trainer, twin = toy_trainer(), toy_trainer()
+    twin.labels[9:] = -1
+    for _ in range(3):
+        trainer.train_step()
+        twin.train_step()
+    for a, b in zip(trainer.model.parameters(), twin.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert 0 <= trainer.read_statistics()["guess_accuracy"] <= 100
+
+
+def test_supervised_mixup_mixes_labelled_images_alone():
+    shown = toy_trainer(method="supervised", supervised={"alpha": 0.5}).preview()
+    assert "views" not in shown and shown["images"].shape == (5, 3, 8, 8)
+    assert ((shown["targets"] > 0) & (shown["targets"] < 1)).any()

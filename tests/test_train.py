@@ -1,0 +1,333 @@
+"""Whole runs, through main.py: what they leave, how they continue, how they end on bad input."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import main
+from mixmatch.config import load_config
+from mixmatch.files import load_tensors
+from mixmatch.trainer import Trainer
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "data.dataset=digits",
+    "data.num_labeled=20",
+    "data.num_validation=50",
+    "model.depth=10",
+    "model.width=0.5",
+    "mixmatch.ramp_up_steps=10",
+    "train.steps=12",
+    "train.batch_size=8",
+    "train.eval_every=6",
+    "train.checkpoint_every=4",
+    "train.log_every=3",
+]
+
+
+def run(path, *overrides):
+    return main.main(["--run", str(path), *SMALL, *overrides])
+
+
+def final(path):
+    tensors, meta = load_tensors(sorted((path / "checkpoints").iterdir())[-1])
+    return tensors, meta
+
+
+def without_times(entries):
+    return [{key: value for key, value in entry.items() if "second" not in key} for entry in entries]
+
+
+def metrics(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(a, b):
+    (tensors, meta), (others, other_meta) = final(a), final(b)
+    assert meta["step"] == other_meta["step"]
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+    assert without_times(metrics(a)) == without_times(metrics(b))
+    results = [json.loads((path / "results.json").read_text()) for path in (a, b)]
+    assert without_times(results[:1]) == without_times(results[1:])
+
+
+def curves(path):
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0, "images": 0}).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}, events
+
+
+@pytest.mark.parametrize("method", ["mixmatch", "supervised"])
+def test_a_run_leaves_what_it_should(tmp_path, capsys, method):
+    assert run(tmp_path / "run", f"method={method}") == 0
+    path = tmp_path / "run"
+    config = yaml.safe_load((path / "config.yml").read_text())
+    assert config["train"]["steps"] == 12 and config["train"]["lr"] == 0.002
+    split = json.loads((path / "split.json").read_text())
+    assert (len(split["labeled"]), len(split["validation"]), len(split["unlabeled"])) == (20, 50, 1347)
+
+    entries = metrics(path)
+    assert [entry["step"] for entry in entries] == [6, 12]
+    results = json.loads((path / "results.json").read_text())
+    tests = [entry["test_accuracy"] for entry in entries]
+    assert results["test_accuracy"] == pytest.approx(sum(tests) / 2) and results["test_accuracy_last"] == tests[-1]
+    best = max(entries, key=lambda entry: entry["validation_accuracy"])
+    assert results["best_validation"] == {"accuracy": best["validation_accuracy"], "step": best["step"]}
+    expected = {"steps": 12, "dataset": "digits", "method": method, "num_labeled": 20, "seed": 1, "device": "cpu"}
+    assert expected.items() <= results.items()
+    assert results["seconds"] > 0 and results["steps_per_second"] > 0 and results["torch"] == torch.__version__
+
+    saved = {int(p.stem.removeprefix("step-")) for p in (path / "checkpoints").iterdir()}
+    assert {12, best["step"]} <= saved and len(saved) <= 3
+
+    scalars, events = curves(path)
+    assert [step for step, _ in scalars["train/loss"]] == [3, 6, 9, 12]
+    assert [step for step, _ in scalars["accuracy/test_accuracy"]] == [6, 12]
+    images = {"mixed_batch", "confusion/test", "confusion/validation"}
+    if method == "mixmatch":
+        images |= {"views_and_guesses"}
+        assert [value for _, value in scalars["train/lambda_u"]] == pytest.approx([22.5, 45, 67.5, 75])
+        assert {"guesses/confidence", "guesses/guess_accuracy", "guesses/most_guessed_share"} <= scalars.keys()
+    assert set(events.Tags()["images"]) == images
+    printed = capsys.readouterr().out
+    assert "step 6 of 12, loss" in printed and "done: test accuracy" in printed
+
+
+def test_the_same_command_again_says_finished_and_another_config_is_refused(tmp_path, capsys):
+    assert run(tmp_path / "run") == 0
+    before = {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and "lock" not in path.name
+    }
+    capsys.readouterr()
+    assert run(tmp_path / "run") == 0
+    assert "is finished: test accuracy" in capsys.readouterr().out
+    assert run(tmp_path / "run", "seed=2", "train.lr=0.1", "train.steps=14") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "seed (1 there, 2 now), train.steps (12 there, 14 now), train.lr" in error
+    assert all(path.stat().st_mtime_ns == time_ for path, time_ in before.items())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["method=supervised"],
+        ["train.optimizer=sgd", "train.lr=0.03", "train.lr_decay_steps=[5]"],
+        ["mixmatch.num_views=3", "mixmatch.guess_with_ema=true", "train.log_every=5", "train.eval_every=7"],
+    ],
+    ids=["mixmatch", "supervised", "sgd", "ema guesses, odd rhythm"],
+)
+def test_a_run_stopped_anywhere_continues_to_the_same_weights(tmp_path, monkeypatch, capsys, settings):
+    assert run(tmp_path / "whole", *settings) == 0
+    step = Trainer.train_step
+    for stop_at, number in ((2, signal.SIGTERM), (7, signal.SIGINT)):
+
+        def stopping(self, stop_at=stop_at, number=number):
+            step(self)
+            if self.step == stop_at:
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(Trainer, "train_step", stopping)
+        assert run(tmp_path / "cut", *settings) == 128 + number
+        assert f"at step {stop_at}; the same command continues" in capsys.readouterr().out
+    monkeypatch.setattr(Trainer, "train_step", step)
+    assert run(tmp_path / "cut", *settings) == 0
+    assert "continuing" in capsys.readouterr().out
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    ours, theirs = curves(tmp_path / "cut")[0], curves(tmp_path / "whole")[0]
+    assert ours.keys() == theirs.keys()
+    for tag in ours:
+        if tag != "train/steps_per_second":
+            assert ours[tag] == theirs[tag], tag
+
+
+def test_a_run_killed_at_random_continues_to_the_same_weights(tmp_path):
+    """SIGKILL of the real command, several times, at moments that no handler sees."""
+    settings = [*SMALL, "train.steps=40"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole = [sys.executable, "main.py", "--run", str(tmp_path / "whole"), *settings]
+    subprocess.run(whole, cwd=ROOT, env=environment, check=True, capture_output=True)
+    cut = [sys.executable, "main.py", "--run", str(tmp_path / "cut"), *settings]
+    chance = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(cut, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()  # the run is set up
+        time.sleep(chance.uniform(0, 0.6))
+        process.kill()
+        process.communicate()
+    subprocess.run(cut, cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys):
+    run(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    (tmp_path / "cut" / "results.json").unlink()
+    newest = sorted((tmp_path / "cut" / "checkpoints").iterdir())[-1]
+    content = newest.read_bytes()
+    newest.write_bytes(content[: len(content) // 2])
+    capsys.readouterr()
+    assert run(tmp_path / "cut") == 0
+    assert f"{newest.name} is no safetensors file" in capsys.readouterr().out
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+    (tmp_path / "cut" / "results.json").unlink()
+    for path in (tmp_path / "cut" / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    assert run(tmp_path / "cut") == 2
+    assert "no checkpoint is whole" in capsys.readouterr().err
+    assert all(path.stat().st_size == 0 for path in (tmp_path / "cut" / "checkpoints").iterdir())
+
+
+def test_a_second_process_is_kept_out(tmp_path, capsys, monkeypatch):
+    step = Trainer.train_step
+    answers = []
+
+    def meanwhile(self):
+        step(self)
+        if self.step == 2:
+            command = [sys.executable, "main.py", "--run", str(tmp_path / "run"), *SMALL]
+            answers.append(subprocess.run(command, cwd=ROOT, capture_output=True, text=True))
+
+    monkeypatch.setattr(Trainer, "train_step", meanwhile)
+    assert run(tmp_path / "run") == 0
+    assert answers[0].returncode == 2
+    assert f"is in use by process {os.getpid()} on " in answers[0].stderr and answers[0].stderr.count("\n") == 1
+
+
+def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
+    step = Trainer.train_step
+
+    def poisoned(self):
+        step(self)
+        if self.step == 8:
+            self.model.dense.bias.data[0] = torch.nan
+
+    monkeypatch.setattr(Trainer, "train_step", poisoned)
+    assert run(tmp_path / "run") == 1
+    error = capsys.readouterr().err
+    assert "no longer finite at step 8" in error and error.count("\n") == 1
+    assert [path.stem for path in sorted((tmp_path / "run" / "checkpoints").iterdir())][-1] <= "step-00000006"
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_split_file_can_be_given(tmp_path):
+    run(tmp_path / "first", "seed=5")
+    split = tmp_path / "first" / "split.json"
+    assert run(tmp_path / "second", f"data.split_file={split}") == 0
+    assert (tmp_path / "second" / "split.json").read_text() == split.read_text()
+
+
+def test_collapse_is_said_once(tmp_path, monkeypatch, capsys):
+    read = Trainer.read_statistics
+
+    def collapsed(self):
+        return read(self) | {"guesses": [0.91] + [0.01] * 9}
+
+    monkeypatch.setattr(Trainer, "read_statistics", collapsed)
+    assert run(tmp_path / "run", "train.eval_every=3") == 0
+    error = capsys.readouterr().err
+    assert error.count("warning: at step 6 the guessed labels go to few classes (91% to '0')") == 1
+    assert error.count("\n") == 1 and "mixmatch.ramp_up_steps" in error
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    from PIL import Image
+
+    for part, count in (("train/cat", 4), ("train/dog", 7), ("unlabeled", 20)):
+        (tmp_path / "photos" / part).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (20, 20), (i * 9, len(part) * 9, 50)).save(tmp_path / "photos" / part / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_own_photographs_few_labelled_and_a_heap_unlabelled(tmp_path, photographs):
+    folder = [
+        "data.dataset=folder",
+        f"data.root={photographs}",
+        "data.num_labeled=all",
+        "data.num_validation=2",
+        "data.image_size=12",
+    ]
+    assert run(tmp_path / "run", *folder) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["test_accuracy"] is None and results["best_validation"]["accuracy"] >= 0
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert len(split["labeled"]) == 9 and len(split["unlabeled"]) == 29
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config", "nowhere.yml"], "nowhere.yml: No such file or directory"),
+        (["--confg", "x"], "unrecognized arguments: --confg"),
+        (["train.lr"], "overrides look like train.lr=0.03"),
+        (["data.num_labeled=25"], "data.num_labeled: must be divisible by the 10 classes of digits, got 25"),
+        (["data.num_labeled=100000"], "data.num_labeled: 10000 images of each class are too many: class '0' has 138"),
+        (["data.dataset=folder", "data.root=nowhere"], "nowhere/train: is not there"),
+        (["data.split_file=nowhere.json"], "nowhere.json: No such file"),
+        (["device=cuda:99"], "device: cuda:99 is not there"),
+        (["data.labeled_as_unlabeled=false", "data.num_labeled=all"], "no image is left to be unlabelled"),
+        (["data.crop_padding=8"], "data.crop_padding: must be below the image's 8 pixels, got 8"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(tmp_path / "run", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_no_permission_to_write(tmp_path, capsys, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", forbidden)  # root may write anywhere, so the fault is put in
+    assert run(tmp_path / "run") == 2
+    assert "run: cannot be written (Permission denied)" in capsys.readouterr().err
+
+
+def test_a_run_directory_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(tmp_path / "file") == 2
+    assert "file: cannot be written" in capsys.readouterr().err
+
+
+def test_help_lists_every_key(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "data.num_labeled" in printed and "train.checkpoint_every" in printed
+
+
+def test_the_default_run_directory_is_named_after_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main.main([*SMALL, "name=mine", "seed=3"]) == 0
+    assert (tmp_path / "runs" / "mine-seed3" / "results.json").exists()
+
+
+def test_requirements_and_environment_agree():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert pip == ["-r requirements.txt"] and "python>=3.11" in environment["dependencies"]
+    assert 'requires-python = ">=3.11"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_default_config_is_the_papers():
+    config = load_config(ROOT / "config.yml")
+    assert (config.mixmatch.num_views, config.mixmatch.temperature, config.mixmatch.alpha) == (2, 0.5, 0.75)
+    assert (config.mixmatch.lambda_u, config.mixmatch.ramp_up_steps, config.train.steps) == (75, 16000, 2**20)
+    assert (config.train.lr, config.train.weight_decay, config.train.ema_decay) == (0.002, 0.02, 0.999)
