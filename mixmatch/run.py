@@ -37,6 +37,7 @@ class Progress:
         logged: the step of the last point on the curves.
         seconds: spent training and evaluating, over all sessions.
         history: one entry per evaluation, the lines of metrics.jsonl.
+        events_size: bytes of the TensorBoard file that belong to the run so far.
         warned: whether the warning about collapsing guesses has been given.
     """
 
@@ -44,6 +45,7 @@ class Progress:
     logged: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    events_size: int = 0
     warned: bool = False
 
     def best_validation(self) -> dict[str, float] | None:

@@ -74,7 +74,7 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
         labeled_classes = _effective_classes(trainer.labels[trainer.labeled].bincount().tolist())
         clock = logged_at = time.monotonic()
         with (
-            Board(path, progress.step) as board,
+            Board(path, progress.events_size) as board,
             console.bar(progress.step, settings.steps),
             stop_signals() as received,
         ):
@@ -113,7 +113,7 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
                     now = time.monotonic()
                     progress.seconds, clock = progress.seconds + now - clock, now
                     progress.step = step
-                    board.flush()
+                    progress.events_size = board.save()
                     run.save(trainer.state(), progress)
 
                 if received and not last:
