@@ -1,6 +1,7 @@
 """Train MixMatch, or the supervised baseline, as a config file says. `python3 main.py --help` lists every key."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 done, 1 diverged, 2 bad input, 128 + N stopped by signal N."""
+    """Run the command.
+
+    Returns:
+        The exit code: 0 done, 1 diverged, 2 something that the user can mend, 128 + N stopped by signal N.
+    """
     try:
         options = parse_arguments(arguments)
         config = load_config(options.config, options.overrides)
@@ -62,6 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read our output is gone: end as silently as other programs do
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at exit
+        return 141
+    except OSError as error:  # such as a full disk behind a redirected output
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -14,6 +14,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
+from mixmatch.files import explain_os_errors
+
 GROUPS = {
     "train": ["loss", "loss_labeled", "loss_unlabeled", "lambda_u", "lr", "steps_per_second"],
     "guesses": ["confidence", "guess_accuracy", "most_guessed_share", "guessed_classes"],
@@ -33,21 +35,23 @@ class Board:
         """Open the events of the run directory ``path`` at ``size`` bytes, 0 for a new run.
 
         Raises:
-            OSError: if the file cannot be written.
+            UserError: if the file cannot be written, then or later.
         """
         # TensorBoard orders files by the number in their name, which is a time otherwise; one file needs no order.
-        self._file = open(path / "events.out.tfevents.0", "ab")  # noqa: SIM115 - closed by __exit__
-        self._file.truncate(min(size, self._file.tell()))
-        self._file.seek(0, os.SEEK_END)
+        self.path = path / "events.out.tfevents.0"
+        with explain_os_errors(self.path):
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
+            self._file.truncate(min(size, self._file.tell()))
+            self._file.seek(0, os.SEEK_END)
         self._records = RecordWriter(self._file)
         if not self._file.tell():
             self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def save(self) -> int:
         """Write everything through to the disk, and return the file's size in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        with explain_os_errors(self.path):
+            os.fsync(self._file.fileno())
+            return self._file.tell()
 
     def __enter__(self) -> "Board":
         return self
@@ -79,8 +83,8 @@ class Board:
         self._add_image(f"confusion/{name}", draw_confusion(matrix, classes), step)
 
     def _write(self, event: Event) -> None:
-        self._records.write(event.SerializeToString())
-        self._file.flush()
+        with explain_os_errors(self.path):
+            self._records.write(event.SerializeToString())
 
     def _add(self, values: list[Summary.Value], step: int) -> None:
         self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))

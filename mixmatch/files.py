@@ -37,7 +37,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         UserError: if it cannot be written; ``path`` is then as it was.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explain_os_errors(path):
         try:
             with open(temporary, "wb") as file:

@@ -38,6 +38,7 @@ class Progress:
         seconds: spent training and evaluating, over all sessions.
         history: one entry per evaluation, the lines of metrics.jsonl.
         events_size: bytes of the TensorBoard file that belong to the run so far.
+        environment: torch, device and threads that computed it.
         warned: whether the warning about collapsing guesses has been given.
     """
 
@@ -46,6 +47,7 @@ class Progress:
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     events_size: int = 0
+    environment: str = ""
     warned: bool = False
 
     def best_validation(self) -> dict[str, float] | None:
@@ -147,6 +149,8 @@ def open_run(path: Path, config: Config) -> Iterator[RunDirectory]:
             who = owner.read_text() if owner.exists() else "another process"
             raise UserError(f"{path}: is in use by {who}; wait for it, or use another --run") from None
     try:
+        for leftover in (*path.glob(".*.tmp"), *run.checkpoints.glob(".*.tmp")):
+            leftover.unlink(missing_ok=True)  # of a write that was killed
         write_atomically(owner, f"process {os.getpid()} on {socket.gethostname()}".encode())
         stored = path / "config.yml"
         if stored.exists():

@@ -67,9 +67,15 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
         progress = resume(run, trainer)
         if progress.step:
             console.say(f"continuing {path} at step {progress.step} of {config.train.steps}")
+            if progress.environment != environment(device):
+                console.say(
+                    f"note: so far it ran with {progress.environment}, now with {environment(device)}: "
+                    "from here on figures can differ in their last digits from an uninterrupted run's"
+                )
         else:
             console.say(f"{path}: {describe(config, data, split, device)}")
 
+        progress.environment = environment(device)
         settings = config.train
         labeled_classes = _effective_classes(trainer.labels[trainer.labeled].bincount().tolist())
         clock = logged_at = time.monotonic()
@@ -79,7 +85,13 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
             stop_signals() as received,
         ):
             while trainer.step < settings.steps:
-                trainer.train_step()
+                try:
+                    trainer.train_step()
+                except torch.OutOfMemoryError:
+                    raise UserError(
+                        f"{device} is out of memory with train.batch_size={settings.batch_size}; lower that, "
+                        "model.width or data.image_size, or free the device of other programs"
+                    ) from None
                 step = trainer.step
                 last = step == settings.steps
                 evaluating = last or step % settings.eval_every == 0
@@ -87,9 +99,8 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
 
                 if evaluating or step % settings.log_every == 0:
                     values = measure(trainer)
-                    now = time.monotonic()
-                    values["steps_per_second"] = (step - progress.logged) / (now - logged_at)
-                    progress.logged, logged_at = step, now
+                    values["steps_per_second"] = (step - progress.logged) / (time.monotonic() - logged_at)
+                    progress.logged = step
                     board.scalars(values, step)
                     console.advance(step, f"loss {values['loss']:.3f}")
 
@@ -115,6 +126,9 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
                     progress.step = step
                     progress.events_size = board.save()
                     run.save(trainer.state(), progress)
+
+                if step == progress.logged:
+                    logged_at = time.monotonic()  # steps_per_second leaves evaluations and checkpoints out
 
                 if received and not last:
                     name = signal.Signals(received[0]).name
@@ -183,6 +197,13 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device: {name} is not there ({torch.cuda.device_count()} GPUs found); use auto or cpu")
     return device
+
+
+def environment(device: torch.device) -> str:
+    """Return what bit-identity hangs on: the version of torch, the device, and on the CPU the number of threads."""
+    if device.type == "cuda":
+        return f"torch {torch.__version__} on {torch.cuda.get_device_name(device)}"
+    return f"torch {torch.__version__} on the CPU with {torch.get_num_threads()} threads"
 
 
 def prepare_split(run: RunDirectory, config: Config, data: ImageData) -> Split:
