@@ -65,17 +65,6 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
         split = prepare_split(run, config, data)
         trainer = Trainer(config, data, split, device)
         progress = resume(run, trainer)
-        if progress.step:
-            console.say(f"continuing {path} at step {progress.step} of {config.train.steps}")
-            if progress.environment != environment(device):
-                console.say(
-                    f"note: so far it ran with {progress.environment}, now with {environment(device)}: "
-                    "from here on figures can differ in their last digits from an uninterrupted run's"
-                )
-        else:
-            console.say(f"{path}: {describe(config, data, split, device)}")
-
-        progress.environment = environment(device)
         settings = config.train
         labeled_classes = _effective_classes(trainer.labels[trainer.labeled].bincount().tolist())
         clock = logged_at = time.monotonic()
@@ -84,6 +73,17 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
             console.bar(progress.step, settings.steps),
             stop_signals() as received,
         ):
+            if progress.step:
+                console.say(f"continuing {path} at step {progress.step} of {config.train.steps}")
+                if progress.environment != environment(device):
+                    console.say(
+                        f"note: so far it ran with {progress.environment}, now with {environment(device)}: "
+                        "from here on figures can differ in their last digits from an uninterrupted run's"
+                    )
+            else:
+                console.say(f"{path}: {describe(config, data, split, device)}")
+
+            progress.environment = environment(device)
             while trainer.step < settings.steps:
                 try:
                     trainer.train_step()

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mixmatch.config import Config, differing_keys, list_keys, load_config, to_yaml
 from mixmatch.errors import UserError
+from tests.runs import FUZZ
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yml"))
@@ -128,7 +129,7 @@ values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(s
 keys = st.sampled_from([key for key, _ in list_keys()] + ["data", "train", "x", "train.x"]) | st.text()
 
 
-@settings(max_examples=700, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@FUZZ
 @given(
     text=st.text() | st.dictionaries(keys, values).map(lambda tree: yaml.safe_dump(tree, allow_unicode=True)),
     overrides=st.lists(st.tuples(keys, st.text() | values.map(str)).map("=".join), max_size=3),

@@ -2,70 +2,19 @@
 
 import json
 import os
-import random
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
 from mixmatch.config import load_config
-from mixmatch.files import load_tensors
 from mixmatch.trainer import Trainer
-
-ROOT = Path(__file__).parent.parent
-SMALL = [
-    "data.dataset=digits",
-    "data.num_labeled=20",
-    "data.num_validation=50",
-    "model.depth=10",
-    "model.width=0.5",
-    "mixmatch.ramp_up_steps=10",
-    "train.steps=12",
-    "train.batch_size=8",
-    "train.eval_every=6",
-    "train.checkpoint_every=4",
-    "train.log_every=3",
-]
-
-
-def run(path, *overrides):
-    return main.main(["--run", str(path), *SMALL, *overrides])
-
-
-def final(path):
-    tensors, meta = load_tensors(sorted((path / "checkpoints").iterdir())[-1])
-    return tensors, meta
-
-
-def without_times(entries):
-    return [{key: value for key, value in entry.items() if "second" not in key} for entry in entries]
-
-
-def metrics(path):
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same_run(a, b):
-    (tensors, meta), (others, other_meta) = final(a), final(b)
-    assert meta["step"] == other_meta["step"]
-    assert tensors.keys() == others.keys()
-    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
-    assert without_times(metrics(a)) == without_times(metrics(b))
-    results = [json.loads((path / "results.json").read_text()) for path in (a, b)]
-    assert without_times(results[:1]) == without_times(results[1:])
-
-
-def curves(path):
-    events = EventAccumulator(str(path), size_guidance={"scalars": 0, "images": 0}).Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}, events
+from tests.runs import ROOT, SMALL, assert_same_run, curves, metrics, run
 
 
 @pytest.mark.parametrize("method", ["mixmatch", "supervised"])
@@ -152,42 +101,14 @@ def test_a_run_stopped_anywhere_continues_to_the_same_weights(tmp_path, monkeypa
             assert ours[tag] == theirs[tag], tag
 
 
-def test_a_run_killed_at_random_continues_to_the_same_weights(tmp_path):
-    """SIGKILL of the real command, several times, at moments that no handler sees."""
-    settings = [*SMALL, "train.steps=40"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    whole = [sys.executable, "main.py", "--run", str(tmp_path / "whole"), *settings]
-    subprocess.run(whole, cwd=ROOT, env=environment, check=True, capture_output=True)
-    cut = [sys.executable, "main.py", "--run", str(tmp_path / "cut"), *settings]
-    chance = random.Random(0)
-    for _ in range(3):
-        process = subprocess.Popen(cut, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-        process.stdout.readline()  # the run is set up
-        time.sleep(chance.uniform(0, 0.6))
-        process.kill()
-        process.communicate()
-    subprocess.run(cut, cwd=ROOT, env=environment, check=True, capture_output=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
-
-
-def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys):
-    run(tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    (tmp_path / "cut" / "results.json").unlink()
-    newest = sorted((tmp_path / "cut" / "checkpoints").iterdir())[-1]
-    content = newest.read_bytes()
-    newest.write_bytes(content[: len(content) // 2])
-    capsys.readouterr()
-    assert run(tmp_path / "cut") == 0
-    assert f"{newest.name} is no safetensors file" in capsys.readouterr().out
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
-
-    (tmp_path / "cut" / "results.json").unlink()
-    for path in (tmp_path / "cut" / "checkpoints").iterdir():
+def test_no_whole_checkpoint_is_an_error_and_nothing_is_overwritten(tmp_path, capsys):
+    run(tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
         path.write_bytes(b"")
-    assert run(tmp_path / "cut") == 2
+    assert run(tmp_path / "run") == 2
     assert "no checkpoint is whole" in capsys.readouterr().err
-    assert all(path.stat().st_size == 0 for path in (tmp_path / "cut" / "checkpoints").iterdir())
+    assert all(path.stat().st_size == 0 for path in (tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_a_second_process_is_kept_out(tmp_path, capsys, monkeypatch):
@@ -204,22 +125,6 @@ def test_a_second_process_is_kept_out(tmp_path, capsys, monkeypatch):
     assert run(tmp_path / "run") == 0
     assert answers[0].returncode == 2
     assert f"is in use by process {os.getpid()} on " in answers[0].stderr and answers[0].stderr.count("\n") == 1
-
-
-def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
-    step = Trainer.train_step
-
-    def poisoned(self):
-        step(self)
-        if self.step == 8:
-            self.model.dense.bias.data[0] = torch.nan
-
-    monkeypatch.setattr(Trainer, "train_step", poisoned)
-    assert run(tmp_path / "run") == 1
-    error = capsys.readouterr().err
-    assert "no longer finite at step 8" in error and error.count("\n") == 1
-    assert [path.stem for path in sorted((tmp_path / "run" / "checkpoints").iterdir())][-1] <= "step-00000006"
-    assert not (tmp_path / "run" / "results.json").exists()
 
 
 def test_a_split_file_can_be_given(tmp_path):
