@@ -10,7 +10,7 @@ from typing import NoReturn
 import yaml
 
 from mixmatch.config import list_keys, load_config
-from mixmatch.errors import Diverged, UserError
+from mixmatch.errors import Diverged, UserError, one_line
 
 DEFAULT_CONFIG = Path(__file__).parent / "config.yml"
 
@@ -36,6 +36,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Train MixMatch, or the supervised baseline. The same command again continues an unfinished run.",
         epilog="keys, their defaults and what they mean:\n" + "\n".join(keys),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--config", type=Path, default=DEFAULT_CONFIG, help="YAML file of what differs from the default"
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at exit
         return 141
     except OSError as error:  # such as a full disk behind a redirected output
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -271,11 +271,11 @@ def _parse(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{_one_line(source)}:{where} not valid YAML: {_one_line(error.problem)}") from None
+        raise UserError(f"{source}:{where} not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise UserError(f"{_one_line(source)}: not valid YAML: {_one_line(error)}") from None
+        raise UserError(f"{source}: not valid YAML: {error}") from None
     except RecursionError:
-        raise UserError(f"{_one_line(source)}: not valid YAML: nested too deeply") from None
+        raise UserError(f"{source}: not valid YAML: nested too deeply") from None
 
 
 def _explain(error: ValidationError) -> str:
@@ -306,14 +306,10 @@ def _explain(error: ValidationError) -> str:
     unique = list(dict.fromkeys(allowed))
     text = unique[0] + "".join(" or" + part.removeprefix("must be") for part in unique[1:])
     parts.append(text if "unknown key" in text or not key else f"{text}, got {_brief(given)}")
-    rest = f" (and {len(more)} more: {', '.join(_one_line(k) for k, _ in more[:3])})" if more else ""
-    return _one_line(": ".join(parts)) + rest
+    rest = f" (and {len(more)} more: {', '.join(k for k, _ in more[:3])})" if more else ""
+    return ": ".join(parts) + rest
 
 
 def _brief(value: Any) -> str:
     text = repr(value)
-    return _one_line(text if len(text) <= 60 else text[:57] + "...")
-
-
-def _one_line(value: Any) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -190,7 +190,7 @@ def _read_or_decode(files: list[Path], root: Path, size: int, quiet: bool) -> Te
         try:
             status = file.stat()
         except OSError as error:
-            raise UserError(f"{_show(file)}: cannot be read ({error.strerror})") from None
+            raise UserError(f"{file}: cannot be read ({error.strerror})") from None
         digest.update(os.fsencode(file.relative_to(root)) + f"\0{status.st_size} {status.st_mtime_ns}\0".encode())
     key, cache = digest.hexdigest(), root / ".mixmatch-cache" / f"{size}px.safetensors"
     try:
@@ -224,9 +224,4 @@ def _decode(file: Path, size: int) -> np.ndarray:
             image = ImageOps.exif_transpose(image).convert("RGB")
             return np.array(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
-        raise UserError(f"{_show(file)}: cannot be read as an image ({error}); mend or remove it") from error
-
-
-def _show(file: Path) -> str:
-    """Return a path that prints anywhere, also if its name is not UTF-8."""
-    return os.fsencode(file).decode("utf-8", "backslashreplace")
+        raise UserError(f"{file}: cannot be read as an image ({error}); mend or remove it") from error

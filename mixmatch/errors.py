@@ -1,11 +1,20 @@
 """The two ways a run can end early that are not bugs in this program."""
 
 
+def one_line(value: object) -> str:
+    """Return text that prints anywhere as one line, whatever names and values it quotes."""
+    text = str(value).encode("utf-8", "backslashreplace").decode()
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 class UserError(Exception):
     """Something that the person at the keyboard can mend: one line that says what is wrong and what to do.
 
     Commands print it without a traceback and exit with code 2.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class Diverged(Exception):

@@ -152,7 +152,7 @@ def test_names_that_are_not_utf8(photographs):
     assert len(load(photographs).images) == 9
     with open(odd, "wb"):
         pass
-    with pytest.raises(UserError, match=r"\\xff\\xfe.webp"):
+    with pytest.raises(UserError, match=r"\\udcff\\udcfe.webp"):
         load(photographs)
 
 
