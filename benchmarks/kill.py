@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from mixmatch.files import load_tensors  # noqa: E402 - after the path is set
 
-SETTINGS = ["--config", str(ROOT / "configs" / "digits.yml"), "train.eval_every=5", "train.log_every=1"]
+SETTINGS = ["--config", str(ROOT / "configs" / "digits.yml"), "train.eval_every=1", "train.log_every=1"]
 
 
 def main() -> int:
@@ -39,8 +39,8 @@ def main() -> int:
         settings = [*SETTINGS, f"train.steps={options.steps}", f"train.checkpoint_every={options.checkpoint_every}"]
         started = time.monotonic()
         subprocess.run(command(whole, settings), check=True, stdout=subprocess.DEVNULL)
-        # The run must outlast the kills: each may come after a few checkpoints at most.
-        patience = max(0.2, (time.monotonic() - started - 5) * 1.5 / options.kills)
+        # The run must outlast the kills: on average each comes after its share of the training time, or less.
+        patience = max(0.1, (time.monotonic() - started - 5) / options.kills)
         torn, lost = 0, []
         chance = random.Random(options.seed)  # noqa: S311 - no secret hangs on it
         for number in range(options.kills):
@@ -65,7 +65,10 @@ def main() -> int:
         )
         for name, equal in same.items():
             print(f"{name}: {'identical' if equal else 'DIFFERENT'}")
-    return 0 if identical and max(lost, default=0) <= options.checkpoint_every else 1
+    enough = len(lost) == options.kills
+    if not enough:
+        print(f"the run ended after {len(lost)} kills: give it more --steps")
+    return 0 if identical and enough and max(lost) <= options.checkpoint_every else 1
 
 
 def command(path: Path, settings: list[str]) -> list[str]:

@@ -17,8 +17,9 @@ from mixmatch.errors import UserError
 
 Count = Annotated[int, Field(ge=1, le=2**53)]
 CountOrZero = Annotated[int, Field(ge=0, le=2**53)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Alpha = Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
 class Section(BaseModel):
@@ -46,7 +47,9 @@ class Data(Section):
         0, description="images held out to watch and to pick the best checkpoint by, equally many of each class"
     )
     labeled_as_unlabeled: bool = Field(True, description="labelled images also serve, without label, as unlabelled")
-    split_file: str | None = Field(None, description="a split.json to use instead of drawing a split from the seed")
+    split_file: str | None = Field(
+        None, description="a split.json to use instead of drawing a split from the seed and the counts above"
+    )
     flip: bool | Literal["auto"] = Field(
         "auto", description="mirror half of the views; auto: as the data set allows (not digits)"
     )
@@ -59,7 +62,9 @@ class Model(Section):
     """The Wide ResNet."""
 
     depth: int = Field(28, description="6n + 4: 10, 16, 22, 28, ...")
-    width: Positive = Field(2, description="widening factor: 16, 32 and 64 times so many channels")
+    width: Annotated[float, Field(gt=0, le=64)] = Field(
+        2, description="widening factor: 16, 32 and 64 times so many channels"
+    )
 
     bn_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
         0.001, description="share of a batch in BatchNorm's running statistics; short runs need more"
@@ -85,7 +90,7 @@ class MixMatch(Section):
 
     num_views: Annotated[int, Field(ge=1, le=64)] = Field(2, description="K, augmented views per unlabelled image")
     temperature: Annotated[float, Field(ge=0.01, le=100)] = Field(0.5, description="T of sharpening; 1: no sharpening")
-    alpha: Positive = Field(0.75, description="MixUp draws lambda from Beta(alpha, alpha)")
+    alpha: Alpha = Field(0.75, description="MixUp draws lambda from Beta(alpha, alpha)")
     lambda_u: NonNegative = Field(75, description="weight of the unlabelled loss after the ramp-up")
     ramp_up_steps: CountOrZero = Field(16000, description="steps over which lambda_u rises linearly from 0")
     mixup: Literal["joint", "labeled", "unlabeled", "separate", "none"] = Field(
@@ -97,14 +102,40 @@ class MixMatch(Section):
 class Supervised(Section):
     """The baseline's own setting."""
 
-    alpha: NonNegative = Field(0, description="MixUp between labelled images with Beta(alpha, alpha); 0: no MixUp")
+    alpha: Alpha | Literal[0] = Field(
+        0, description="MixUp between labelled images with Beta(alpha, alpha); 0: no MixUp"
+    )
+
+
+class PseudoLabel(Section):
+    """A round on a trained run: confident predictions become labels, and training goes on."""
+
+    enabled: bool = Field(
+        False, description="after training, do a round of pseudo-labels on the run, in a folder beside it"
+    )
+    select: Literal["none", "threshold", "top", "balanced"] = Field(
+        "threshold",
+        description="threshold: confidence at least so much; top: the most confident of each predicted class; "
+        "balanced: the same after the classes are brought to their labelled shares; none: the control",
+    )
+    threshold: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="of select=threshold")
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="of each class, for select=top and balanced")
+    num_views: Annotated[int, Field(ge=0, le=1024)] = Field(
+        0, description="predictions are averaged over so many augmented views; 0: of the image as it is"
+    )
+    steps: Count = Field(65536, description="steps of the round, after those of the run")
+    refresh_every: Count | None = Field(
+        None, description="steps after which to select anew from all unlabelled images; null: select once"
+    )
 
 
 class Train(Section):
     """Length, optimiser and rhythm of a run."""
 
     steps: Count = Field(1048576, description="training steps; the paper's 2^26 images in batches of 64")
-    batch_size: Count = Field(64, description="B, labelled and as many unlabelled images a step")
+    batch_size: Annotated[int, Field(ge=2, le=2**20)] = Field(
+        64, description="B, labelled and as many unlabelled images a step"
+    )
     optimizer: Literal["adam", "sgd"] = Field("adam", description="adam, or sgd with momentum and step decay")
     lr: Positive = Field(0.002, description="learning rate")
     weight_decay: NonNegative = Field(
@@ -144,6 +175,7 @@ class Config(Section):
     mixmatch: MixMatch = MixMatch()
     supervised: Supervised = Supervised()
     train: Train = Train()
+    pseudo_label: PseudoLabel = PseudoLabel()
 
     @field_validator("name")
     @classmethod
@@ -200,10 +232,24 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
             values = {}
         if not isinstance(values, dict):
             raise UserError(f"{path}: must hold 'key: value' lines, got {_brief(values)}")
-    for override in overrides:
-        key, separator, value = override.partition("=")
+    source = str(path) if path is not None and not overrides else "config"
+    return _validate(_lay_over(values, overrides), source)
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """Lay ``key=value`` overrides over a config, and validate.
+
+    Raises:
+        UserError: in one line, if any key or value is not allowed.
+    """
+    return _validate(_lay_over(config.model_dump(), overrides), "config")
+
+
+def _lay_over(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    for text in overrides:
+        key, separator, value = text.partition("=")
         if not separator or not key:
-            raise UserError(f"{override!r}: not understood; overrides look like train.lr=0.03")
+            raise UserError(f"{text!r}: not understood; overrides look like train.lr=0.03")
         *sections, last = key.split(".")
         target = values
         for i, section in enumerate(sections):
@@ -212,8 +258,11 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
             target = target[section]
             if not isinstance(target, dict):
                 raise UserError(f"{'.'.join(sections[: i + 1])}: must be a section, got {_brief(target)}")
-        target[last] = _parse(value, _brief(override))
-    source = str(path) if path is not None and not overrides else "config"
+        target[last] = _parse(value, _brief(text))
+    return values
+
+
+def _validate(values: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -228,10 +277,14 @@ def to_yaml(config: Config) -> str:
 def differing_keys(a: Config, b: Config) -> list[str]:
     """Return, as ``key (value in a, value in b)``, the keys in which two configs describe different runs.
 
-    ``device`` is left out: a run may go on elsewhere.
+    ``device`` and ``data.root`` are left out: a run may go on elsewhere, and its split knows the images.
     """
     pairs = ((key, _value(a, key), _value(b, key)) for key, _ in list_keys())
-    return [f"{key} ({_brief(x)} there, {_brief(y)} now)" for key, x, y in pairs if x != y and key != "device"]
+    return [
+        f"{key} ({_brief(x)} there, {_brief(y)} now)"
+        for key, x, y in pairs
+        if x != y and key not in ("device", "data.root")
+    ]
 
 
 def _value(config: Config, key: str) -> Any:

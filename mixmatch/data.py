@@ -207,6 +207,8 @@ def _read_or_decode(files: list[Path], root: Path, size: int, quiet: bool) -> Te
         for image, pixels in zip(images, progress, strict=True):
             image.copy_(torch.from_numpy(pixels))
     try:
+        if images.numel() > 0.9 * psutil.virtual_memory().available:
+            raise UserError("writing them takes as much memory again as they do")
         cache.parent.mkdir(exist_ok=True)
         save_tensors(cache, {"images": images}, {"key": key})
     except (OSError, UserError) as error:

@@ -1,4 +1,4 @@
-"""The two ways a run can end early that are not bugs in this program."""
+"""The ways a run can end early that are not bugs in this program."""
 
 
 def one_line(value: object) -> str:
@@ -19,3 +19,15 @@ class UserError(Exception):
 
 class Diverged(Exception):
     """A loss or a weight is no longer finite. Commands print it in one line and exit with code 1."""
+
+
+class Stopped(Exception):
+    """A run was asked to stop, by SIGINT or SIGTERM, and has written a checkpoint.
+
+    Attributes:
+        signal: the number.
+    """
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = number

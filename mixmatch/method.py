@@ -161,7 +161,7 @@ class Losses(NamedTuple):
     unlabeled: Tensor
 
 
-def mixmatch_loss(model: nn.Module, mixed: Mixed, interleave: Tensor, lambda_u: Tensor) -> Losses:
+def mixmatch_loss(model: nn.Module, mixed: Mixed, interleave: Tensor, lambda_u: float) -> Losses:
     """L = L_X + lambda_U * L_U (equation 5).
 
     One pass over all (K + 1) * B examples, which BatchNorm sees as K + 1 interleaved batches, of which the
@@ -171,7 +171,7 @@ def mixmatch_loss(model: nn.Module, mixed: Mixed, interleave: Tensor, lambda_u: 
         model: called as ``model(images, num_batches, update_statistics)``.
         mixed: from ``mixmatch``.
         interleave: from ``interleave_order(B, K + 1)``.
-        lambda_u: scalar tensor.
+        lambda_u: lambda_U.
     """
     batch_size = len(mixed.guesses)
     logits = model(mixed.images[interleave], num_batches=len(mixed.images) // batch_size, update_statistics=True)
@@ -198,8 +198,6 @@ def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     return F.one_hot(labels, num_classes).float()
 
 
-def ramp_up(step: Tensor, maximum: float, ramp_up_steps: int) -> Tensor:
+def ramp_up(step: int, maximum: float, ramp_up_steps: int) -> float:
     """lambda_U after ``step`` completed steps: linear from 0 to ``maximum`` over ``ramp_up_steps``, then constant."""
-    if ramp_up_steps == 0:
-        return torch.full_like(step, maximum, dtype=torch.float32)
-    return maximum * (step.float() / ramp_up_steps).clamp(max=1)
+    return maximum * min(1.0, step / ramp_up_steps) if ramp_up_steps else maximum

@@ -34,21 +34,25 @@ class Progress:
 
     Attributes:
         step: completed steps.
-        logged: the step of the last point on the curves.
+        start: the step at which the run began: 0, or for a round of pseudo-labels its parent's last.
         seconds: spent training and evaluating, over all sessions.
         history: one entry per evaluation, the lines of metrics.jsonl.
         events_size: bytes of the TensorBoard file that belong to the run so far.
         environment: torch, device and threads that computed it.
         warned: whether the warning about collapsing guesses has been given.
+        before: of a round, the accuracies that it began with.
+        selections: of a round, an entry for each time that labels were selected.
     """
 
     step: int = 0
-    logged: int = 0
+    start: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     events_size: int = 0
     environment: str = ""
     warned: bool = False
+    before: dict[str, float | None] = field(default_factory=dict)
+    selections: list[dict[str, Any]] = field(default_factory=list)
 
     def best_validation(self) -> dict[str, float] | None:
         """Return accuracy and step of the (first) best evaluation on the validation set, None without one."""
@@ -93,7 +97,9 @@ class RunDirectory:
         """Write a checkpoint, then remove those no longer needed: all but the newest two and the best."""
         save_tensors(self._checkpoint(progress.step), state, asdict(progress))
         best = progress.best_validation()
-        keep = self._steps()[-CHECKPOINTS_KEPT:] + ([best["step"]] if best else [])
+        # Higher steps than this one's are of damaged files that the run went back behind.
+        earlier = [step for step in self._steps() if step <= progress.step]
+        keep = earlier[-CHECKPOINTS_KEPT:] + ([best["step"]] if best else [])
         for step in self._steps():
             if step not in keep:
                 with explain_os_errors(self._checkpoint(step)):

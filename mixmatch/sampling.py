@@ -108,8 +108,8 @@ def read_split(path: Path, fingerprint: str, labels: np.ndarray) -> Split:
     if split.fingerprint != fingerprint:
         raise UserError(f"{path}: belongs to other images than those found now (the fingerprints differ)")
     for name in ("labeled", "unlabeled", "validation"):
-        indices = np.array(getattr(split, name), dtype=np.int64)
-        if len(set(indices.tolist())) < len(indices) or ((indices < 0) | (indices >= len(labels))).any():
+        indices = getattr(split, name)
+        if len(set(indices)) < len(indices) or not all(0 <= index < len(labels) for index in indices):
             raise UserError(f"{path}: {name} has repeated indices, or some outside 0 .. {len(labels) - 1}")
         if name != "unlabeled" and (labels[indices] < 0).any():
             raise UserError(f"{path}: {name} names images whose class is not known")
@@ -141,10 +141,12 @@ def shuffled_stream(count: int, start: int, stop: int, seed: int, stream: int) -
     return np.concatenate([np.empty(0, np.int64), *shuffles])[start - offset : stop - offset]
 
 
-def step_seed(seed: int, step: int) -> int:
+def step_seed(seed: int, step: int, purpose: int = 0) -> int:
     """Return the seed of all that training step ``step`` draws: a 64-bit hash of (seed, step).
 
     Reseeding at every step makes any step repeatable from its number, so that a resumed run, on whatever device,
-    goes on with the very draws it would have made.
+    on the same
+    kind of device, goes on with the very draws it would have made. ``purpose`` tells draws at one step apart.
     """
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
+    entropy = [seed, step, purpose] if purpose else [seed, step]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])

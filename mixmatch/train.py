@@ -16,25 +16,14 @@ from tqdm import tqdm
 from mixmatch.board import Board
 from mixmatch.config import Config
 from mixmatch.data import ImageData, load_data
-from mixmatch.errors import UserError
+from mixmatch.errors import Stopped, UserError
 from mixmatch.evaluate import evaluate
+from mixmatch.rounds import select_labels, selection_due
 from mixmatch.run import Progress, RunDirectory, open_run
 from mixmatch.sampling import Split, make_split, read_split
 from mixmatch.trainer import Trainer
 
 EVALUATIONS_AVERAGED = 20  # the reported accuracy is the median of so many, as in the paper
-
-
-class Stopped(Exception):
-    """The run was asked to stop, by SIGINT or SIGTERM, and has written a checkpoint.
-
-    Attributes:
-        signal: the number.
-    """
-
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
-        self.signal = number
 
 
 def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
@@ -55,7 +44,7 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
     """
     console = Console(quiet)
     device = choose_device(config.device)
-    with open_run(path, config) as run:
+    with open_run(path, config) as run, explain_memory(config, device):
         results = run.read_results()
         if results is not None:
             console.say(f"{path} is finished: {summarise(results)}")
@@ -68,46 +57,49 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
         settings = config.train
         labeled_classes = _effective_classes(trainer.labels[trainer.labeled].bincount().tolist())
         clock = logged_at = time.monotonic()
+        logged = progress.step
         with (
             Board(path, progress.events_size) as board,
             console.bar(progress.step, settings.steps),
             stop_signals() as received,
         ):
             if progress.step:
-                console.say(f"continuing {path} at step {progress.step} of {config.train.steps}")
+                what = f"a round of pseudo-labels, {path}," if progress.step == progress.start else path
+                console.say(f"continuing {what} at step {progress.step} of {config.train.steps}")
                 if progress.environment != environment(device):
                     console.say(
                         f"note: so far it ran with {progress.environment}, now with {environment(device)}: "
-                        "from here on figures can differ in their last digits from an uninterrupted run's"
+                        "from here on it is not bit for bit the uninterrupted run"
                     )
             else:
                 console.say(f"{path}: {describe(config, data, split, device)}")
 
             progress.environment = environment(device)
             while trainer.step < settings.steps:
-                try:
-                    trainer.train_step()
-                except torch.OutOfMemoryError:
-                    raise UserError(
-                        f"{device} is out of memory with train.batch_size={settings.batch_size}; lower that, "
-                        "model.width or data.image_size, or free the device of other programs"
-                    ) from None
+                if selection_due(config.pseudo_label, progress, trainer.step):
+                    if trainer.step == progress.start:
+                        progress.before = evaluate_sets(trainer, data.classes, board)
+                    entry, lines = select_labels(trainer, data.classes, run, board)
+                    progress.selections.append(entry)
+                    console.report("\n".join(lines))
+
+                trainer.train_step()
                 step = trainer.step
                 last = step == settings.steps
                 evaluating = last or step % settings.eval_every == 0
-                saving = last or step % settings.checkpoint_every == 0 or bool(received)
+                saving = last or step % settings.checkpoint_every == 0
 
                 if evaluating or step % settings.log_every == 0:
                     values = measure(trainer)
-                    values["steps_per_second"] = (step - progress.logged) / (time.monotonic() - logged_at)
-                    progress.logged = step
+                    values["steps_per_second"] = (step - logged) / (time.monotonic() - logged_at)
+                    logged = step
                     board.scalars(values, step)
                     console.advance(step, f"loss {values['loss']:.3f}")
 
                 if evaluating:
                     trainer.check_finite()
                     best = progress.best_validation()
-                    accuracies = evaluate_sets(trainer, data, board)
+                    accuracies = evaluate_sets(trainer, data.classes, board)
                     board.scalars(accuracies, step)
                     entry = {"step": step, **values, **accuracies}
                     progress.history.append(entry)
@@ -119,7 +111,8 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
                         console.warn(_collapse_warning(entry, data.classes))
                     saving = saving or progress.best_validation() != best
 
-                if saving:
+                stop = received[:1]  # looked at once: what arrives later waits for the next step
+                if saving or stop:
                     trainer.check_finite()
                     now = time.monotonic()
                     progress.seconds, clock = progress.seconds + now - clock, now
@@ -127,14 +120,14 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
                     progress.events_size = board.save()
                     run.save(trainer.state(), progress)
 
-                if step == progress.logged:
+                if step == logged:
                     logged_at = time.monotonic()  # steps_per_second leaves evaluations and checkpoints out
 
-                if received and not last:
-                    name = signal.Signals(received[0]).name
-                    raise Stopped(received[0], f"stopped by {name} at step {step}; the same command continues")
+                if stop and not last:
+                    name = signal.Signals(stop[0]).name
+                    raise Stopped(stop[0], f"stopped by {name} at step {step}; the same command continues")
 
-        results = summarise_run(config, progress, device)
+        results = summarise_run(config, split, progress, device)
         run.write_results(results)
         console.say(f"done: {summarise(results)}")
         return results
@@ -163,7 +156,7 @@ def measure(trainer: Trainer) -> dict[str, Any]:
     values: dict[str, Any] = trainer.read_statistics()
     values["lr"] = trainer.lr()
     if trainer.config.method == "mixmatch":
-        values["lambda_u"] = trainer.lambda_u().item()
+        values["lambda_u"] = trainer.lambda_u()
         values["most_guessed_share"] = max(values["guesses"])
         values["guessed_classes"] = _effective_classes(values["guesses"])
         if math.isnan(values["guess_accuracy"]):
@@ -171,17 +164,13 @@ def measure(trainer: Trainer) -> dict[str, Any]:
     return values
 
 
-def evaluate_sets(trainer: Trainer, data: ImageData, board: Board) -> dict[str, float | None]:
+def evaluate_sets(trainer: Trainer, classes: list[str], board: Board) -> dict[str, float | None]:
     """Return the EMA model's accuracy on the validation and the test set, percent, None for a set that is empty."""
-    sets = {"validation": (trainer.images[trainer.validation], trainer.labels[trainer.validation])}
-    if data.test_images is not None and data.test_labels is not None:
-        sets["test"] = data.test_images, data.test_labels
     accuracies: dict[str, float | None] = {"validation_accuracy": None, "test_accuracy": None}
-    for name, (images, labels) in sets.items():
-        if len(labels):
-            evaluation = evaluate(trainer.ema_model, images, labels, trainer.device)
-            accuracies[f"{name}_accuracy"] = evaluation.accuracy
-            board.confusion(name, evaluation.confusion, data.classes, trainer.step)
+    for name, (images, labels) in trainer.held_out.items():
+        evaluation = evaluate(trainer.ema_model, images, labels, trainer.device)
+        accuracies[f"{name}_accuracy"] = evaluation.accuracy
+        board.confusion(name, evaluation.confusion, classes, trainer.step)
     return accuracies
 
 
@@ -197,6 +186,18 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device: {name} is not there ({torch.cuda.device_count()} GPUs found); use auto or cpu")
     return device
+
+
+@contextmanager
+def explain_memory(config: Config, device: torch.device) -> Iterator[None]:
+    """Turn the device's running out of memory into a UserError of one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{device} is out of memory with train.batch_size={config.train.batch_size}; lower that, model.width or "
+            "data.image_size, or free the device of other programs"
+        ) from None
 
 
 def environment(device: torch.device) -> str:
@@ -245,23 +246,31 @@ def describe(config: Config, data: ImageData, split: Split, device: torch.device
     )
 
 
-def summarise_run(config: Config, progress: Progress, device: torch.device) -> dict[str, Any]:
+def summarise_run(config: Config, split: Split, progress: Progress, device: torch.device) -> dict[str, Any]:
     """Return what results.json holds."""
     tests = [entry["test_accuracy"] for entry in progress.history if entry["test_accuracy"] is not None]
-    return {
+    results = {
         "test_accuracy": statistics.median(tests[-EVALUATIONS_AVERAGED:]) if tests else None,
         "test_accuracy_last": tests[-1] if tests else None,
         "best_validation": progress.best_validation(),
         "steps": progress.step,
         "seconds": round(progress.seconds, 3),
-        "steps_per_second": round(progress.step / progress.seconds, 3),
+        "steps_per_second": round((progress.step - progress.start) / progress.seconds, 3),
         "dataset": config.data.dataset,
         "method": config.method,
-        "num_labeled": config.data.num_labeled,
+        "num_labeled": len(split.labeled),
         "seed": config.seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
     }
+    if progress.start:
+        results["pseudo_label"] = {
+            **config.pseudo_label.model_dump(),
+            "start": progress.start,
+            "before": progress.before,
+            "selections": progress.selections,
+        }
+    return results
 
 
 def summarise(results: dict[str, Any]) -> str:

@@ -56,9 +56,15 @@ class Trainer:
         self.num_classes = len(data.classes)
         self.images = data.images.to(device)
         self.labels = data.labels.to(device)
-        self.labeled = torch.tensor(split.labeled, device=device)
-        self.unlabeled = torch.tensor(split.unlabeled, device=device)
-        self.validation = torch.tensor(split.validation, dtype=torch.int64, device=device)
+        self.original_labeled = torch.tensor(split.labeled, device=device)
+        self.original_unlabeled = torch.tensor(split.unlabeled, dtype=torch.int64, device=device)
+        held_out = torch.tensor(split.validation, dtype=torch.int64, device=device)
+        # The images that accuracy is measured on, by name; neither is trained on, and an empty one is left out.
+        self.held_out: dict[str, tuple[Tensor, Tensor]] = {}
+        if len(held_out):
+            self.held_out["validation"] = self.images[held_out], self.labels[held_out]
+        if data.test_images is not None and data.test_labels is not None:
+            self.held_out["test"] = data.test_images.to(device), data.test_labels.to(device)
         self.flip = data.flip if config.data.flip == "auto" else config.data.flip
         size, channels = data.images.shape[1], data.images.shape[3]
         self.padding = size // 8 if config.data.crop_padding == "auto" else config.data.crop_padding
@@ -80,8 +86,8 @@ class Trainer:
         self.generator = torch.Generator(device)
         # Sums over steps, in the order of _mixmatch_losses and _supervised_losses; see read_statistics.
         self.totals = torch.zeros(7 + self.num_classes if config.method == "mixmatch" else 3, device=device)
-        # For each stream the first step of the orders looked up, and the orders (STEPS_PER_REFILL, B).
-        self._orders: dict[int, tuple[int, Tensor]] = {}
+        nothing = torch.empty(0, dtype=torch.int64, device=device)
+        self.use_pseudo_labels(nothing, nothing)
 
     def train_step(self) -> None:
         """Do one training step. Nothing is read back from the device."""
@@ -101,6 +107,23 @@ class Trainer:
             self.totals += sums
         self.step += 1
 
+    def use_pseudo_labels(self, index: Tensor, labels: Tensor) -> None:
+        """Train on these images as labelled ones from now on, in place of those given before, and not as unlabelled.
+
+        Should no image be left unlabelled, all stay it.
+
+        Args:
+            index: (n,) int64, training-set indices, none of them labelled in the split.
+            labels: (n,) int64, their labels.
+        """
+        self.pseudo_index, self.pseudo_labels = index.to(self.device), labels.to(self.device)
+        self.labeled = torch.cat([self.original_labeled, self.pseudo_index])
+        self.targets = torch.cat([self.labels[self.original_labeled], self.pseudo_labels])
+        left = ~torch.isin(self.original_unlabeled, self.pseudo_index)
+        self.unlabeled = self.original_unlabeled[left] if left.any() else self.original_unlabeled
+        # For each stream the first step of the orders looked up, and the orders (STEPS_PER_REFILL, B).
+        self._orders: dict[int, tuple[int, Tensor]] = {}
+
     def lr(self) -> float:
         """Return the learning rate of the next step."""
         train = self.config.train
@@ -108,11 +131,9 @@ class Trainer:
             return train.lr
         return train.lr * train.lr_decay_factor ** sum(self.step >= at for at in train.lr_decay_steps)
 
-    def lambda_u(self) -> Tensor:
-        """Return lambda_U of the next step, a scalar on the device."""
-        settings = self.config.mixmatch
-        step = torch.tensor(self.step, device=self.device)
-        return ramp_up(step, settings.lambda_u, settings.ramp_up_steps)
+    def lambda_u(self) -> float:
+        """Return lambda_U of the next step."""
+        return ramp_up(self.step, self.config.mixmatch.lambda_u, self.config.mixmatch.ramp_up_steps)
 
     def read_statistics(self) -> dict[str, float | list[float]]:
         """Read and reset the means over the steps since the last call.
@@ -130,10 +151,7 @@ class Trainer:
         steps, loss = sums[:2]
         if not math.isfinite(loss):
             raise Diverged(f"the loss is no longer finite at step {self.step}; lower train.lr")
-        names = ["loss", "loss_labeled", "loss_unlabeled", "confidence"]
-        means: dict[str, float | list[float]] = {
-            name: total / steps for name, total in zip(names, sums[1:5], strict=False)
-        }
+        means: dict[str, float | list[float]] = {"loss": loss / steps, "loss_labeled": sums[2] / steps}
         if self.config.method == "mixmatch":
             unlabeled, confidence, correct, known, *guesses = sums[3:]
             means["loss_unlabeled"] = unlabeled / steps
@@ -169,6 +187,7 @@ class Trainer:
         state |= {f"ema.{name}": value for name, value in self.ema_model.named_parameters()}
         for number, values in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{number}.{key}": value for key, value in values.items() if value is not None}
+        state |= {"pseudo.index": self.pseudo_index, "pseudo.labels": self.pseudo_labels}
         return state | {"totals": self.totals}
 
     def load_state(self, state: dict[str, Tensor], step: int) -> None:
@@ -177,7 +196,7 @@ class Trainer:
         Raises:
             ValueError: if the state is not one of this network and optimiser.
         """
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}, "totals": {}}
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}, "pseudo": {}, "totals": {}}
         for name, value in state.items():
             part, _, rest = name.partition(".")
             if part not in parts:
@@ -196,8 +215,15 @@ class Trainer:
             for name, value in parts["optimizer"].items():
                 number, _, key = name.partition(".")
                 optimizer_state.setdefault(int(number), {})[key] = value
+            # Moments lie in memory as their parameters do, which files do not tell.
+            for number, parameter in enumerate(self.model.parameters()):
+                for key, value in optimizer_state.get(number, {}).items():
+                    if value.shape == parameter.shape:
+                        optimizer_state[number][key] = torch.empty_like(parameter).copy_(value)
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": optimizer_state, "param_groups": groups})
+            if parts["pseudo"]:
+                self.use_pseudo_labels(parts["pseudo"]["index"], parts["pseudo"]["labels"])
         except RuntimeError as error:
             raise ValueError(str(error).splitlines()[0]) from None
         self.step = step
@@ -228,7 +254,7 @@ class Trainer:
         """Draw this step's batch: mixed, the views (K, B, c, h, w), and for statistics alone the truth (B,)."""
         settings, batch_size = self.config.mixmatch, self.config.train.batch_size
         x, p = self._draw_labeled()
-        index = self._draw_index(self.unlabeled, UNLABELED_STREAM)
+        index = self.unlabeled[self._draw_places(len(self.unlabeled), UNLABELED_STREAM)]
         u = self._draw_views(index.repeat(settings.num_views)).unflatten(0, (settings.num_views, batch_size))
         mixing = draw_mixing(settings.mixup, batch_size, settings.num_views, settings.alpha, self.generator)
         guesser = self.ema_model if settings.guess_with_ema else self.model
@@ -239,20 +265,20 @@ class Trainer:
 
     def _draw_labeled(self) -> tuple[Tensor, Tensor]:
         """Draw one view of each image of this step's labelled batch, (B, c, h, w), and their labels, (B, C)."""
-        index = self._draw_index(self.labeled, LABELED_STREAM)
-        return self._draw_views(index), one_hot(self.labels[index], self.num_classes)
+        place = self._draw_places(len(self.labeled), LABELED_STREAM)
+        return self._draw_views(self.labeled[place]), one_hot(self.targets[place], self.num_classes)
 
     def _draw_views(self, index: Tensor) -> Tensor:
         return random_views(self.images, index, self.flip, self.padding, self.generator)
 
-    def _draw_index(self, members: Tensor, stream: int) -> Tensor:
-        """Return this step's batch of ``members``, (B,)."""
+    def _draw_places(self, count: int, stream: int) -> Tensor:
+        """Return this step's batch out of ``count`` images, (B,) in 0 .. count - 1."""
         batch_size = self.config.train.batch_size
         first = self.step - self.step % STEPS_PER_REFILL
         if self._orders.get(stream, (-1,))[0] != first:
             span = first * batch_size, (first + STEPS_PER_REFILL) * batch_size
-            order = torch.from_numpy(shuffled_stream(len(members), *span, self.config.seed, stream))
-            self._orders[stream] = first, members[order.to(self.device)].view(STEPS_PER_REFILL, batch_size)
+            order = torch.from_numpy(shuffled_stream(count, *span, self.config.seed, stream))
+            self._orders[stream] = first, order.view(STEPS_PER_REFILL, batch_size).to(self.device)
         return self._orders[stream][1][self.step - first]
 
     def _make_optimizer(self) -> torch.optim.Optimizer:

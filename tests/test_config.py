@@ -34,7 +34,7 @@ def test_configs_say_only_what_differs(path):
     for key, value in given.items():
         flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
     different = {entry.split(" ")[0] for entry in differing_keys(Config(), load_config(path))}
-    assert set(flat) - {"device"} <= different | {"data.image_size"}
+    assert set(flat) - {"device"} <= different | {"data.root", "data.image_size"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

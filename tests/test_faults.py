@@ -71,15 +71,19 @@ def assert_same_curves(a, b):
 
 def test_sigkill_at_random_and_in_the_checkpoint_write(whole, tmp_path):
     path, chance = tmp_path / "run", random.Random(0)
-    for aimed in (False, True, False, True):
+    torn = 0
+    for aimed in (False, True, False, True, True):
         process = start(path, "train.steps=40")
         process.stdout.readline()  # the run is set up
-        time.sleep(chance.uniform(0, 0.3))
+        time.sleep(chance.uniform(0, 0.1))
         while aimed and process.poll() is None:
             if any(name.endswith(".tmp") for name in os.listdir(path / "checkpoints")):
                 break
         process.kill()
         process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        torn += bool(list(path.rglob("*.tmp")))
+    assert torn, "no kill fell into a write"
     assert finish(path, "train.steps=40")[0] == 0
     assert_same_run(whole, path)
     assert_same_curves(whole, path)
@@ -156,15 +160,16 @@ class Malice:
 
 
 def test_a_quota_on_file_size(whole, tmp_path):
-    """EFBIG while a checkpoint is written, then while TensorBoard's events are."""
+    """EFBIG while a checkpoint is written, then, with room for that, while TensorBoard's events are."""
     path = tmp_path / "run"
-    for limit in (20_000, 200_000):
+    size = max(file.stat().st_size for file in (whole / "checkpoints").iterdir())
+    for limit, victim in ((size // 2, "step-"), (size + 1000, "events.out")):
 
         def quota(limit=limit):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
         code, _, err = finish(path, "train.steps=40", preexec_fn=quota)
-        assert code == 2 and "cannot be written (File too large)" in the_error(err)
+        assert code == 2 and "cannot be written (File too large)" in the_error(err) and victim in err
         assert not list(path.rglob("*.tmp"))
     assert finish(path, "train.steps=40")[0] == 0
     assert_same_run(whole, path)
@@ -210,6 +215,19 @@ def test_a_full_disk_behind_the_output_and_a_closed_pipe(tmp_path):
         process.stdout.readline()
         process.stdout.close()
         assert "error" not in process.stderr.read() and process.wait() == 141
+
+
+def test_a_signal_during_an_evaluation_writes_a_checkpoint_first(tmp_path, monkeypatch, capsys):
+    evaluate = mixmatch.train.evaluate_sets
+
+    def interrupted(trainer, classes, board):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(trainer, classes, board)
+
+    monkeypatch.setattr(mixmatch.train, "evaluate_sets", interrupted)
+    assert run(tmp_path / "run", "train.checkpoint_every=100") == 143
+    assert "stopped by SIGTERM at step 6" in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoints" / "step-00000006.safetensors").exists()
 
 
 def test_a_lock_left_behind_is_no_obstacle(tmp_path):
@@ -355,10 +373,11 @@ def test_another_number_of_threads_is_said_once(tmp_path):
     assert "note:" not in session(2)
 
 
-def test_the_first_checkpoint_format_is_still_read(tmp_path):
+def test_the_first_checkpoint_format_is_still_read(tmp_path, capsys):
     shutil.copytree(ROOT / "tests" / "fixtures" / "run-format-1", tmp_path / "run")
     config = yaml.safe_load((tmp_path / "run" / "config.yml").read_text())
     assert main.main(["--config", str(tmp_path / "run" / "config.yml"), "--run", str(tmp_path / "run")]) == 0
+    assert "continuing" in capsys.readouterr().out
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["steps"] == config["train"]["steps"] == 6
     assert [entry["step"] for entry in metrics(tmp_path / "run")] == [2, 4, 6]

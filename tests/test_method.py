@@ -168,6 +168,6 @@ def test_interleave_is_its_own_inverse_and_keeps_places(batch_size, num_batches)
 
 
 def test_ramp_up_reaches_its_maximum_after_its_steps_and_stays():
-    values = [ramp_up(torch.tensor(step), 75.0, 16000).item() for step in (0, 1, 8000, 16000, 1_000_000)]
+    values = [ramp_up(step, 75.0, 16000) for step in (0, 1, 8000, 16000, 1_000_000)]
     assert values == pytest.approx([0, 75 / 16000, 37.5, 75, 75])
-    assert ramp_up(torch.tensor(0), 75.0, 0).item() == 75
+    assert ramp_up(0, 75.0, 0) == 75

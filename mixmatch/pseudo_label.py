@@ -1,0 +1,217 @@
+"""Pseudo-labels: rules that turn predictions into labels, and what shows how far they can be trusted.
+
+A rule is a function of predicted probabilities alone. The true classes of unlabelled images reach none of them: they
+serve the statistics only.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from mixmatch.config import PseudoLabel
+
+THRESHOLDS = (0.9, 0.95, 0.97, 0.99, 0.999)
+NUM_BINS = 15
+SINKHORN_STEPS = 100
+
+
+class Selection(NamedTuple):
+    """Which of n predictions become labels, and which labels."""
+
+    chosen: Tensor  # (n,) bool
+    labels: Tensor  # (n,) int64
+
+
+def select_none(probabilities: Tensor, prior: Tensor, settings: PseudoLabel) -> Selection:
+    """The control: nothing is selected."""
+    labels = probabilities.argmax(dim=1)
+    return Selection(torch.zeros_like(labels, dtype=torch.bool), labels)
+
+
+def select_threshold(probabilities: Tensor, prior: Tensor, settings: PseudoLabel) -> Selection:
+    """Select every prediction whose confidence, its largest probability, is at least ``settings.threshold``."""
+    confidence, labels = probabilities.max(dim=1)
+    return Selection(confidence >= settings.threshold, labels)
+
+
+def select_top(probabilities: Tensor, prior: Tensor, settings: PseudoLabel) -> Selection:
+    """Select the most confident ``settings.fraction`` of each predicted class, rounded up, ties with the last too."""
+    confidence, labels = probabilities.max(dim=1)
+    chosen = torch.zeros_like(labels, dtype=torch.bool)
+    for number in range(probabilities.shape[1]):
+        members = labels == number
+        count = math.ceil(settings.fraction * int(members.sum()))
+        if count:
+            least = confidence[members].topk(count).values[-1]
+            chosen |= members & (confidence >= least)
+    return Selection(chosen, labels)
+
+
+def select_balanced(probabilities: Tensor, prior: Tensor, settings: PseudoLabel) -> Selection:
+    """As ``select_top``, of predictions brought to the class shares of the labelled images.
+
+    A network that has taken half of one class for another predicts too many of the one and too few of the other.
+    Scaling rows and columns in turn (Sinkhorn) gives the nearest table of probabilities, in relative entropy, in which
+    each class gets its share: the least certain members of the class that has too many move over.
+    """
+    return select_top(balance(probabilities, prior), prior, settings)
+
+
+def balance(probabilities: Tensor, prior: Tensor) -> Tensor:
+    """Scale rows and columns of (n, C) probabilities until each row sums to 1 and column c to n * ``prior[c]``."""
+    table = probabilities.double().clamp_min(1e-12)
+    for _ in range(SINKHORN_STEPS):
+        table = table * (len(table) * prior / table.sum(dim=0))
+        table = table / table.sum(dim=1, keepdim=True)
+    return table
+
+
+RULES: dict[str, Callable[[Tensor, Tensor, PseudoLabel], Selection]] = {
+    "none": select_none,
+    "threshold": select_threshold,
+    "top": select_top,
+    "balanced": select_balanced,
+}
+
+
+def select(probabilities: Tensor, prior: Tensor, settings: PseudoLabel) -> Selection:
+    """Apply the rule that ``settings.select`` names.
+
+    Args:
+        probabilities: (n, C) predictions of the unlabelled images, rows sum to 1.
+        prior: (C,) shares of the classes among the labelled images.
+        settings: the ``pseudo_label`` section.
+    """
+    return RULES[settings.select](probabilities, prior, settings)
+
+
+def threshold_table(probabilities: Tensor, truth: Tensor) -> list[dict[str, float | int | None]]:
+    """Count, for each of ``THRESHOLDS``, predictions at least so confident, and how many are correct.
+
+    Args:
+        probabilities: (n, C).
+        truth: (n,) true classes, -1 where unknown.
+
+    Returns:
+        Entries with ``threshold``, ``generated``, ``correct`` and ``precision`` (percent); the last two are None where
+        no truth is known, and ``precision`` where nothing was generated. Both count images of known truth alone.
+    """
+    confidence, labels = probabilities.max(dim=1)
+    table = []
+    for threshold in THRESHOLDS:
+        generated = confidence >= threshold
+        table.append(
+            {"threshold": threshold, "generated": int(generated.sum()), **_precision(generated, labels, truth)}
+        )
+    return table
+
+
+def describe_selection(selection: Selection, truth: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    """Return how many predictions were selected, their coverage and precision (percent), in all and for each class."""
+    chosen, labels = selection
+    entry: dict[str, Any] = {
+        "candidates": len(chosen),
+        "selected": int(chosen.sum()),
+        "coverage": 100 * chosen.float().mean().item() if len(chosen) else 0.0,
+        **_precision(chosen, labels, truth),
+        "classes": {},
+    }
+    for number, name in enumerate(classes):
+        members = chosen & (labels == number)
+        entry["classes"][name] = {"selected": int(members.sum()), **_precision(members, labels, truth)}
+    return entry
+
+
+def _precision(chosen: Tensor, labels: Tensor, truth: Tensor) -> dict[str, float | int | None]:
+    known = chosen & (truth >= 0)
+    correct = int((known & (labels == truth)).sum())
+    if not (truth >= 0).any():
+        return {"correct": None, "precision": None}
+    return {"correct": correct, "precision": 100 * correct / int(known.sum()) if known.any() else None}
+
+
+def confusion(selection: Selection, truth: Tensor, num_classes: int) -> Tensor:
+    """Return the (C, C) counts of true class (rows) and label (columns) among selected images of known truth."""
+    known = selection.chosen & (truth >= 0)
+    pairs = truth[known] * num_classes + selection.labels[known]
+    return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def to_csv(index: Tensor, probabilities: Tensor, selection: Selection, truth: Tensor, classes: Sequence[str]) -> str:
+    """Return pseudo_labels.csv: a line for each prediction, in the order of the training set.
+
+    The columns are index (into the training set), predicted_class, confidence, selected, label (the class it was
+    selected as, which a rule may make another than the predicted), and where known true_class and correct.
+    """
+    confidence, predicted = probabilities.max(dim=1)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "predicted_class", "confidence", "selected", "label", "true_class", "correct"])
+    columns = [index, predicted, confidence, selection.chosen, selection.labels, truth]
+    for i, guess, sure, chosen, label, true in zip(*(column.tolist() for column in columns), strict=True):
+        known = [classes[true], int(label == true)] if true >= 0 else ["", ""]
+        writer.writerow([i, classes[guess], f"{sure:.6f}", int(chosen), classes[label], *known])
+    return text.getvalue()
+
+
+class Calibration(NamedTuple):
+    """Confidence against accuracy, in bins of equal width (Guo et al., arXiv:1706.04599)."""
+
+    counts: Tensor  # (bins,) int64
+    confidence: Tensor  # (bins,) mean confidence, 0 in empty bins
+    accuracy: Tensor  # (bins,) share that is correct, 0 in empty bins
+    error: float  # ECE, the mean of |accuracy - confidence| over images, in [0, 1]
+    wrong_above_99: int  # predictions at least 99% confident and wrong
+    above_99: int
+
+
+def calibrate(probabilities: Tensor, truth: Tensor) -> Calibration:
+    """Compare confidence with accuracy.
+
+    Args:
+        probabilities: (n, C).
+        truth: (n,) true classes, none unknown.
+    """
+    confidence, labels = probabilities.double().max(dim=1)
+    correct = (labels == truth).double()
+    # Bin i holds (i / 15, (i + 1) / 15].
+    bins = ((confidence * NUM_BINS).ceil().long() - 1).clamp(0, NUM_BINS - 1)
+    counts = bins.bincount(minlength=NUM_BINS)
+    mean = [bins.bincount(values, minlength=NUM_BINS) / counts.clamp_min(1) for values in (confidence, correct)]
+    error = (counts * (mean[0] - mean[1]).abs()).sum().item() / max(len(truth), 1)
+    sure = confidence >= 0.99
+    return Calibration(counts, mean[0], mean[1], error, int((sure & (labels != truth)).sum()), int(sure.sum()))
+
+
+def draw_reliability(name: str, calibration: Calibration) -> Image.Image:
+    """Draw a reliability diagram: accuracy in each bin of confidence, the gap to it in red, and how many fell there."""
+    side, margin, below = 330, 40, 110
+    canvas = Image.new("RGB", (side + margin + 10, side + margin + below), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    bottom, width = margin + side, side / NUM_BINS
+    for i, (count, sure, right) in enumerate(zip(*(column.tolist() for column in calibration[:3]), strict=True)):
+        left = margin + i * width
+        if count:
+            heights = sorted((sure * side, right * side))
+            draw.rectangle((left, bottom - heights[1], left + width - 2, bottom - heights[0]), "#f4a6a0")
+            draw.rectangle((left, bottom - right * side, left + width - 2, bottom), "#3060c0", width=1)
+        share = count / max(int(calibration.counts.sum()), 1)
+        draw.rectangle((left, bottom + below - 30 - 55 * share, left + width - 2, bottom + below - 30), "#999999")
+    draw.line((margin, bottom, margin + side, margin), "black")
+    draw.rectangle((margin, margin, margin + side, bottom), outline="black")
+    for tick in (0, 0.5, 1):
+        draw.text((margin - 4, bottom - tick * side), f"{tick:g}", "black", font, anchor="rm")
+        draw.text((margin + tick * side, bottom + 4), f"{tick:g}", "black", font, anchor="ma")
+    draw.text((margin, 4), f"{name}: accuracy over confidence, ECE {calibration.error:.4f}", "black", font)
+    wrong = f"{calibration.wrong_above_99} of {calibration.above_99} guesses above 0.99 are wrong"
+    draw.text((margin, 20), wrong, "black", font)
+    draw.text(
+        (margin, bottom + below - 22), f"share of {int(calibration.counts.sum())} images in each bin", "black", font
+    )
+    return canvas

@@ -1,0 +1,35 @@
+"""Do a round of pseudo-labels on a finished run: its most confident predictions become labels, and training goes on."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mixmatch.command import Parser, run_command
+from mixmatch.config import override
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code, see ``run_command``."""
+
+    def body() -> None:
+        parser = Parser(
+            usage="python3 pseudo_label.py --run DIRECTORY [--to DIRECTORY] [--allow-unfinished] [key=value ...]",
+            description="Go on with a trained run, its most confident predictions as labels. "
+            "The same command again continues an unfinished round.",
+        )
+        parser.add_argument("--run", type=Path, required=True, help="run directory of the finished run")
+        parser.add_argument("--to", type=Path, help="run directory of the round (default: beside the run)")
+        parser.add_argument("--allow-unfinished", action="store_true", help="take a run that is under way")
+        options = parser.parse_intermixed_args(arguments)
+        from mixmatch.rounds import parent_config, round_path, start_round  # torch takes seconds to load
+        from mixmatch.train import train
+
+        config = override(parent_config(options.run), options.overrides)
+        path = options.to or round_path(options.run, config.pseudo_label)
+        train(start_round(options.run, path, config, options.allow_unfinished), path)
+
+    return run_command(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

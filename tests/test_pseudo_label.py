@@ -1,0 +1,389 @@
+"""Pseudo-labels: the rules on hand-made predictions, calibration, and whole rounds through pseudo_label.py."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import main
+import pseudo_label
+from mixmatch.config import PseudoLabel
+from mixmatch.data import ImageData
+from mixmatch.pseudo_label import (
+    balance,
+    calibrate,
+    describe_selection,
+    draw_reliability,
+    select,
+    threshold_table,
+    to_csv,
+)
+from mixmatch.sampling import Split
+from mixmatch.trainer import Trainer
+from tests.runs import ROOT, assert_same_run, curves, metrics, run
+
+UNIFORM = torch.full((3,), 1 / 3, dtype=torch.float64)
+PREDICTIONS = torch.tensor(
+    [
+        [0.96, 0.03, 0.01],
+        [0.95, 0.04, 0.01],  # exactly at the threshold
+        [0.94, 0.05, 0.01],
+        [0.10, 0.80, 0.10],
+        [0.10, 0.80, 0.10],  # ties with the one before
+        [0.20, 0.60, 0.20],
+    ]
+)  # class 2 is never predicted
+
+
+def chosen(select_, predictions=PREDICTIONS, prior=UNIFORM, **settings):
+    selection = select(predictions, prior, PseudoLabel(select=select_, **settings))
+    assert selection.chosen.shape == selection.labels.shape == (len(predictions),)
+    return selection.chosen.nonzero().flatten().tolist(), selection.labels.tolist()
+
+
+def test_threshold_takes_what_is_at_least_so_confident():
+    assert chosen("threshold", threshold=0.95) == ([0, 1], [0, 0, 0, 1, 1, 1])
+    assert chosen("threshold", threshold=0.5)[0] == [0, 1, 2, 3, 4, 5]
+    assert chosen("threshold", threshold=1.0)[0] == []
+
+
+def test_top_takes_the_share_of_each_predicted_class_and_ties():
+    assert chosen("top", fraction=0.1)[0] == [0, 3, 4]  # one of each class, and what ties with it
+    assert chosen("top", fraction=0.5)[0] == [0, 1, 3, 4]
+    assert chosen("top", fraction=1.0)[0] == [0, 1, 2, 3, 4, 5]
+
+
+def test_nothing_to_select_from():
+    assert chosen("none")[0] == []
+    for rule in ("none", "threshold", "top", "balanced"):
+        assert chosen(rule, torch.empty(0, 3)) == ([], [])
+
+
+@given(st.integers(2, 60), st.integers(2, 6), st.integers(0, 10**6), st.floats(0.01, 1))
+def test_the_faithful_rules_keep_to_their_definition(count, classes, seed, fraction):
+    source = torch.Generator().manual_seed(seed)
+    predictions = (torch.randint(0, 5, (count, classes), generator=source).float()).softmax(dim=1)
+    confidence, labels = predictions.max(1)
+    prior = torch.full((classes,), 1 / classes, dtype=torch.float64)
+    picked, given_labels = chosen("threshold", predictions, prior, threshold=fraction)
+    assert picked == [i for i in range(count) if confidence[i] >= fraction] and given_labels == labels.tolist()
+    picked, _ = chosen("top", predictions, prior, fraction=fraction)
+    for number in range(classes):
+        members = [i for i in range(count) if labels[i] == number]
+        taken = [i for i in members if i in picked]
+        left = [i for i in members if i not in picked]
+        if members:
+            assert len(taken) >= fraction * len(members) - 1e-9
+            assert all(confidence[i] > confidence[j] for i in taken for j in left)
+            least = [i for i in taken if confidence[i] == min(confidence[j] for j in taken)]
+            assert len(taken) - len(least) < fraction * len(members)  # without the last and its ties it were too few
+
+
+def test_balance_by_hand():
+    """A class that takes all but a little of another gives up its least certain members."""
+    predictions = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
+    half = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    assert chosen("top", predictions, half, fraction=1.0)[1] == [0, 0, 0, 0]
+    assert chosen("balanced", predictions, half, fraction=1.0)[1] == [0, 0, 1, 1]
+    # For two classes the scaled odds are the old ones times one factor.
+    table = balance(predictions, half)
+    factors = (table[:, 1] / table[:, 0]) / (predictions[:, 1] / predictions[:, 0]).double()
+    torch.testing.assert_close(factors, factors[:1].expand(4))
+
+
+@given(st.integers(10, 80), st.integers(2, 6), st.integers(0, 10**6))
+def test_balance_gives_each_class_its_share(count, classes, seed):
+    source = torch.Generator().manual_seed(seed)
+    predictions = torch.randn(count, classes, generator=source).softmax(dim=1)
+    prior = torch.rand(classes, generator=source, dtype=torch.float64) + 0.2
+    prior = prior / prior.sum()
+    table = balance(predictions, prior)
+    torch.testing.assert_close(table.sum(1), torch.ones(count, dtype=torch.float64))
+    torch.testing.assert_close(table.sum(0) / count, prior, rtol=1e-3, atol=1e-4)
+
+
+def test_the_table_of_thresholds():
+    truth = torch.tensor([0, 1, 0, -1, 1, 1])
+    table = threshold_table(PREDICTIONS, truth)
+    assert [row["generated"] for row in table] == [3, 2, 0, 0, 0]
+    assert [row["correct"] for row in table] == [2, 1, 0, 0, 0]
+    assert table[0]["precision"] == pytest.approx(200 / 3) and table[2]["precision"] is None
+    unknown = threshold_table(PREDICTIONS, torch.full((6,), -1))
+    assert all(row["correct"] is None and row["precision"] is None for row in unknown)
+
+
+def test_a_selection_is_described_with_and_without_truth():
+    selection = select(PREDICTIONS, UNIFORM, PseudoLabel(select="top", fraction=0.5))
+    entry = describe_selection(selection, torch.tensor([0, 1, 0, 1, 1, 1]), ["a", "b", "c"])
+    assert (entry["candidates"], entry["selected"], entry["correct"]) == (6, 4, 3)
+    assert entry["coverage"] == pytest.approx(400 / 6) and entry["precision"] == 75
+    assert entry["classes"]["a"] == {"selected": 2, "correct": 1, "precision": 50}
+    assert entry["classes"]["c"] == {"selected": 0, "correct": 0, "precision": None}
+    unknown = describe_selection(selection, torch.full((6,), -1), ["a", "b", "c"])
+    assert unknown["precision"] is None and unknown["classes"]["a"]["correct"] is None
+
+
+def test_csv():
+    selection = select(PREDICTIONS, UNIFORM, PseudoLabel(select="threshold"))
+    text = to_csv(torch.arange(10, 16), PREDICTIONS, selection, torch.tensor([0, 1, -1, 1, 1, 1]), ["a", "b, c", "d"])
+    rows = list(csv.DictReader(text.splitlines()))
+    assert rows[0] == {
+        "index": "10",
+        "predicted_class": "a",
+        "confidence": "0.960000",
+        "selected": "1",
+        "label": "a",
+        "true_class": "a",
+        "correct": "1",
+    }
+    assert rows[1]["correct"] == "0" and rows[1]["true_class"] == "b, c"
+    assert rows[2]["true_class"] == "" == rows[2]["correct"] and rows[2]["selected"] == "0"
+
+
+def test_calibration_by_hand():
+    predictions = torch.tensor([[0.995, 0.005], [0.995, 0.005], [0.7, 0.3], [0.4, 0.6]], dtype=torch.float64)
+    result = calibrate(predictions, torch.tensor([0, 1, 0, 1]))
+    # Bins of 1/15: the first two share the last, half right; 0.7 and 0.6 are alone in theirs, both right.
+    assert result.counts.tolist() == [0] * 8 + [1, 0, 1, 0, 0, 0, 2]
+    assert result.error == pytest.approx((2 * abs(0.5 - 0.995) + 0.3 + 0.4) / 4)
+    assert (result.wrong_above_99, result.above_99) == (1, 2)
+    assert draw_reliability("x", result).size[0] > 100
+
+
+def test_perfect_and_worst_calibration():
+    certain = torch.tensor([[1.0, 0.0]] * 5)
+    assert calibrate(certain, torch.zeros(5, dtype=torch.int64)).error == 0
+    assert calibrate(certain, torch.ones(5, dtype=torch.int64)).error == 1
+
+
+def toy_trainer(unlabeled, num_images=30):
+    images = torch.randint(0, 256, (num_images, 8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = torch.arange(num_images) % 3
+    data = ImageData("toy", ["a", "b", "c"], images, labels, None, None, flip=True)
+    config = {"model": {"depth": 10, "width": 0.5}, "train": {"batch_size": 6}}
+    split = Split("toy", "", list(range(6)), unlabeled, [])
+    return Trainer(main.load_config(None, []).model_validate(config), data, split, torch.device("cpu"))
+
+
+def test_selected_images_are_labelled_with_their_pseudo_labels_and_leave_the_unlabelled():
+    trainer = toy_trainer(list(range(30)))
+    trainer.use_pseudo_labels(torch.tensor([10, 20]), torch.tensor([2, 0]))
+    assert trainer.labeled.tolist() == [0, 1, 2, 3, 4, 5, 10, 20]
+    assert trainer.targets.tolist() == [0, 1, 2, 0, 1, 2, 2, 0]
+    assert trainer.unlabeled.tolist() == [i for i in range(30) if i not in (10, 20)]
+    for _ in range(3):
+        trainer.train_step()
+    trainer.use_pseudo_labels(torch.tensor([11]), torch.tensor([1]))  # from the original set, not on top
+    assert trainer.labeled.tolist() == [0, 1, 2, 3, 4, 5, 11]
+    assert len(trainer.unlabeled) == 29
+    trainer.train_step()
+
+
+def test_everything_selected_leaves_all_images_unlabelled_too():
+    trainer = toy_trainer(list(range(6, 30)))
+    trainer.use_pseudo_labels(torch.arange(6, 30), torch.zeros(24, dtype=torch.int64))
+    assert len(trainer.labeled) == 30 and len(trainer.unlabeled) == 24
+    trainer.train_step()
+
+
+def test_a_selection_is_part_of_the_state():
+    trainer, twin = toy_trainer(list(range(30))), toy_trainer(list(range(30)))
+    trainer.use_pseudo_labels(torch.tensor([10, 20]), torch.tensor([2, 0]))
+    trainer.train_step()
+    twin.load_state({name: value.clone() for name, value in trainer.state().items()}, 1)
+    for each in (trainer, twin):
+        each.train_step()
+    assert all(torch.equal(value, twin.state()[name]) for name, value in trainer.state().items())
+
+
+QUICK = ["model.bn_momentum=0.1", "train.ema_decay=0.9", "train.steps=30", "train.batch_size=16"]
+ROUND = [
+    "pseudo_label.steps=12",
+    "pseudo_label.refresh_every=5",
+    "pseudo_label.select=top",
+    "pseudo_label.fraction=0.3",
+]
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    path = tmp_path_factory.mktemp("parent") / "run"
+    assert run(path, *QUICK) == 0
+    return path
+
+
+def contents(path):
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and "lock" not in file.name}
+
+
+def one_round(parent, path, *overrides):
+    return pseudo_label.main(["--run", str(parent), "--to", str(path), *ROUND, *overrides])
+
+
+def test_a_round_leaves_what_it_should(parent, tmp_path, capsys):
+    before = contents(parent)
+    path = tmp_path / "round"
+    assert one_round(parent, path) == 0
+    printed = capsys.readouterr().out
+    assert "a round of pseudo-labels" in printed and "threshold  generated   correct  precision" in printed
+    assert printed.count("pseudo_label.select=top makes") == 3  # at steps 30, 35, 40
+
+    results = json.loads((path / "results.json").read_text())
+    details = results["pseudo_label"]
+    assert results["steps"] == 42 and details["start"] == 30 and details["select"] == "top"
+    last = json.loads((parent / "results.json").read_text())["test_accuracy_last"]
+    assert details["before"]["test_accuracy"] == last
+    assert [entry["step"] for entry in details["selections"]] == [30, 35, 40]
+    assert set(details["selections"][0]["calibration"]) == {"unlabeled", "validation", "test"}
+    rows = list(csv.DictReader((path / "pseudo_labels.csv").read_text().splitlines()))
+    assert len(rows) == 1327 == details["selections"][-1]["candidates"]
+    assert sum(row["selected"] == "1" for row in rows) == details["selections"][-1]["selected"] > 0
+    for name in (
+        "selection",
+        "reliability_unlabeled",
+        "reliability_validation",
+        "reliability_test",
+        "confident_mistakes",
+    ):
+        assert (path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"pseudo_labels/{name}" in curves(path)[1].Tags()["images"]
+    assert [entry["step"] for entry in metrics(path)] == [36, 42]
+    assert before == contents(parent)
+
+
+def test_the_control_is_the_parent_trained_on(parent, tmp_path):
+    assert one_round(parent, tmp_path / "control", "pseudo_label.select=none") == 0
+    assert run(tmp_path / "longer", *QUICK, "train.steps=42") == 0
+    ours, theirs = metrics(tmp_path / "control"), metrics(tmp_path / "longer")
+    # Before the round the optimiser's decay, EMA and draws are the same, so the weights are.
+    assert [entry["test_accuracy"] for entry in ours] == [e["test_accuracy"] for e in theirs if e["step"] > 30]
+    assert [entry["loss"] for entry in ours] == [e["loss"] for e in theirs if e["step"] > 30]
+
+
+def test_an_empty_selection_says_so_and_trains_on_unchanged(parent, tmp_path, capsys):
+    assert one_round(parent, tmp_path / "control", "pseudo_label.select=none") == 0
+    capsys.readouterr()
+    nothing = ["pseudo_label.select=threshold", "pseudo_label.threshold=1.0"]
+    assert one_round(parent, tmp_path / "empty", *nothing) == 0
+    assert "selects nothing: training goes on unchanged" in capsys.readouterr().out
+    assert [e["loss"] for e in metrics(tmp_path / "empty")] == [e["loss"] for e in metrics(tmp_path / "control")]
+
+
+def test_the_truth_neither_selects_nor_orders_nor_stops(parent, tmp_path, monkeypatch):
+    assert one_round(parent, tmp_path / "honest", "pseudo_label.num_views=2") == 0
+    init = Trainer.__init__
+
+    def permuted(self, config, data, split, device):
+        init(self, config, data, split, device)
+        rest = torch.ones(len(self.labels), dtype=torch.bool)
+        rest[split.labeled] = False
+        rest[split.validation] = False
+        shuffled = self.labels[rest]
+        self.labels[rest] = shuffled[torch.randperm(len(shuffled), generator=torch.Generator().manual_seed(3))]
+
+    monkeypatch.setattr(Trainer, "__init__", permuted)
+    assert one_round(parent, tmp_path / "blind", "pseudo_label.num_views=2") == 0
+    rows = [
+        list(csv.DictReader((tmp_path / p / "pseudo_labels.csv").read_text().splitlines())) for p in ("honest", "blind")
+    ]
+    columns = ("index", "predicted_class", "confidence", "selected", "label")
+    picked = [[[row[column] for column in columns] for row in each] for each in rows]
+    assert picked[0] == picked[1]
+    assert [row["true_class"] for row in rows[0]] != [row["true_class"] for row in rows[1]]
+    losses = [[entry["loss"] for entry in metrics(tmp_path / p)] for p in ("honest", "blind")]
+    assert losses[0] == losses[1]
+
+
+def test_a_round_killed_at_random_continues_to_the_same_weights(parent, tmp_path):
+    settings = [*ROUND, "pseudo_label.steps=30"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def command(to):
+        return [sys.executable, "pseudo_label.py", "--run", str(parent), "--to", str(tmp_path / to), *settings]
+
+    subprocess.run(command("whole"), cwd=ROOT, env=environment, check=True, capture_output=True)
+    chance = random.Random(1)
+    for _ in range(3):
+        process = subprocess.Popen(command("cut"), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        time.sleep(chance.uniform(0, 1))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    subprocess.run(command("cut"), cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert (tmp_path / "whole/pseudo_labels.csv").read_bytes() == (tmp_path / "cut/pseudo_labels.csv").read_bytes()
+    ours, theirs = curves(tmp_path / "whole")[0], curves(tmp_path / "cut")[0]
+    assert all(ours[tag] == theirs[tag] for tag in ours if "second" not in tag)
+
+
+def test_main_hands_over_and_again_is_finished(tmp_path, capsys):
+    arguments = [*QUICK, *ROUND, "pseudo_label.enabled=true", "pseudo_label.refresh_every=null"]
+    assert run(tmp_path / "run", *arguments) == 0
+    assert (tmp_path / "run-top-0.3" / "results.json").exists()
+    capsys.readouterr()
+    assert run(tmp_path / "run", *arguments) == 0
+    assert capsys.readouterr().out.count("is finished") == 2
+    # The round is an ordinary run: main.py goes on with it by its own config.
+    again = ["--run", str(tmp_path / "run-top-0.3"), "--config", str(tmp_path / "run-top-0.3" / "config.yml")]
+    assert main.main(again) == 0
+
+
+def test_a_round_without_truth(tmp_path, capsys):
+    from PIL import Image
+
+    for part, count in (("train/cat", 4), ("train/dog", 4), ("unlabeled", 20)):
+        (tmp_path / "photos" / part).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (8, 8), (i * 9, len(part) * 9, 50)).save(tmp_path / "photos" / part / f"{i}.png")
+    folder = ["data.dataset=folder", f"data.root={tmp_path / 'photos'}", "data.num_labeled=all", "data.image_size=8"]
+    assert run(tmp_path / "run", *QUICK, *folder, "data.num_validation=0") == 0
+    assert pseudo_label.main(["--run", str(tmp_path / "run"), *ROUND]) == 0
+    assert "  threshold  generated\n" in capsys.readouterr().out
+    path = tmp_path / "run-top-0.3"
+    rows = list(csv.DictReader((path / "pseudo_labels.csv").read_text().splitlines()))
+    assert len(rows) == 20 and all(row["true_class"] == "" for row in rows)
+    selection = json.loads((path / "results.json").read_text())["pseudo_label"]["selections"][0]
+    assert selection["precision"] is None and selection["calibration"] == {}
+
+
+def test_bad_input_is_one_line_and_exit_code_2(parent, tmp_path, capsys):
+    def refused(*arguments):
+        assert pseudo_label.main([str(argument) for argument in arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        return error
+
+    assert "is no run directory" in refused("--run", tmp_path / "nowhere")
+    assert "the following arguments are required: --run" in refused()
+    assert "must be greater than 0, got 0" in refused("--run", parent, "pseudo_label.threshold=0")
+    assert "must be less than or equal to 1, got 1.5" in refused("--run", parent, "pseudo_label.threshold=1.5")
+    assert "must be 'none', 'threshold'" in refused("--run", parent, "pseudo_label.select=best")
+
+    for name in ("unfinished", "empty", "damaged"):
+        shutil.copytree(parent, tmp_path / name)
+    (tmp_path / "unfinished" / "results.json").unlink()
+    assert "continue it first, or add --allow-unfinished" in refused("--run", tmp_path / "unfinished")
+    for path in (tmp_path / "empty" / "checkpoints").iterdir():
+        path.unlink()
+    assert "has no checkpoint" in refused("--run", tmp_path / "empty")
+    for path in (tmp_path / "damaged" / "checkpoints").iterdir():
+        path.write_bytes(b"x")
+    assert "no checkpoint is whole" in refused("--run", tmp_path / "damaged")
+
+    split = parent / "split.json"
+    shutil.copytree(parent, tmp_path / "other")
+    changed = json.loads(split.read_text()) | {"fingerprint": "of other images"}
+    (tmp_path / "other" / "split.json").write_text(json.dumps(changed))
+    assert "belongs to other images" in refused("--run", tmp_path / "other", *ROUND)
+    unfinished = ["--run", str(tmp_path / "unfinished"), "--allow-unfinished", *ROUND]
+    assert pseudo_label.main(unfinished) == 0
