@@ -120,9 +120,6 @@ class PseudoLabel(Section):
     )
     threshold: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="of select=threshold")
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="of each class, for select=top and balanced")
-    num_views: Annotated[int, Field(ge=0, le=1024)] = Field(
-        0, description="predictions are averaged over so many augmented views; 0: of the image as it is"
-    )
     steps: Count = Field(65536, description="steps of the round, after those of the run")
     refresh_every: Count | None = Field(
         None, description="steps after which to select anew from all unlabelled images; null: select once"

@@ -1,13 +1,11 @@
 """Predictions and accuracy of a network on images that stay as they are."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from mixmatch.augment import random_views, to_float
+from mixmatch.augment import to_float
 
 # Pixels of a batch: 256 images of 32x32 on the CPU, 2,048 on a GPU. Larger ones are no faster.
 BATCH_PIXELS = {"cpu": 2**18, "cuda": 2**21}
@@ -31,40 +29,13 @@ def predict(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
     Returns:
         (n, C) float32 on ``device``.
     """
-    with evaluating(model):
-        batches = images.split(_batch_size(images, device))
-        return torch.cat([model(to_float(batch.to(device))).float().softmax(dim=1) for batch in batches])
-
-
-def predict_views(
-    model: nn.Module, images: Tensor, index: Tensor, flip: bool, padding: int, num_views: int, generator: Generator
-) -> Tensor:
-    """Return class probabilities averaged over augmented views, in evaluation mode, without gradient.
-
-    Args:
-        model: is left in the mode it was in.
-        images, index, flip, padding, generator: as for ``random_views``, on the model's device.
-        num_views: of each image, at least 1.
-
-    Returns:
-        (n, C) float32.
-    """
-    with evaluating(model):
-        means = []
-        for part in index.split(_batch_size(images, images.device)):
-            views = (random_views(images, part, flip, padding, generator) for _ in range(num_views))
-            means.append(sum(model(view).float().softmax(dim=1) for view in views) / num_views)
-        return torch.cat(means)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a network in evaluation mode, without gradient, and back in the mode it was in."""
+    batch_size = max(1, BATCH_PIXELS[device.type] // (images.shape[1] * images.shape[2]))
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            yield
+            batches = images.split(batch_size)
+            return torch.cat([model(to_float(batch.to(device))).float().softmax(dim=1) for batch in batches])
     finally:
         model.train(training)
 
@@ -81,7 +52,3 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, device: torch.dev
     pairs = labels.to(device) * num_classes + probabilities.argmax(dim=1)
     confusion = pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes).cpu()
     return Evaluation(100 * confusion.trace().item() / len(labels), confusion)
-
-
-def _batch_size(images: Tensor, device: torch.device) -> int:
-    return max(1, BATCH_PIXELS[device.type] // (images.shape[1] * images.shape[2]))

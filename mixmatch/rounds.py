@@ -14,7 +14,7 @@ from torch import Tensor
 from mixmatch.board import Board
 from mixmatch.config import Config, PseudoLabel, load_config
 from mixmatch.errors import UserError
-from mixmatch.evaluate import predict, predict_views
+from mixmatch.evaluate import predict
 from mixmatch.files import write_atomically
 from mixmatch.pictures import draw_confusion, draw_grid
 from mixmatch.pseudo_label import (
@@ -27,11 +27,9 @@ from mixmatch.pseudo_label import (
     to_csv,
 )
 from mixmatch.run import Progress, RunDirectory, open_run
-from mixmatch.sampling import step_seed
 from mixmatch.trainer import Trainer
 
 MISTAKES_SHOWN = 64
-VIEWS_PURPOSE = 1  # tells the draws of a selection's views from those of the training step of the same number
 
 
 def round_path(parent: Path, settings: PseudoLabel) -> Path:
@@ -112,7 +110,7 @@ def select_labels(
     """
     config, settings, step = trainer.config, trainer.config.pseudo_label, trainer.step
     index = trainer.original_unlabeled[~torch.isin(trainer.original_unlabeled, trainer.original_labeled)]
-    probabilities = predict_candidates(trainer, index).cpu()
+    probabilities = predict(trainer.ema_model, trainer.images[index], trainer.device).cpu()
     truth, index = trainer.labels[index].cpu(), index.cpu()
     prior = trainer.labels[trainer.original_labeled].cpu().bincount(minlength=trainer.num_classes).double()
     selection = select(probabilities, prior / prior.sum(), settings)
@@ -146,16 +144,6 @@ def select_labels(
         write_atomically(run.path / f"{name}.png", encoded.getvalue())
         board.picture(f"pseudo_labels/{name}", picture, step)
     return entry, _lines(config, entry)
-
-
-def predict_candidates(trainer: Trainer, index: Tensor) -> Tensor:
-    """Return the EMA model's probabilities (n, C) of training images, averaged over views if so configured."""
-    num_views = trainer.config.pseudo_label.num_views
-    if not num_views:
-        return predict(trainer.ema_model, trainer.images[index], trainer.device)
-    generator = torch.Generator(trainer.device)
-    generator.manual_seed(step_seed(trainer.config.seed, trainer.step, VIEWS_PURPOSE))
-    return predict_views(trainer.ema_model, trainer.images, index, trainer.flip, trainer.padding, num_views, generator)
 
 
 def _draw_mistakes(

@@ -141,12 +141,11 @@ def shuffled_stream(count: int, start: int, stop: int, seed: int, stream: int) -
     return np.concatenate([np.empty(0, np.int64), *shuffles])[start - offset : stop - offset]
 
 
-def step_seed(seed: int, step: int, purpose: int = 0) -> int:
+def step_seed(seed: int, step: int) -> int:
     """Return the seed of all that training step ``step`` draws: a 64-bit hash of (seed, step).
 
     Reseeding at every step makes any step repeatable from its number, so that a resumed run, on whatever device,
     on the same
-    kind of device, goes on with the very draws it would have made. ``purpose`` tells draws at one step apart.
+    kind of device, goes on with the very draws it would have made.
     """
-    entropy = [seed, step, purpose] if purpose else [seed, step]
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])

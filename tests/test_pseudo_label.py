@@ -280,7 +280,7 @@ def test_an_empty_selection_says_so_and_trains_on_unchanged(parent, tmp_path, ca
 
 
 def test_the_truth_neither_selects_nor_orders_nor_stops(parent, tmp_path, monkeypatch):
-    assert one_round(parent, tmp_path / "honest", "pseudo_label.num_views=2") == 0
+    assert one_round(parent, tmp_path / "honest") == 0
     init = Trainer.__init__
 
     def permuted(self, config, data, split, device):
@@ -292,7 +292,7 @@ def test_the_truth_neither_selects_nor_orders_nor_stops(parent, tmp_path, monkey
         self.labels[rest] = shuffled[torch.randperm(len(shuffled), generator=torch.Generator().manual_seed(3))]
 
     monkeypatch.setattr(Trainer, "__init__", permuted)
-    assert one_round(parent, tmp_path / "blind", "pseudo_label.num_views=2") == 0
+    assert one_round(parent, tmp_path / "blind") == 0
     rows = [
         list(csv.DictReader((tmp_path / p / "pseudo_labels.csv").read_text().splitlines())) for p in ("honest", "blind")
     ]
