@@ -55,7 +55,7 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
         trainer = Trainer(config, data, split, device)
         progress = resume(run, trainer)
         settings = config.train
-        labeled_classes = _effective_classes(trainer.labels[trainer.labeled].bincount().tolist())
+        labeled_classes = _effective_classes(trainer.labels[trainer.original_labeled].bincount().tolist())
         clock = logged_at = time.monotonic()
         logged = progress.step
         with (

@@ -355,6 +355,12 @@ def test_a_round_without_truth(tmp_path, capsys):
     selection = json.loads((path / "results.json").read_text())["pseudo_label"]["selections"][0]
     assert selection["precision"] is None and selection["calibration"] == {}
 
+    finished = (path / "metrics.jsonl").read_text()
+    (path / "results.json").unlink()
+    sorted((path / "checkpoints").iterdir())[-1].unlink()
+    assert pseudo_label.main(["--run", str(tmp_path / "run"), *ROUND]) == 0
+    assert len((path / "metrics.jsonl").read_text()) == pytest.approx(len(finished), abs=20)
+
 
 def test_bad_input_is_one_line_and_exit_code_2(parent, tmp_path, capsys):
     def refused(*arguments):
