@@ -4,8 +4,22 @@ CIFAR's augmentation in the authors' code: a random horizontal flip, and a rando
 after padding by 4 pixels of reflection.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
+
+# Of strong views: two of these distortions an image, each up to so much either way.
+OPERATIONS = {
+    "rotate": math.radians(30),
+    "shear_x": 0.3,
+    "shear_y": 0.3,
+    "zoom": 0.3,
+    "brightness": 0.5,
+    "contrast": 0.5,
+}
+OPERATIONS_PER_IMAGE = 2
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -48,6 +62,40 @@ def random_views(images: Tensor, index: Tensor, flip: bool, padding: int, genera
     top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=generator, device=device)
     mirror = torch.rand(n, generator=generator, device=device) < (0.5 if flip else 0.0)
     return views(images, index, top, left, mirror, padding)
+
+
+def random_strong_views(x: Tensor, generator: Generator, cutout: bool = True) -> Tensor:
+    """Distort views strongly, each by draws of its own: two random operations, then a square cut out.
+
+    In the manner of RandAugment (arXiv:1909.13719) and Cutout (arXiv:1708.04552), for a whole batch at once: the
+    geometric operations of an image are one affine map, sampled with reflection at the edges.
+
+    Args:
+        x: (n, c, h, w) in [-1, 1], weak views.
+        generator: on the device of ``x``.
+
+    Returns:
+        (n, c, h, w) in [-1, 1].
+    """
+    n, _, height, width = x.shape
+    rank = torch.rand(n, len(OPERATIONS), generator=generator, device=x.device).argsort(dim=1)
+    amount = 2 * torch.rand(n, len(OPERATIONS), generator=generator, device=x.device) - 1
+    amount = amount * (rank < OPERATIONS_PER_IMAGE) * torch.tensor(list(OPERATIONS.values()), device=x.device)
+    angle, shear_x, shear_y, zoom, brightness, contrast = amount.unbind(dim=1)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    rotation = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+    shear = torch.stack([torch.stack([1 + zero, shear_x], 1), torch.stack([shear_y, 1 + zero], 1)], 1)
+    linear = rotation @ shear * (1 + zoom)[:, None, None]
+    grid = F.affine_grid(torch.cat([linear, torch.zeros_like(linear[:, :, :1])], 2), list(x.shape), align_corners=False)
+    x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+    x = (mean + (x - mean) * (1 + contrast)[:, None, None, None] + brightness[:, None, None, None]).clamp(-1, 1)
+    if not cutout:
+        return x
+    side, row, column = torch.rand(3, n, 1, generator=generator, device=x.device)
+    rows = (torch.arange(height, device=x.device) + 0.5 - row * height).abs() < side * height / 4
+    columns = (torch.arange(width, device=x.device) + 0.5 - column * width).abs() < side * width / 4
+    return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:

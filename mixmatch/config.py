@@ -120,6 +120,9 @@ class PseudoLabel(Section):
     )
     threshold: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="of select=threshold")
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="of each class, for select=top and balanced")
+    strong_augmentation: bool = Field(
+        False, description="train on pseudo-labelled images strongly distorted: RandAugment and Cutout in kind"
+    )
     steps: Count = Field(65536, description="steps of the round, after those of the run")
     refresh_every: Count | None = Field(
         None, description="steps after which to select anew from all unlabelled images; null: select once"
@@ -147,6 +150,12 @@ class Train(Section):
     )
     eval_every: Count = Field(1024, description="steps between evaluations")
     checkpoint_every: Count = Field(1024, description="steps between checkpoints; at most so much is ever lost")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of convolutions and the dense layer; auto: bfloat16 on GPUs that have it"
+    )
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="compile the network, and on a GPU record the whole step; auto: on a GPU"
+    )
     log_every: Count = Field(64, description="steps between points on the TensorBoard curves")
 
     @model_validator(mode="after")

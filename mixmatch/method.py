@@ -7,7 +7,6 @@ B is the batch size, K the number of views, C the number of classes.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 
@@ -161,7 +160,7 @@ class Losses(NamedTuple):
     unlabeled: Tensor
 
 
-def mixmatch_loss(model: nn.Module, mixed: Mixed, interleave: Tensor, lambda_u: float) -> Losses:
+def mixmatch_loss(model: nn.Module, mixed: Mixed, interleave: Tensor, lambda_u: Tensor) -> Losses:
     """L = L_X + lambda_U * L_U (equation 5).
 
     One pass over all (K + 1) * B examples, which BatchNorm sees as K + 1 interleaved batches, of which the
@@ -171,7 +170,7 @@ def mixmatch_loss(model: nn.Module, mixed: Mixed, interleave: Tensor, lambda_u: 
         model: called as ``model(images, num_batches, update_statistics)``.
         mixed: from ``mixmatch``.
         interleave: from ``interleave_order(B, K + 1)``.
-        lambda_u: lambda_U.
+        lambda_u: scalar tensor, so that a recorded step can be given another.
     """
     batch_size = len(mixed.guesses)
     logits = model(mixed.images[interleave], num_batches=len(mixed.images) // batch_size, update_statistics=True)
@@ -195,7 +194,7 @@ def supervised_loss(model: nn.Module, x: Tensor, p: Tensor) -> Losses:
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     """Map class numbers (n,) int64 to distributions (n, C) float32."""
-    return F.one_hot(labels, num_classes).float()
+    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
 
 
 def ramp_up(step: int, maximum: float, ramp_up_steps: int) -> float:

@@ -36,7 +36,7 @@ def round_path(parent: Path, settings: PseudoLabel) -> Path:
     """Return where a round on ``parent`` goes if nothing else is said: beside it, named after its rule."""
     detail = {"none": "control", "threshold": f"threshold-{settings.threshold:g}"}
     name = detail.get(settings.select, f"{settings.select}-{settings.fraction:g}")
-    return parent.with_name(f"{parent.name}-{name}")
+    return parent.with_name(f"{parent.name}-{name}" + "-strong" * settings.strong_augmentation)
 
 
 def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool = False) -> Config:

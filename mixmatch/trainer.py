@@ -6,11 +6,13 @@ the step number alone (see sampling.py), so the state to save is weights, optimi
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from mixmatch.augment import random_views
+from mixmatch.augment import random_strong_views, random_views
+from mixmatch.capture import capture
 from mixmatch.config import Config
 from mixmatch.data import ImageData
 from mixmatch.errors import Diverged, UserError
@@ -86,26 +88,66 @@ class Trainer:
         self.generator = torch.Generator(device)
         # Sums over steps, in the order of _mixmatch_losses and _supervised_losses; see read_statistics.
         self.totals = torch.zeros(7 + self.num_classes if config.method == "mixmatch" else 3, device=device)
+
+        # What the host gives a step; see _give_inputs.
+        self.x_index, self.x_labels, self.u_index = torch.zeros(
+            (3, config.train.batch_size), dtype=torch.int64, device=device
+        )
+        self.x_pseudo = torch.zeros(config.train.batch_size, dtype=torch.bool, device=device)
+        self.lambda_u_now, self.decay = torch.zeros(2, device=device)
         nothing = torch.empty(0, dtype=torch.int64, device=device)
         self.use_pseudo_labels(nothing, nothing)
 
+        self.precision = choose_precision(config.train.precision, device)
+        compiling = device.type == "cuda" if config.train.compile == "auto" else config.train.compile
+        self.network, self.ema_network = self.model, self.ema_model
+        if compiling:
+            self.network, self.ema_network = torch.compile(self.model), torch.compile(self.ema_model)
+        self.capturing = compiling and device.type == "cuda"
+        self._launch: Callable[[], None] | None = None  # a step's work on the device, made ready by the first one
+
     def train_step(self) -> None:
-        """Do one training step. Nothing is read back from the device."""
-        train = self.config.train
+        """Do one training step. The host only gives its inputs and launches it; nothing is read back."""
+        self._give_inputs()
+        if self._launch is None:
+            self._launch = capture(self._run_step, self.state, self.generator) if self.capturing else self._run_step
+        self._launch()
+        self.step += 1
+
+    def _give_inputs(self) -> None:
+        """Put on the device what sets this step apart: its images, its schedules, the seed of its draws."""
+        labeled = self._draw_places(len(self.labeled), LABELED_STREAM)
+        self.x_index.copy_(self.labeled[labeled])
+        self.x_labels.copy_(self.targets[labeled])
+        self.x_pseudo.copy_(labeled >= len(self.original_labeled))
+        if self.config.method == "mixmatch":
+            self.u_index.copy_(self.unlabeled[self._draw_places(len(self.unlabeled), UNLABELED_STREAM)])
+        self.lambda_u_now.fill_(self.lambda_u())
+        self.decay.fill_(1 - self.lr() * self.config.train.weight_decay)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr()
-        self._seed_draws()
-        losses, sums = self._mixmatch_losses() if self.config.method == "mixmatch" else self._supervised_losses()
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self.lr())
+            else:
+                group["lr"] = self.lr()
+        self.generator.manual_seed(step_seed(self.config.seed, self.step))
+
+    def _run_step(self) -> None:
+        """Draw views, compute the loss, update, decay, average: all on the device."""
+        with self.autocast():
+            losses, sums = self._mixmatch_losses() if self.config.method == "mixmatch" else self._supervised_losses()
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         self.optimizer.step()
         with torch.no_grad():
             # The authors' weight decay: kernels only, after the step, by a factor. Not L2 in the gradient.
-            torch._foreach_mul_(self.kernels, 1 - self.lr() * train.weight_decay)
+            torch._foreach_mul_(self.kernels, self.decay)
             averaged, current = list(self.ema_model.parameters()), list(self.model.parameters())
-            torch._foreach_lerp_(averaged, current, 1 - train.ema_decay)
+            torch._foreach_lerp_(averaged, current, 1 - self.config.train.ema_decay)
             self.totals += sums
-        self.step += 1
+
+    def autocast(self) -> torch.autocast:
+        """Return the context that convolutions and the dense layer run in: bfloat16 if so configured."""
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def use_pseudo_labels(self, index: Tensor, labels: Tensor) -> None:
         """Train on these images as labelled ones from now on, in place of those given before, and not as unlabelled.
@@ -173,8 +215,8 @@ class Trainer:
             The batch, mixed: ``images`` (n, c, h, w) in [-1, 1] and ``targets`` (n, C). With MixMatch also ``views``
             (K, B, c, h, w) and ``guesses`` (B, C).
         """
-        self._seed_draws()
-        with torch.no_grad():
+        self._give_inputs()
+        with torch.no_grad(), self.autocast():
             if self.config.method == "supervised":
                 images, targets = self._supervised_batch()
                 return {"images": images, "targets": targets}
@@ -227,17 +269,18 @@ class Trainer:
         except RuntimeError as error:
             raise ValueError(str(error).splitlines()[0]) from None
         self.step = step
+        self._launch = None  # a recorded step knows the optimiser's old tensors
 
     def _supervised_losses(self) -> tuple[Losses, Tensor]:
         """Return the losses of this step's batch, and the sums that ``read_statistics`` averages."""
-        losses = supervised_loss(self.model, *self._supervised_batch())
+        losses = supervised_loss(self.network, *self._supervised_batch())
         sums = torch.stack([torch.ones_like(losses.total), losses.total, losses.labeled])
         return losses, sums.detach()
 
     def _mixmatch_losses(self) -> tuple[Losses, Tensor]:
         """Return the losses of this step's batch, and the sums that ``read_statistics`` averages."""
         mixed, _, truth = self._mixmatch_batch()
-        losses = mixmatch_loss(self.model, mixed, self.interleave, self.lambda_u())
+        losses = mixmatch_loss(self.network, mixed, self.interleave, self.lambda_u_now)
         confidence, guess = mixed.guesses.max(dim=1)
         sums = [torch.ones_like(losses.total), *losses, confidence.mean(), (guess == truth).sum(), (truth >= 0).sum()]
         return losses, torch.cat([torch.stack(sums), one_hot(guess, self.num_classes).sum(0)]).detach()
@@ -254,19 +297,18 @@ class Trainer:
         """Draw this step's batch: mixed, the views (K, B, c, h, w), and for statistics alone the truth (B,)."""
         settings, batch_size = self.config.mixmatch, self.config.train.batch_size
         x, p = self._draw_labeled()
-        index = self.unlabeled[self._draw_places(len(self.unlabeled), UNLABELED_STREAM)]
-        u = self._draw_views(index.repeat(settings.num_views)).unflatten(0, (settings.num_views, batch_size))
+        u = self._draw_views(self.u_index.repeat(settings.num_views)).unflatten(0, (settings.num_views, batch_size))
         mixing = draw_mixing(settings.mixup, batch_size, settings.num_views, settings.alpha, self.generator)
-        guesser = self.ema_model if settings.guess_with_ema else self.model
-        return mixmatch(guesser, x, p, u, settings.temperature, mixing), u, self.labels[index]
-
-    def _seed_draws(self) -> None:
-        self.generator.manual_seed(step_seed(self.config.seed, self.step))
+        guesser = self.ema_network if settings.guess_with_ema else self.network
+        return mixmatch(guesser, x, p, u, settings.temperature, mixing), u, self.labels[self.u_index]
 
     def _draw_labeled(self) -> tuple[Tensor, Tensor]:
         """Draw one view of each image of this step's labelled batch, (B, c, h, w), and their labels, (B, C)."""
-        place = self._draw_places(len(self.labeled), LABELED_STREAM)
-        return self._draw_views(self.labeled[place]), one_hot(self.targets[place], self.num_classes)
+        x = self._draw_views(self.x_index)
+        if self.config.pseudo_label.strong_augmentation:
+            strong = random_strong_views(x, self.generator)
+            x = torch.where(self.x_pseudo[:, None, None, None], strong, x)
+        return x, one_hot(self.x_labels, self.num_classes)
 
     def _draw_views(self, index: Tensor) -> Tensor:
         return random_views(self.images, index, self.flip, self.padding, self.generator)
@@ -283,6 +325,17 @@ class Trainer:
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         train = self.config.train
+        parameters = list(self.model.parameters())
+        on_gpu = self.device.type == "cuda"
+        # On a GPU the learning rate is a tensor: a recorded step can then be given another.
+        lr = torch.tensor(train.lr, device=self.device) if on_gpu else train.lr
         if train.optimizer == "adam":
-            return torch.optim.Adam(self.model.parameters(), lr=train.lr)
-        return torch.optim.SGD(self.model.parameters(), lr=train.lr, momentum=train.momentum, nesterov=train.nesterov)
+            return torch.optim.Adam(parameters, lr=lr, fused=on_gpu, capturable=on_gpu)
+        return torch.optim.SGD(parameters, lr=lr, momentum=train.momentum, nesterov=train.nesterov, fused=on_gpu)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """Turn the config's ``train.precision`` into a type; ``auto`` is bfloat16 on GPUs that compute in it."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return torch.bfloat16 if name == "bfloat16" else torch.float32

@@ -196,3 +196,27 @@ def test_supervised_mixup_mixes_labelled_images_alone():
     shown = toy_trainer(method="supervised", supervised={"alpha": 0.5}).preview()
     assert "views" not in shown and shown["images"].shape == (5, 3, 8, 8)
     assert ((shown["targets"] > 0) & (shown["targets"] < 1)).any()
+
+
+@pytest.mark.timeout(600)
+def test_the_compiled_step_computes_what_the_plain_one_does():
+    plain, compiled = toy_trainer(), toy_trainer(train={"compile": True})
+    for _ in range(20):
+        plain.train_step()
+        compiled.train_step()
+        ours, theirs = compiled.read_statistics(), plain.read_statistics()
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+
+
+def test_bfloat16_keeps_float32_where_it_must_and_follows_it():
+    plain, half = toy_trainer(), toy_trainer(train={"precision": "bfloat16"})
+    for _ in range(20):
+        plain.train_step()
+        half.train_step()
+        assert half.read_statistics()["loss"] == pytest.approx(plain.read_statistics()["loss"], rel=0.1)
+    assert all(value.dtype in (torch.float32, torch.int64) for value in half.state().values())
+
+
+def test_auto_is_plain_float32_on_the_cpu():
+    trainer = toy_trainer()
+    assert trainer.precision == torch.float32 and trainer.network is trainer.model and not trainer.capturing

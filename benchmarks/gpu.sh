@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Everything that ten minutes on a borrowed GPU can tell, in order of worth: right? how fast? where does the rest go?
+#
+#     benchmarks/gpu.sh FOLDER [options of benchmarks/step.py]
+#
+# Writes a file for each answer to FOLDER and goes on if one fails. PYTHON names the interpreter (default python3).
+set -uo pipefail
+folder=${1:?"usage: benchmarks/gpu.sh FOLDER [options of benchmarks/step.py]"}
+shift
+cd "$(dirname "$0")/.." && mkdir -p "$folder"
+python=${PYTHON:-python3}
+
+answer() { # NAME SECONDS COMMAND...
+    local name=$1 seconds=$2
+    shift 2
+    echo "== $name: $*"
+    timeout "$seconds" "$@" 2>&1 | tee "$folder/$name.txt"
+    echo "exit code ${PIPESTATUS[0]}" | tee -a "$folder/$name.txt"
+}
+
+{ date -u; git rev-parse HEAD; "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'; } | tee "$folder/what.txt"
+answer correctness 180 "$python" -m pytest tests/test_gpu.py -n 0 -v
+answer speed 240 "$python" benchmarks/step.py "$@"
+answer profile 90 "$python" benchmarks/profile_step.py "$@"

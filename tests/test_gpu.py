@@ -1,0 +1,103 @@
+"""The fast step on a GPU against the plain one. Skipped without a GPU; benchmarks/gpu.sh runs it on one."""
+
+import pytest
+import torch
+
+from mixmatch.capture import capture
+from mixmatch.config import Config
+from mixmatch.sampling import Split
+from mixmatch.trainer import Trainer
+from tests.test_step import toy_data
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def gpu_trainer(compile_, precision="float32", **train):
+    settings = {
+        "model": {"depth": 10, "width": 1},
+        "train": {"batch_size": 16, "compile": compile_, "precision": precision} | train,
+    }
+    split = Split("toy", "", list(range(9)), list(range(30)), list(range(30, 40)))
+    return Trainer(Config.model_validate(settings), toy_data(), split, torch.device("cuda"))
+
+
+def losses(trainer, steps):
+    values = []
+    for _ in range(steps):
+        trainer.train_step()
+        values.append(trainer.read_statistics()["loss"])
+    return torch.tensor(values)
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    """Full float32 and one choice of convolutions: what differs then is the order of sums alone."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = True, False
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_the_captured_step_computes_what_the_plain_one_does(optimizer):
+    settings = {"optimizer": optimizer, "lr_decay_steps": [50]}
+    plain, fast = gpu_trainer(False, **settings), gpu_trainer(True, **settings)
+    assert fast.capturing and not plain.capturing
+    a, b = losses(plain, 100), losses(fast, 100)
+    # The same draws; sums in another order. 100 steps of Adam amplify that: tight at first, looser at the end.
+    torch.testing.assert_close(a[:5], b[:5], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.timeout(600)
+def test_bfloat16_follows_float32():
+    torch.testing.assert_close(
+        losses(gpu_trainer(False), 50), losses(gpu_trainer(True, "bfloat16"), 50), rtol=0.1, atol=0.1
+    )
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("compile_", [False, True])
+def test_a_step_never_waits_for_the_device(compile_):
+    trainer = gpu_trainer(compile_)
+    for _ in range(3):
+        trainer.train_step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(20):
+            trainer.train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_recording_changes_nothing():
+    trainer = gpu_trainer(False)
+    before = {name: value.clone() for name, value in trainer.state().items()}
+    trainer._give_inputs()
+    capture(trainer._run_step, trainer.state, trainer.generator)
+    for name, value in trainer.state().items():
+        assert torch.equal(value, before.get(name, torch.zeros_like(value))), name
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("compile_", [False, True])
+def test_a_resumed_run_makes_the_same_draws(compile_):
+    trainer, twin = gpu_trainer(compile_), gpu_trainer(compile_)
+    for _ in range(5):
+        trainer.train_step()
+    twin.load_state({name: value.cpu().clone() for name, value in trainer.state().items()}, 5)
+    ours, theirs = trainer.preview(), twin.preview()
+    assert torch.equal(ours["views"], theirs["views"])
+    torch.testing.assert_close(ours["images"], theirs["images"])
+    torch.testing.assert_close(losses(trainer, 5), losses(twin, 5), rtol=1e-4, atol=1e-4)
+
+
+def test_a_gpu_checkpoint_goes_on_on_the_cpu():
+    trainer = gpu_trainer(False)
+    losses(trainer, 3)
+    config = trainer.config
+    split = Split("toy", "", list(range(9)), list(range(30)), list(range(30, 40)))
+    twin = Trainer(config, toy_data(), split, torch.device("cpu"))
+    twin.load_state({name: value.cpu() for name, value in trainer.state().items()}, 3)
+    assert losses(twin, 2).isfinite().all()
