@@ -1,6 +1,6 @@
 """Rounds of pseudo-labels against the control: the same checkpoint trained on as long with nothing selected.
 
-    python3 benchmarks/pseudo_labels.py                    # digits, 20 labels, seeds 1 to 10: the README's table
+    python3 benchmarks/pseudo_labels.py                    # digits, 20 labels, seeds 1 to 20: the README's table
     python3 benchmarks/pseudo_labels.py --seeds 1 2 3 --config configs/cifar10-4000.yml
 
 For every seed a run is trained, and from its last checkpoint a round with each rule. Run directories go to --runs;
@@ -31,6 +31,7 @@ RULES = {
     "top 50%": ["select=top", "fraction=0.5"],
     "balanced 50%": ["select=balanced", "fraction=0.5"],
     "balanced 100%": ["select=balanced", "fraction=1.0"],
+    "balanced 100%, strong views": ["select=balanced", "fraction=1.0", "strong_augmentation=true"],
 }
 DIGITS = ["data.num_labeled=20", "pseudo_label.steps=400"]
 
@@ -45,7 +46,7 @@ def compare() -> None:
     usage = "python3 benchmarks/pseudo_labels.py [--config FILE] [--seeds N ...] [--runs DIRECTORY] [key=value ...]"
     parser = Parser(usage, __doc__)
     parser.add_argument("--config", type=Path, help="of the runs (default: digits with 20 labels)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(1, 11)))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(1, 21)))
     parser.add_argument("--runs", type=Path, default=Path("runs/pseudo-label-benchmark"), help="where the runs go")
     options = parser.parse_intermixed_args()
     defaults = [] if options.config else DIGITS

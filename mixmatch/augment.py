@@ -80,8 +80,10 @@ def random_strong_views(x: Tensor, generator: Generator, cutout: bool = True) ->
     n, _, height, width = x.shape
     rank = torch.rand(n, len(OPERATIONS), generator=generator, device=x.device).argsort(dim=1)
     amount = 2 * torch.rand(n, len(OPERATIONS), generator=generator, device=x.device) - 1
-    amount = amount * (rank < OPERATIONS_PER_IMAGE) * torch.tensor(list(OPERATIONS.values()), device=x.device)
-    angle, shear_x, shear_y, zoom, brightness, contrast = amount.unbind(dim=1)
+    amounts = (amount * (rank < OPERATIONS_PER_IMAGE)).unbind(dim=1)
+    angle, shear_x, shear_y, zoom, brightness, contrast = (
+        share * most for share, most in zip(amounts, OPERATIONS.values(), strict=True)
+    )
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     rotation = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
     shear = torch.stack([torch.stack([1 + zero, shear_x], 1), torch.stack([shear_y, 1 + zero], 1)], 1)

@@ -22,6 +22,7 @@ def capture(
         state: returns, by name, every tensor that a step changes. Those that the first step creates start at zero.
         generator: of the step's random numbers, on the same device.
     """
+    seed, offset = generator.initial_seed(), generator.get_offset()
     before = {name: value.clone() for name, value in state().items()}
     stream = torch.cuda.Stream(generator.device)
     stream.wait_stream(torch.cuda.current_stream(generator.device))
@@ -34,7 +35,6 @@ def capture(
             value.copy_(before[name]) if name in before else value.zero_()
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(generator)
-    seed, offset = generator.initial_seed(), generator.get_offset()
     with torch.cuda.graph(graph):
         step()
     generator.manual_seed(seed)

@@ -147,7 +147,9 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """Return the context that convolutions and the dense layer run in: bfloat16 if so configured."""
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+        # No cache of cast weights: one filled while guessing, without gradient, could serve the pass that needs it.
+        enabled = self.precision != torch.float32
+        return torch.autocast(self.device.type, self.precision, enabled=enabled, cache_enabled=False)
 
     def use_pseudo_labels(self, index: Tensor, labels: Tensor) -> None:
         """Train on these images as labelled ones from now on, in place of those given before, and not as unlabelled.

@@ -69,11 +69,14 @@ def assert_same_curves(a, b):
             assert ours[tag] == theirs[tag], tag
 
 
-def test_sigkill_at_random_and_in_the_checkpoint_write(whole, tmp_path):
+def test_sigkill_at_random_and_in_the_checkpoint_write(tmp_path):
+    settings = ["train.steps=200", "train.eval_every=20"]  # more than five kills can let pass
+    whole = tmp_path / "whole"
+    assert finish(whole, *settings)[0] == 0
     path, chance = tmp_path / "run", random.Random(0)
     torn = 0
     for aimed in (False, True, False, True, True):
-        process = start(path, "train.steps=40")
+        process = start(path, *settings)
         process.stdout.readline()  # the run is set up
         time.sleep(chance.uniform(0, 0.1))
         while aimed and process.poll() is None:
@@ -84,7 +87,7 @@ def test_sigkill_at_random_and_in_the_checkpoint_write(whole, tmp_path):
         assert process.returncode == -signal.SIGKILL
         torn += bool(list(path.rglob("*.tmp")))
     assert torn, "no kill fell into a write"
-    assert finish(path, "train.steps=40")[0] == 0
+    assert finish(path, *settings)[0] == 0
     assert_same_run(whole, path)
     assert_same_curves(whole, path)
     assert not list(path.rglob("*.tmp"))

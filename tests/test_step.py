@@ -217,6 +217,14 @@ def test_bfloat16_keeps_float32_where_it_must_and_follows_it():
     assert all(value.dtype in (torch.float32, torch.int64) for value in half.state().values())
 
 
+def test_bfloat16_gradients_reach_every_weight():
+    plain, half = toy_trainer(), toy_trainer(train={"precision": "bfloat16"})
+    plain.train_step()
+    half.train_step()
+    for (name, ours), theirs in zip(half.model.named_parameters(), plain.model.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).norm() < 0.4 * theirs.grad.norm(), name
+
+
 def test_auto_is_plain_float32_on_the_cpu():
     trainer = toy_trainer()
     assert trainer.precision == torch.float32 and trainer.network is trainer.model and not trainer.capturing
