@@ -6,6 +6,9 @@ from pathlib import Path
 
 from mixmatch.command import Parser, run_command
 from mixmatch.config import override
+from mixmatch.errors import UserError
+
+MAY_CHANGE = ("device", "data.root", "train.eval_every", "train.checkpoint_every", "train.log_every")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from mixmatch.rounds import parent_config, round_path, start_round  # torch takes seconds to load
         from mixmatch.train import train
 
+        for text in options.overrides:
+            key = text.partition("=")[0]
+            if not key.startswith("pseudo_label.") and key not in MAY_CHANGE:
+                raise UserError(
+                    f"{key}: belongs to the run; a round can change pseudo_label.*, {', '.join(MAY_CHANGE)}"
+                )
         config = override(parent_config(options.run), options.overrides)
         path = options.to or round_path(options.run, config.pseudo_label)
         train(start_round(options.run, path, config, options.allow_unfinished), path)

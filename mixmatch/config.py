@@ -283,14 +283,15 @@ def to_yaml(config: Config) -> str:
 def differing_keys(a: Config, b: Config) -> list[str]:
     """Return, as ``key (value in a, value in b)``, the keys in which two configs describe different runs.
 
-    ``device`` and ``data.root`` are left out: a run may go on elsewhere, and its split knows the images.
+    ``device`` and ``data.root`` are left out: a run may go on elsewhere, and its split knows the images. So is
+    ``pseudo_label``, which matters to rounds alone.
     """
     pairs = ((key, _value(a, key), _value(b, key)) for key, _ in list_keys())
-    return [
-        f"{key} ({_brief(x)} there, {_brief(y)} now)"
-        for key, x, y in pairs
-        if x != y and key not in ("device", "data.root")
-    ]
+    return [f"{key} ({_brief(x)} there, {_brief(y)} now)" for key, x, y in pairs if x != y and not _may_change(key)]
+
+
+def _may_change(key: str) -> bool:
+    return key in ("device", "data.root") or key.startswith("pseudo_label.")
 
 
 def _value(config: Config, key: str) -> Any:

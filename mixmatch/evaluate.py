@@ -18,23 +18,24 @@ class Evaluation(NamedTuple):
     confusion: Tensor  # (C, C) int64 on the CPU, rows the true class, columns the predicted
 
 
-def predict(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+def predict(model: nn.Module, images: Tensor, device: torch.device, index: Tensor | None = None) -> Tensor:
     """Return class probabilities, in evaluation mode (BatchNorm by its running statistics), without gradient.
 
     Args:
         model: is left in the mode it was in.
         images: (n, h, w, c) uint8, on any device.
         device: the model's.
+        index: (m,) int64, which of the images; all by default.
 
     Returns:
-        (n, C) float32 on ``device``.
+        (n, C), or (m, C), float32 on ``device``.
     """
     batch_size = max(1, BATCH_PIXELS[device.type] // (images.shape[1] * images.shape[2]))
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            batches = images.split(batch_size)
+            batches = images.split(batch_size) if index is None else (images[i] for i in index.split(batch_size))
             return torch.cat([model(to_float(batch.to(device))).float().softmax(dim=1) for batch in batches])
     finally:
         model.train(training)

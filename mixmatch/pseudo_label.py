@@ -67,7 +67,7 @@ def balance(probabilities: Tensor, prior: Tensor) -> Tensor:
     """Scale rows and columns of (n, C) probabilities until each row sums to 1 and column c to n * ``prior[c]``."""
     table = probabilities.double().clamp_min(1e-12)
     for _ in range(SINKHORN_STEPS):
-        table = table * (len(table) * prior / table.sum(dim=0))
+        table = table * (len(table) * prior / table.sum(dim=0).clamp_min(1e-300))
         table = table / table.sum(dim=1, keepdim=True)
     return table
 

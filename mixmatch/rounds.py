@@ -35,6 +35,8 @@ MISTAKES_SHOWN = 64
 def round_path(parent: Path, settings: PseudoLabel) -> Path:
     """Return where a round on ``parent`` goes if nothing else is said: beside it, named after its rule."""
     detail = {"none": "control", "threshold": f"threshold-{settings.threshold:g}"}
+    if parent.name in ("", ".."):
+        parent = parent.resolve()
     name = detail.get(settings.select, f"{settings.select}-{settings.fraction:g}")
     return parent.with_name(f"{parent.name}-{name}" + "-strong" * settings.strong_augmentation)
 
@@ -54,6 +56,9 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
     Raises:
         UserError: if the parent has no usable checkpoint, or is not finished, or the round cannot be written.
     """
+    begun = RunDirectory(path).load_newest()
+    if begun is not None:  # it needs its parent no more, whatever became of that
+        return _config_of_round(config, begun[1].start)
     run = RunDirectory(parent)
     if run.read_results() is None and not allow_unfinished:
         raise UserError(f"{parent}: is no finished run; continue it first, or add --allow-unfinished")
@@ -61,22 +66,23 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
     if saved is None:
         raise UserError(f"{parent}: has no checkpoint; train it first with main.py --run {parent}")
     state, progress = saved
-    steps = progress.step + config.pseudo_label.steps
-    config = config.model_copy(
+    config = _config_of_round(config, progress.step)
+    with open_run(path, config) as child:
+        try:
+            write_atomically(child.split_file, run.split_file.read_bytes())
+        except OSError as error:
+            raise UserError(f"{run.split_file}: cannot be read ({error.strerror})") from None
+        child.save(state, Progress(step=progress.step, start=progress.step, environment=progress.environment))
+    return config
+
+
+def _config_of_round(config: Config, start: int) -> Config:
+    return config.model_copy(
         update={
-            "train": config.train.model_copy(update={"steps": steps}),
+            "train": config.train.model_copy(update={"steps": start + config.pseudo_label.steps}),
             "pseudo_label": config.pseudo_label.model_copy(update={"enabled": False}),
         }
     )
-    with open_run(path, config) as child:
-        if child.load_newest() is None:
-            try:
-                write_atomically(child.split_file, run.split_file.read_bytes())
-            except OSError as error:
-                raise UserError(f"{run.split_file}: cannot be read ({error.strerror})") from None
-            start = progress.step
-            child.save(state, Progress(step=start, start=start, environment=progress.environment))
-    return config
 
 
 def parent_config(parent: Path) -> Config:
@@ -110,7 +116,7 @@ def select_labels(
     """
     config, settings, step = trainer.config, trainer.config.pseudo_label, trainer.step
     index = trainer.original_unlabeled[~torch.isin(trainer.original_unlabeled, trainer.original_labeled)]
-    probabilities = predict(trainer.ema_model, trainer.images[index], trainer.device).cpu()
+    probabilities = predict(trainer.ema_model, trainer.images, trainer.device, index).cpu()
     truth, index = trainer.labels[index].cpu(), index.cpu()
     prior = trainer.labels[trainer.original_labeled].cpu().bincount(minlength=trainer.num_classes).double()
     selection = select(probabilities, prior / prior.sum(), settings)

@@ -64,6 +64,8 @@ class Progress:
 class RunDirectory:
     """Reads and writes the files of one run. Make it with ``open_run``."""
 
+    config: Config  # as stored; set by open_run
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
@@ -124,9 +126,8 @@ class RunDirectory:
                 print(f"warning: {'; '.join(damaged)}: going on from step {step}, the newest that is whole")
             return state, progress
         if damaged:
-            raise UserError(
-                f"{self.checkpoints}: no checkpoint is whole ({'; '.join(damaged)}); restore one, or use another --run"
-            )
+            which = "; ".join(damaged)
+            raise UserError(f"{self.checkpoints}: no checkpoint is whole ({which}); restore one, or use another --run")
         return None
 
     def _checkpoint(self, step: int) -> Path:
@@ -153,17 +154,20 @@ def open_run(path: Path, config: Config) -> Iterator[RunDirectory]:
             lock.acquire(timeout=0)
         except Timeout:
             who = owner.read_text() if owner.exists() else "another process"
-            raise UserError(f"{path}: is in use by {who}; wait for it, or use another --run") from None
+            raise UserError(f"{path}: is in use by {who}; wait for it, or use another run directory") from None
     try:
         for leftover in (*path.glob(".*.tmp"), *run.checkpoints.glob(".*.tmp")):
             leftover.unlink(missing_ok=True)  # of a write that was killed
         write_atomically(owner, f"process {os.getpid()} on {socket.gethostname()}".encode())
         stored = path / "config.yml"
         if stored.exists():
-            differing = differing_keys(load_config(stored), config)
+            run.config = load_config(stored)
+            differing = differing_keys(run.config, config)
             if differing:
-                raise UserError(f"{path}: holds a run of another config: {', '.join(differing)}; use another --run")
+                what = ", ".join(differing)
+                raise UserError(f"{path}: holds a run of another config: {what}; use another run directory")
         else:
+            run.config = config
             write_atomically(stored, to_yaml(config).encode())
         yield run
     finally:

@@ -47,6 +47,7 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
     with open_run(path, config) as run, explain_memory(config, device):
         results = run.read_results()
         if results is not None:
+            check_round(run, config, is_round="pseudo_label" in results)
             console.say(f"{path} is finished: {summarise(results)}")
             return results
 
@@ -54,6 +55,7 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
         split = prepare_split(run, config, data)
         trainer = Trainer(config, data, split, device)
         progress = resume(run, trainer)
+        check_round(run, config, is_round=bool(progress.start))
         settings = config.train
         labeled_classes = _effective_classes(trainer.labels[trainer.original_labeled].bincount().tolist())
         clock = logged_at = time.monotonic()
@@ -133,6 +135,16 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
         return results
 
 
+def check_round(run: RunDirectory, config: Config, is_round: bool) -> None:
+    """Refuse to go on with a round of pseudo-labels under other settings; to other runs they don't matter.
+
+    Raises:
+        UserError: if it is one.
+    """
+    if is_round and run.config.pseudo_label != config.pseudo_label:
+        raise UserError(f"{run.path}: holds a round with other pseudo_label settings; use another run directory")
+
+
 def resume(run: RunDirectory, trainer: Trainer) -> Progress:
     """Bring ``trainer`` to the newest checkpoint, if there is one, and return the progress saved with it.
 
@@ -185,6 +197,8 @@ def choose_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device: {name} is not there ({torch.cuda.device_count()} GPUs found); use auto or cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # streams and graphs are made on the current one
     return device
 
 

@@ -102,7 +102,9 @@ class Trainer:
         compiling = device.type == "cuda" if config.train.compile == "auto" else config.train.compile
         self.network, self.ema_network = self.model, self.ema_model
         if compiling:
-            self.network, self.ema_network = torch.compile(self.model), torch.compile(self.ema_model)
+            self.network, self.ema_network = (
+                torch.compile(network, dynamic=False) for network in (self.model, self.ema_model)
+            )
         self.capturing = compiling and device.type == "cuda"
         self._launch: Callable[[], None] | None = None  # a step's work on the device, made ready by the first one
 
@@ -308,7 +310,8 @@ class Trainer:
         """Draw one view of each image of this step's labelled batch, (B, c, h, w), and their labels, (B, C)."""
         x = self._draw_views(self.x_index)
         if self.config.pseudo_label.strong_augmentation:
-            strong = random_strong_views(x, self.generator)
+            with torch.autocast(self.device.type, enabled=False):
+                strong = random_strong_views(x, self.generator)
             x = torch.where(self.x_pseudo[:, None, None, None], strong, x)
         return x, one_hot(self.x_labels, self.num_classes)
 
@@ -339,5 +342,9 @@ class Trainer:
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Turn the config's ``train.precision`` into a type; ``auto`` is bfloat16 on GPUs that compute in it."""
     if name == "auto":
-        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        name = (
+            "bfloat16"
+            if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            else "float32"
+        )
     return torch.bfloat16 if name == "bfloat16" else torch.float32

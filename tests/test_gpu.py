@@ -9,7 +9,10 @@ from mixmatch.sampling import Split
 from mixmatch.trainer import Trainer
 from tests.test_step import toy_data
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.filterwarnings("default"),  # set_sync_debug_mode warns that it is there, compilers of this and that
+]
 
 
 def gpu_trainer(compile_, precision="float32", **train):
@@ -63,8 +66,8 @@ def test_a_step_never_waits_for_the_device(compile_):
     trainer = gpu_trainer(compile_)
     for _ in range(3):
         trainer.train_step()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for _ in range(20):
             trainer.train_step()
     finally:

@@ -365,8 +365,8 @@ def test_a_round_without_truth(tmp_path, capsys):
 def test_bad_input_is_one_line_and_exit_code_2(parent, tmp_path, capsys):
     def refused(*arguments):
         assert pseudo_label.main([str(argument) for argument in arguments]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1
+        (error,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+        assert error.startswith("error: ")
         return error
 
     assert "is no run directory" in refused("--run", tmp_path / "nowhere")
@@ -391,5 +391,32 @@ def test_bad_input_is_one_line_and_exit_code_2(parent, tmp_path, capsys):
     changed = json.loads(split.read_text()) | {"fingerprint": "of other images"}
     (tmp_path / "other" / "split.json").write_text(json.dumps(changed))
     assert "belongs to other images" in refused("--run", tmp_path / "other", *ROUND)
+    assert "model.width: belongs to the run" in refused("--run", parent, "model.width=1")
+    assert "train.steps: belongs to the run" in refused("--run", parent, "train.steps=99")
     unfinished = ["--run", str(tmp_path / "unfinished"), "--allow-unfinished", *ROUND]
     assert pseudo_label.main(unfinished) == 0
+    # The round is a run of its own now: it finishes though its parent goes on, or is gone.
+    path = tmp_path / "unfinished-top-0.3"
+    (path / "results.json").unlink()
+    shutil.rmtree(tmp_path / "unfinished" / "checkpoints")
+    assert pseudo_label.main(unfinished) == 0
+    assert "other pseudo_label settings" in refused(*unfinished, "--to", path, "pseudo_label.fraction=0.4")
+
+
+def test_a_run_can_be_named_from_inside(parent, tmp_path, monkeypatch):
+    shutil.copytree(parent, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    assert pseudo_label.main(["--run", ".", *ROUND]) == 0
+    assert (tmp_path / "run-top-0.3" / "results.json").exists()
+
+
+def test_a_round_can_be_asked_for_later(tmp_path):
+    arguments = [*QUICK, *ROUND]
+    assert run(tmp_path / "run", *arguments) == 0
+    assert run(tmp_path / "run", *arguments, "pseudo_label.enabled=true") == 0
+    assert run(tmp_path / "run", *QUICK) == 0
+
+
+def test_a_class_without_a_label_gets_no_share():
+    table = balance(PREDICTIONS, torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64))
+    assert table.isfinite().all() and (table[:, 2] == 0).all()
