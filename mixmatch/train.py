@@ -96,7 +96,9 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
                     values["steps_per_second"] = (step - logged) / (time.monotonic() - logged_at)
                     logged = step
                     board.scalars(values, step)
-                    console.advance(step, f"loss {values['loss']:.3f}")
+                    console.advance(
+                        step, ", ".join([f"loss {values['loss']:.3f}", *_accuracies(progress.history[-1:])])
+                    )
 
                 if evaluating:
                     trainer.check_finite()
@@ -323,11 +325,19 @@ def _collapse_warning(entry: dict[str, Any], classes: list[str]) -> str:
     )
 
 
+def _accuracies(entries: list[dict[str, Any]]) -> list[str]:
+    """Return ``test accuracy 96.25%`` and the like, for each set that an evaluation was made on."""
+    names = ("validation", "test")
+    return [
+        f"{name} accuracy {entry[f'{name}_accuracy']:.2f}%"
+        for entry in entries
+        for name in names
+        if entry[f"{name}_accuracy"] is not None
+    ]
+
+
 def _line(entry: dict[str, Any], steps: int) -> str:
-    parts = [f"step {entry['step']} of {steps}", f"loss {entry['loss']:.3f}"]
-    for name in ("validation", "test"):
-        if entry[f"{name}_accuracy"] is not None:
-            parts.append(f"{name} accuracy {entry[f'{name}_accuracy']:.2f}%")
+    parts = [f"step {entry['step']} of {steps}", f"loss {entry['loss']:.3f}", *_accuracies([entry])]
     return ", ".join([*parts, f"{entry['steps_per_second']:.1f} steps/s"])
 
 
