@@ -64,11 +64,8 @@ def random_views(images: Tensor, index: Tensor, flip: bool, padding: int, genera
     return views(images, index, top, left, mirror, padding)
 
 
-def random_strong_views(x: Tensor, generator: Generator, cutout: bool = True) -> Tensor:
-    """Distort views strongly, each by draws of its own: two random operations, then a square cut out.
-
-    In the manner of RandAugment (arXiv:1909.13719) and Cutout (arXiv:1708.04552), for a whole batch at once: the
-    geometric operations of an image are one affine map, sampled with reflection at the edges.
+def random_strong_views(x: Tensor, generator: Generator) -> Tensor:
+    """Distort views strongly, each by draws of its own, in the manner of RandAugment and Cutout.
 
     Args:
         x: (n, c, h, w) in [-1, 1], weak views.
@@ -77,7 +74,16 @@ def random_strong_views(x: Tensor, generator: Generator, cutout: bool = True) ->
     Returns:
         (n, c, h, w) in [-1, 1].
     """
-    n, _, height, width = x.shape
+    return random_cutout(random_distortions(x, generator), generator)
+
+
+def random_distortions(x: Tensor, generator: Generator) -> Tensor:
+    """Apply two random operations to each view, as RandAugment does (arXiv:1909.13719), to a whole batch at once.
+
+    The geometric operations of an image are one affine map, sampled with reflection at the edges. Arguments and
+    result as for ``random_strong_views``.
+    """
+    n = len(x)
     rank = torch.rand(n, len(OPERATIONS), generator=generator, device=x.device).argsort(dim=1)
     amount = 2 * torch.rand(n, len(OPERATIONS), generator=generator, device=x.device) - 1
     amounts = (amount * (rank < OPERATIONS_PER_IMAGE)).unbind(dim=1)
@@ -91,9 +97,15 @@ def random_strong_views(x: Tensor, generator: Generator, cutout: bool = True) ->
     grid = F.affine_grid(torch.cat([linear, torch.zeros_like(linear[:, :, :1])], 2), list(x.shape), align_corners=False)
     x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
-    x = (mean + (x - mean) * (1 + contrast)[:, None, None, None] + brightness[:, None, None, None]).clamp(-1, 1)
-    if not cutout:
-        return x
+    return (mean + (x - mean) * (1 + contrast)[:, None, None, None] + brightness[:, None, None, None]).clamp(-1, 1)
+
+
+def random_cutout(x: Tensor, generator: Generator) -> Tensor:
+    """Blank a square of each view, of up to half its side, anywhere (Cutout, arXiv:1708.04552).
+
+    Arguments and result as for ``random_strong_views``.
+    """
+    n, _, height, width = x.shape
     side, row, column = torch.rand(3, n, 1, generator=generator, device=x.device)
     rows = (torch.arange(height, device=x.device) + 0.5 - row * height).abs() < side * height / 4
     columns = (torch.arange(width, device=x.device) + 0.5 - column * width).abs() < side * width / 4

@@ -1,6 +1,5 @@
 """What TensorBoard shows of a run: curves and pictures, under the names that metrics.jsonl uses."""
 
-import io
 import os
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
 from mixmatch.files import explain_os_errors
-from mixmatch.pictures import describe, draw_confusion, draw_grid
+from mixmatch.pictures import describe, draw_confusion, draw_grid, to_png
 
 GROUPS = {
     "train": ["loss", "loss_labeled", "loss_unlabeled", "lambda_u", "lr", "steps_per_second"],
@@ -83,10 +82,8 @@ class Board:
 
     def picture(self, tag: str, picture: Image.Image, step: int) -> None:
         """Show a picture under ``tag``."""
-        encoded = io.BytesIO()
-        picture.save(encoded, "PNG")
         image = Summary.Image(
-            height=picture.height, width=picture.width, colorspace=3, encoded_image_string=encoded.getvalue()
+            height=picture.height, width=picture.width, colorspace=3, encoded_image_string=to_png(picture)
         )
         self._add([Summary.Value(tag=tag, image=image)], step)
 

@@ -49,7 +49,11 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, device: torch.dev
         labels: (n,) int64, the true classes.
     """
     probabilities = predict(model, images, device)
-    num_classes = probabilities.shape[1]
-    pairs = labels.to(device) * num_classes + probabilities.argmax(dim=1)
-    confusion = pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes).cpu()
+    confusion = confusion_matrix(labels.to(device), probabilities.argmax(dim=1), probabilities.shape[1]).cpu()
     return Evaluation(100 * confusion.trace().item() / len(labels), confusion)
+
+
+def confusion_matrix(truth: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
+    """Count pairs of true and predicted class, both (n,) int64: (C, C), the true class in rows."""
+    pairs = truth * num_classes + predicted
+    return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes)

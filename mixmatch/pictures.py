@@ -1,5 +1,6 @@
 """Pictures of images, distributions and matrices, drawn with Pillow in milliseconds."""
 
+import io
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -7,6 +8,13 @@ from torch import Tensor
 
 TILE = 72  # pixels of an image's side in a picture, at least
 CAPTION = 28  # pixels below it, for two lines
+
+
+def to_png(picture: Image.Image) -> bytes:
+    """Return the contents of a PNG file."""
+    encoded = io.BytesIO()
+    picture.save(encoded, "PNG")
+    return encoded.getvalue()
 
 
 def draw_grid(images: Tensor, captions: Sequence[str], columns: int) -> Image.Image:

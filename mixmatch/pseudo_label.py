@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mixmatch.config import PseudoLabel
+from mixmatch.evaluate import confusion_matrix
 
 THRESHOLDS = (0.9, 0.95, 0.97, 0.99, 0.999)
 NUM_BINS = 15
@@ -139,8 +140,7 @@ def _precision(chosen: Tensor, labels: Tensor, truth: Tensor) -> dict[str, float
 def confusion(selection: Selection, truth: Tensor, num_classes: int) -> Tensor:
     """Return the (C, C) counts of true class (rows) and label (columns) among selected images of known truth."""
     known = selection.chosen & (truth >= 0)
-    pairs = truth[known] * num_classes + selection.labels[known]
-    return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+    return confusion_matrix(truth[known], selection.labels[known], num_classes)
 
 
 def to_csv(index: Tensor, probabilities: Tensor, selection: Selection, truth: Tensor, classes: Sequence[str]) -> str:

@@ -3,7 +3,6 @@
 A round is an ordinary run whose first checkpoint is another run's last: same files, same resume.
 """
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mixmatch.augment import to_float
 from mixmatch.board import Board
 from mixmatch.config import Config, PseudoLabel, load_config
 from mixmatch.errors import UserError
 from mixmatch.evaluate import predict
 from mixmatch.files import write_atomically
-from mixmatch.pictures import draw_confusion, draw_grid
+from mixmatch.pictures import draw_confusion, draw_grid, to_png
 from mixmatch.pseudo_label import (
     calibrate,
     confusion,
@@ -114,7 +114,7 @@ def select_labels(
     Returns:
         An entry for results.json, and lines for a person.
     """
-    config, settings, step = trainer.config, trainer.config.pseudo_label, trainer.step
+    settings, step = trainer.config.pseudo_label, trainer.step
     index = trainer.original_unlabeled[~torch.isin(trainer.original_unlabeled, trainer.original_labeled)]
     probabilities = predict(trainer.ema_model, trainer.images, trainer.device, index).cpu()
     truth, index = trainer.labels[index].cpu(), index.cpu()
@@ -145,11 +145,9 @@ def select_labels(
     if mistakes is not None:
         pictures["confident_mistakes"] = mistakes
     for name, picture in pictures.items():
-        encoded = io.BytesIO()
-        picture.save(encoded, "PNG")
-        write_atomically(run.path / f"{name}.png", encoded.getvalue())
+        write_atomically(run.path / f"{name}.png", to_png(picture))
         board.picture(f"pseudo_labels/{name}", picture, step)
-    return entry, _lines(config, entry)
+    return entry, _lines(settings, entry)
 
 
 def _draw_mistakes(
@@ -163,11 +161,11 @@ def _draw_mistakes(
     captions = [
         f"{classes[labels[i]][:6]} {100 * confidence[i]:.1f}%\nis {classes[truth[i]][:9]}" for i in worst.tolist()
     ]
-    images = trainer.images[index[worst].to(trainer.device)].cpu().movedim(-1, 1).float() / 127.5 - 1
-    return draw_grid(images, captions, columns=8)
+    images = trainer.images[index[worst].to(trainer.device)]
+    return draw_grid(to_float(images), captions, columns=8)
 
 
-def _lines(config: Config, entry: dict[str, Any]) -> list[str]:
+def _lines(settings: PseudoLabel, entry: dict[str, Any]) -> list[str]:
     """Return the threshold table and the selection as lines to print."""
     lines = [f"{entry['candidates']} unlabelled images predicted at step {entry['step']}"]
     known = entry["thresholds"][0]["correct"] is not None
@@ -178,7 +176,6 @@ def _lines(config: Config, entry: dict[str, Any]) -> list[str]:
             precision = "-" if row["precision"] is None else f"{row['precision']:.2f}%"
             right = f"{row['correct']:>10}{precision:>11}"
         lines.append(f"  {row['threshold']:>9}{row['generated']:>11}{right}")
-    settings = config.pseudo_label
     if settings.select == "none":
         lines.append("pseudo_label.select=none: nothing is selected, training goes on as the control")
     elif not entry["selected"]:

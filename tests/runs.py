@@ -62,3 +62,11 @@ def assert_same_run(a, b):
 def curves(path):
     events = EventAccumulator(str(path), size_guidance={"scalars": 0, "images": 0}).Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}, events
+
+
+def assert_same_curves(a, b):
+    ours, theirs = curves(a)[0], curves(b)[0]
+    assert ours.keys() == theirs.keys()
+    for tag in ours:
+        if tag != "train/steps_per_second":
+            assert ours[tag] == theirs[tag], tag

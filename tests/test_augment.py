@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import mixmatch.augment
-from mixmatch.augment import OPERATIONS, random_strong_views, random_views, to_float, views
+from mixmatch.augment import OPERATIONS, random_distortions, random_strong_views, random_views, to_float, views
 
 
 def test_to_float_spans_minus_one_to_one():
@@ -87,7 +87,7 @@ def seeded(seed=0):
 def test_strong_views_without_magnitude_are_the_views(monkeypatch):
     monkeypatch.setattr(mixmatch.augment, "OPERATIONS", dict.fromkeys(OPERATIONS, 0.0))
     x = torch.rand(5, 3, 9, 7, generator=seeded()) * 2 - 1
-    torch.testing.assert_close(random_strong_views(x, seeded(), cutout=False), x)
+    torch.testing.assert_close(random_distortions(x, seeded()), x)
 
 
 @pytest.mark.parametrize("operation", ["brightness", "contrast"])
@@ -95,7 +95,7 @@ def test_each_strong_view_draws_its_own_amount_within_range(monkeypatch, operati
     limits = dict.fromkeys(OPERATIONS, 0.0) | {operation: OPERATIONS[operation]}
     monkeypatch.setattr(mixmatch.augment, "OPERATIONS", limits)
     x = torch.tensor([-0.2, 0.2]).view(1, 1, 1, 2).expand(4000, 1, 4, 2)
-    y = random_strong_views(x, seeded(), cutout=False)
+    y = random_distortions(x, seeded())
     low, high = y[:, 0, :, 0].mean(1), y[:, 0, :, 1].mean(1)
     amount = (low + high) / 2 if operation == "brightness" else (high - low) / 0.4 - 1
     used = amount.abs() > 1e-4
@@ -110,7 +110,7 @@ def test_a_quarter_turn_by_hand(monkeypatch):
     monkeypatch.setattr(mixmatch.augment, "OPERATIONS_PER_IMAGE", len(OPERATIONS))
     monkeypatch.setattr(torch, "rand", lambda *size, **options: torch.ones(*size))
     x = torch.rand_like(torch.empty(1, 1, 6, 6)) * 2 - 1
-    turned = random_strong_views(x, seeded(), cutout=False)
+    turned = random_distortions(x, seeded())
     torch.testing.assert_close(turned[0, 0], torch.from_numpy(np.rot90(x[0, 0].numpy()).copy()), atol=1e-5, rtol=0)
 
 

@@ -26,7 +26,7 @@ from mixmatch.config import Data, list_keys
 from mixmatch.data import load_data
 from mixmatch.errors import UserError
 from mixmatch.trainer import Trainer
-from tests.runs import FUZZ, ROOT, SMALL, assert_same_run, curves, metrics, run
+from tests.runs import FUZZ, ROOT, SMALL, assert_same_curves, assert_same_run, curves, metrics, run
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -59,14 +59,6 @@ def the_error(output):
     (line,) = [line for line in output.splitlines() if not line.startswith("warning: ")]
     assert line.startswith("error: ")
     return line
-
-
-def assert_same_curves(a, b):
-    ours, theirs = curves(a)[0], curves(b)[0]
-    assert ours.keys() == theirs.keys()
-    for tag in ours:
-        if tag != "train/steps_per_second":
-            assert ours[tag] == theirs[tag], tag
 
 
 def test_sigkill_at_random_and_in_the_checkpoint_write(tmp_path):
