@@ -10,9 +10,9 @@ from mixmatch.errors import Diverged, Stopped, UserError, one_line
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser for ``[options] [key=value ...]``, whose errors are one line."""
+    """An argument parser whose errors are one line, for ``[options] [key=value ...]`` or for options alone."""
 
-    def __init__(self, usage: str, description: str, epilog: str | None = None) -> None:
+    def __init__(self, usage: str, description: str, epilog: str | None = None, overrides: bool = True) -> None:
         super().__init__(
             usage=usage,
             description=description,
@@ -20,7 +20,8 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        self.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the config: train.lr=0.03")
+        if overrides:
+            self.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the config: train.lr=0.03")
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError instead of printing the usage and exiting."""

@@ -225,21 +225,27 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: in one line, if the file cannot be read or any key or value is not allowed.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: is not UTF-8 text; give --config a YAML file") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}; give --config a file") from None
-        values = _parse(text, str(path))
-        if values is None:
-            values = {}
-        if not isinstance(values, dict):
-            raise UserError(f"{path}: must hold 'key: value' lines, got {_brief(values)}")
+    values = {} if path is None else read_yaml(path)
     source = str(path) if path is not None and not overrides else "config"
     return _validate(_lay_over(values, overrides), source)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of ``key: value`` lines; an empty one holds none.
+
+    Raises:
+        UserError: in one line, if it cannot be read or holds anything else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text; a YAML file is needed") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}; a YAML file is needed") from None
+    values = _parse(text, str(path))
+    if not isinstance(values, dict | None):
+        raise UserError(f"{path}: must hold 'key: value' lines, got {_brief(values)}")
+    return values or {}
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
@@ -272,7 +278,7 @@ def _validate(values: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error)}") from None
+        raise UserError(f"{source}: {explain(error, Config)}") from None
 
 
 def to_yaml(config: Config) -> str:
@@ -338,9 +344,9 @@ def _parse(text: str, source: str) -> Any:
         raise UserError(f"{source}: not valid YAML: nested too deeply") from None
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError, schema: type[Section]) -> str:
     """Say in one line what is wrong with the first key that is, and with how many more."""
-    keys = dict(list_keys())
+    keys = dict(list_keys(schema))
     sections = {key.rpartition(".")[0] for key in keys} - {""}
     problems: dict[str, tuple[Any, list[str]]] = {}
     for item in error.errors(include_url=False):
@@ -354,7 +360,8 @@ def _explain(error: ValidationError) -> str:
             close = difflib.get_close_matches(key, keys, n=1, cutoff=0.6) or [
                 k for k in keys if k.rpartition(".")[2] == location[-1]
             ]
-            hint = f"; did you mean {close[0]}?" if close else "; main.py --help lists the keys"
+            everything = "main.py --help lists the keys" if schema is Config else f"there are {', '.join(keys)}"
+            hint = f"; did you mean {close[0]}?" if close else f"; {everything}"
             allowed = f"unknown key{hint}"
         elif item["type"] == "model_type":
             allowed = f"must be a section with keys such as {next(k for k in keys if k.startswith(key + '.'))}"

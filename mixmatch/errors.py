@@ -17,6 +17,10 @@ class UserError(Exception):
         super().__init__(one_line(message))
 
 
+class InUse(UserError):
+    """Another process has the run directory."""
+
+
 class Diverged(Exception):
     """A loss or a weight is no longer finite. Commands print it in one line and exit with code 1."""
 
@@ -31,3 +35,7 @@ class Stopped(Exception):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.signal = number
+
+
+class TimeUp(Exception):
+    """The time given for training is over, and the run has written a checkpoint."""

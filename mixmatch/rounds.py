@@ -58,7 +58,7 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
     """
     begun = RunDirectory(path).load_newest()
     if begun is not None:  # it needs its parent no more, whatever became of that
-        return _config_of_round(config, begun[1].start)
+        return config_of_round(config, begun[1].start)
     run = RunDirectory(parent)
     if run.read_results() is None and not allow_unfinished:
         raise UserError(f"{parent}: is no finished run; continue it first, or add --allow-unfinished")
@@ -66,7 +66,7 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
     if saved is None:
         raise UserError(f"{parent}: has no checkpoint; train it first with main.py --run {parent}")
     state, progress = saved
-    config = _config_of_round(config, progress.step)
+    config = config_of_round(config, progress.step)
     with open_run(path, config) as child:
         try:
             write_atomically(child.split_file, run.split_file.read_bytes())
@@ -76,7 +76,8 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
     return config
 
 
-def _config_of_round(config: Config, start: int) -> Config:
+def config_of_round(config: Config, start: int) -> Config:
+    """Return what is stored as a round's config: its parent's with the round's settings, going on from ``start``."""
     return config.model_copy(
         update={
             "train": config.train.model_copy(update={"steps": start + config.pseudo_label.steps}),

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from mixmatch.config import Config, differing_keys, load_config, to_yaml
-from mixmatch.errors import UserError
+from mixmatch.errors import InUse, UserError
 from mixmatch.files import DamagedFile, explain_os_errors, load_tensors, save_tensors, write_atomically
 from mixmatch.sampling import Split
 
@@ -81,6 +81,12 @@ class RunDirectory:
             raise UserError(
                 f"{self.path / 'results.json'}: cannot be read ({error}); remove it to redo the end"
             ) from None
+
+    def files_to_continue(self) -> list[Path]:
+        """Return the files that a run needs to go on elsewhere, or a round on it: all but TensorBoard's and spares."""
+        names = ("config.yml", "split.json", "metrics.jsonl", "results.json")
+        newest = [self._checkpoint(step) for step in self._steps()[-1:]]
+        return [path for path in (*(self.path / name for name in names), *newest) if path.exists()]
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Write results.json: the run is finished."""
@@ -143,7 +149,8 @@ def open_run(path: Path, config: Config) -> Iterator[RunDirectory]:
     """Make or re-enter a run directory, and keep other processes out of it meanwhile.
 
     Raises:
-        UserError: if it cannot be written, another process is using it, or it holds a run of another config.
+        InUse: if another process is using it.
+        UserError: if it cannot be written, or holds a run of another config.
     """
     run = RunDirectory(path)
     with explain_os_errors(path):
@@ -154,7 +161,7 @@ def open_run(path: Path, config: Config) -> Iterator[RunDirectory]:
             lock.acquire(timeout=0)
         except Timeout:
             who = owner.read_text() if owner.exists() else "another process"
-            raise UserError(f"{path}: is in use by {who}; wait for it, or use another run directory") from None
+            raise InUse(f"{path}: is in use by {who}; wait for it, or use another run directory") from None
     try:
         for leftover in (*path.glob(".*.tmp"), *run.checkpoints.glob(".*.tmp")):
             leftover.unlink(missing_ok=True)  # of a write that was killed

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mixmatch.board import Board
 from mixmatch.config import Config
 from mixmatch.data import ImageData, load_data
-from mixmatch.errors import Stopped, UserError
+from mixmatch.errors import Stopped, TimeUp, UserError
 from mixmatch.evaluate import evaluate
 from mixmatch.rounds import select_labels, selection_due
 from mixmatch.run import Progress, RunDirectory, open_run
@@ -26,13 +26,14 @@ from mixmatch.trainer import Trainer
 EVALUATIONS_AVERAGED = 20  # the reported accuracy is the median of so many, as in the paper
 
 
-def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
+def train(config: Config, path: Path, quiet: bool = False, deadline: float = math.inf) -> dict[str, Any]:
     """Train a run to its end, continuing it if ``path`` holds a part of it.
 
     Args:
         config: the run's.
         path: the run directory.
         quiet: print nothing but warnings.
+        deadline: the reading of time.monotonic() at which to stop.
 
     Returns:
         The contents of results.json.
@@ -41,6 +42,7 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
         UserError: if anything that the user gave does not work.
         Diverged: if a loss or weight is no longer finite; the last checkpoint is good.
         Stopped: on SIGINT or SIGTERM, after a checkpoint.
+        TimeUp: at the deadline, after a checkpoint.
     """
     console = Console(quiet)
     device = choose_device(config.device)
@@ -116,7 +118,8 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
                     saving = saving or progress.best_validation() != best
 
                 stop = received[:1]  # looked at once: what arrives later waits for the next step
-                if saving or stop:
+                time_up = time.monotonic() >= deadline
+                if saving or stop or time_up:
                     trainer.check_finite()
                     now = time.monotonic()
                     progress.seconds, clock = progress.seconds + now - clock, now
@@ -130,6 +133,8 @@ def train(config: Config, path: Path, quiet: bool = False) -> dict[str, Any]:
                 if stop and not last:
                     name = signal.Signals(stop[0]).name
                     raise Stopped(stop[0], f"stopped by {name} at step {step}; the same command continues")
+                if time_up and not last:
+                    raise TimeUp(f"{path}: the time is up at step {step}; the same command continues")
 
         results = summarise_run(config, split, progress, device)
         run.write_results(results)

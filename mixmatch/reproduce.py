@@ -1,0 +1,200 @@
+"""Reproduce a table of results with one command: train the runs that it is made of, and print it.
+
+    python3 -m mixmatch.reproduce --list                             # the tables, and how much of each is there
+    python3 -m mixmatch.reproduce labels --data digits               # train what is not trained yet, print the table
+    python3 -m mixmatch.reproduce labels --data digits --minutes 9   # for so long; the same command goes on
+    python3 -m mixmatch.reproduce --render README.md                 # write the tables in a file anew, training nothing
+
+Runs are ordinary run directories under runs/, seed 1 of every row first. To train several at once, start the command
+several times: each takes the runs that no other has.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mixmatch.command import Parser, run_command
+from mixmatch.errors import Diverged, InUse, TimeUp, UserError
+from mixmatch.files import write_atomically
+from mixmatch.parcel import pack, unpack
+from mixmatch.rounds import start_round
+from mixmatch.run import RunDirectory
+from mixmatch.tables import (
+    RESULTS,
+    TABLES,
+    Planned,
+    Table,
+    load_result,
+    plan,
+    read_table,
+    render,
+    render_into,
+    save_result,
+)
+from mixmatch.train import train
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code, see ``run_command``."""
+
+    def body() -> None:
+        usage = "python3 -m mixmatch.reproduce [TABLE [--data NAME] | --list | --render FILE] [options]"
+        parser = Parser(usage, __doc__ or "", overrides=False)
+        parser.add_argument("table", nargs="?", help="labels, pseudo, ablation, demo, or a table file of your own")
+        parser.add_argument("--data", default="cifar10", help="which data's table (default: cifar10)")
+        parser.add_argument("--list", action="store_true", help="list the tables, and train nothing")
+        parser.add_argument("--render", type=Path, metavar="FILE", help="write the tables in FILE anew, train nothing")
+        parser.add_argument("--seeds", type=int, nargs="+", help="only these of the table's seeds")
+        parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, with a checkpoint")
+        parser.add_argument("--missing", action="store_true", help="train only runs that have no result file yet")
+        parser.add_argument("--quiet", action="store_true", help="a line for each run")
+        parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run directories are")
+        parser.add_argument("--results", type=Path, default=RESULTS, help="where the result files are")
+        parser.add_argument("--unpack", type=Path, metavar="FOLDER", help="first take the runs that --pack put there")
+        parser.add_argument(
+            "--pack", type=Path, metavar="FOLDER", help="in the end put there what the runs need to go on"
+        )
+        options = parser.parse_args(arguments)
+        deadline = time.monotonic() + 60 * options.minutes
+        if options.list:
+            print(list_tables(options.results))
+            return
+        if options.render is not None:
+            render_file(options.render, options.results)
+            return
+        if options.table is None:
+            raise UserError("TABLE: none is given; --list lists them")
+        table = find_table(options.table, options.data)
+        if options.seeds is not None:
+            if not {*options.seeds} <= {*table.seeds}:
+                raise UserError(f"--seeds: the table's are {', '.join(map(str, table.seeds))}")
+            table = table.model_copy(update={"seeds": options.seeds})
+        if options.unpack is not None:
+            taken = unpack(options.unpack, options.runs)
+            print(f"taken from {options.unpack}: {', '.join(taken) or 'nothing, all of it is here'}")
+        runs = list(in_order(table))
+        kept = {run.name: load_result(run, options.results) for run in runs}  # all of them fit, or it is said now
+        if options.missing:
+            runs = [run for run in runs if kept[run.name] is None]
+        try:
+            complete = train_runs(runs, options.runs, options.results, deadline, options.quiet)
+        finally:
+            if options.pack is not None:
+                begun = [path for run in in_order(table) if (path := options.runs / run.name).exists()]
+                size = pack(begun, options.pack)
+                print(f"{len(begun)} runs, {size / 1e6:.1f} MB, packed to {options.pack}")
+        print(f"\n{render(table, options.results)}\n")
+        print("complete" if complete else "not complete; the same command goes on")
+        print(f"curves: tensorboard --logdir {options.runs}")
+
+    return run_command(body)
+
+
+def find_table(name: str, data: str) -> Table:
+    """Return the table ``name`` for ``data``, or that of a file.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if name.endswith(".yml"):
+        return read_table(Path(name))
+    file = TABLES / f"{name}-{data}.yml"
+    if not file.exists():
+        known = ", ".join(path.stem.replace("-", " --data ", 1) for path in sorted(TABLES.glob("*.yml")))
+        raise UserError(f"{name} --data {data}: is no table; there are {known}")
+    return read_table(file)
+
+
+def list_tables(results: Path) -> str:
+    """Return a line for each table: its command, and how many of its runs have a result file."""
+    lines = []
+    for file in sorted(TABLES.glob("*.yml")):
+        runs = list(in_order(read_table(file)))
+        done = sum(load_result(run, results) is not None for run in runs)
+        lines.append(f"{file.stem.replace('-', ' --data ', 1):<40} {done:>4} of {len(runs)} runs done")
+    return "\n".join(lines)
+
+
+def render_file(file: Path, results: Path) -> None:
+    """Write the tables in ``file`` anew, see ``render_into``.
+
+    Raises:
+        UserError: if that cannot be done.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from None
+    write_atomically(file, render_into(text, results).encode())
+
+
+def in_order(table: Table) -> Iterator[Planned]:
+    """Yield every run that a table needs once: by seed, then by row, and a run before the rounds on it."""
+    seen = set()
+    rows = plan(table)
+    for seed in table.seeds:
+        for row in rows:
+            for run in (row[seed].parent, row[seed]):
+                if run is not None and run.name not in seen:
+                    seen.add(run.name)
+                    yield run
+
+
+def train_runs(runs: Sequence[Planned], root: Path, results: Path, deadline: float, quiet: bool) -> bool:
+    """Train what is not finished, and keep the results.
+
+    Args:
+        runs: a run stands before the rounds on it.
+        root: the folder of run directories.
+        results: the folder of result files.
+        deadline: the reading of time.monotonic() at which to stop.
+        quiet: print a line for each run only.
+
+    Returns:
+        Whether all of them are finished.
+    """
+    waiting, diverged = list(runs), 0
+    while waiting:
+        left = []
+        for run in waiting:
+            if time.monotonic() >= deadline:
+                return False
+            parent = None if run.parent is None else root / run.parent.name
+            if parent is not None and RunDirectory(parent).read_results() is None:
+                left.append(run)  # another process is training it, or it diverged
+                continue
+            try:
+                train_run(run, root, results, deadline, quiet)
+            except InUse:
+                left.append(run)
+            except Diverged as error:
+                diverged += 1
+                print(f"{run.name}: {error}", file=sys.stderr)
+            except TimeUp as stop:
+                print(stop)
+                return False
+        if len(left) == len(waiting):
+            print(f"{len(left)} runs wait for other processes, or for runs that have diverged")
+            return False
+        waiting = left
+    return not diverged
+
+
+def train_run(run: Planned, root: Path, results: Path, deadline: float, quiet: bool) -> None:
+    """Train a run to its end, unless it is there, and keep its results. Arguments as for ``train_runs``."""
+    path = root / run.name
+    finished = RunDirectory(path).read_results() is not None
+    config = run.config if run.parent is None else start_round(root / run.parent.name, path, run.config)
+    values = train(config, path, quiet or finished, deadline)
+    kept = load_result(run, results)
+    if kept is None or kept["results"] != values:
+        save_result(path, results)
+    if quiet and not finished:
+        accuracy = values["test_accuracy"]
+        print(f"{run.name}: {accuracy:.2f}% after {values['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
