@@ -36,15 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
         path = options.run or Path("runs", config.run_name())
         # After the config is known to be good: torch takes seconds to load.
+        from mixmatch.ranks import join_ranks
         from mixmatch.rounds import round_path, start_round
         from mixmatch.train import train
 
-        if not config.pseudo_label.enabled:
-            train(config, path)
-        else:
-            train(config.model_copy(update={"pseudo_label": PseudoLabel()}), path)
-            beside = round_path(path, config.pseudo_label)
-            train(start_round(path, beside, config), beside)
+        with join_ranks(config.device) as ranks:
+            if not config.pseudo_label.enabled:
+                train(config, path, ranks)
+            else:
+                train(config.model_copy(update={"pseudo_label": PseudoLabel()}), path, ranks)
+                beside = round_path(path, config.pseudo_label)
+                train(ranks.from_first(lambda: start_round(path, beside, config)), beside, ranks)
 
     return run_command(body)
 

@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument("--to", type=Path, help="run directory of the round (default: beside the run)")
         parser.add_argument("--allow-unfinished", action="store_true", help="take a run that is under way")
         options = parser.parse_intermixed_args(arguments)
+        from mixmatch.ranks import join_ranks
         from mixmatch.rounds import parent_config, round_path, start_round  # torch takes seconds to load
         from mixmatch.train import train
 
@@ -35,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
         config = override(parent_config(options.run), options.overrides)
         path = options.to or round_path(options.run, config.pseudo_label)
-        train(start_round(options.run, path, config, options.allow_unfinished), path)
+        with join_ranks(config.device) as ranks:
+            train(
+                ranks.from_first(lambda: start_round(options.run, path, config, options.allow_unfinished)), path, ranks
+            )
 
     return run_command(body)
 

@@ -51,10 +51,8 @@ class Board:
             os.fsync(self._file.fileno())
             return self._file.tell()
 
-    def __enter__(self) -> "Board":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def scalars(self, values: dict[str, Any], step: int) -> None:
@@ -63,7 +61,7 @@ class Board:
         points = [(tag, values[name]) for name, tag in tags.items() if values.get(name) is not None]
         self._add([Summary.Value(tag=tag, simple_value=value) for tag, value in points], step)
 
-    def pictures(self, preview: dict[str, Tensor], classes: Sequence[str], step: int) -> None:
+    def batch(self, preview: dict[str, Tensor], classes: Sequence[str], step: int) -> None:
         """Show the views with their guessed labels, and the mixed batch with its labels, of ``Trainer.preview``."""
         if "views" in preview:
             views = preview["views"][:, :8]  # a row for each image, a column for each view

@@ -37,7 +37,8 @@ def run_command(body: Callable[[], object]) -> int:
     try:
         body()
     except Stopped as stop:
-        print(stop)
+        if os.environ.get("RANK", "0") == "0":
+            print(stop)
         return 128 + stop.signal
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
@@ -49,6 +50,7 @@ def run_command(body: Callable[[], object]) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at exit
         return 141
     except (UserError, OSError) as error:  # the system's own: such as a full disk behind a redirected output
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))  # of the processes that torchrun has started
+        print(f"error: {f'rank {rank}: ' * (rank > 0)}{one_line(error)}", file=sys.stderr)
         return 2
     return 0

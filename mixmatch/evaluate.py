@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mixmatch.augment import to_float
+from mixmatch.ranks import ALONE, Ranks
 
 # Pixels of a batch: 256 images of 32x32 on the CPU, 2,048 on a GPU. Larger ones are no faster.
 BATCH_PIXELS = {"cpu": 2**18, "cuda": 2**21}
@@ -18,7 +19,9 @@ class Evaluation(NamedTuple):
     confusion: Tensor  # (C, C) int64 on the CPU, rows the true class, columns the predicted
 
 
-def predict(model: nn.Module, images: Tensor, device: torch.device, index: Tensor | None = None) -> Tensor:
+def predict(
+    model: nn.Module, images: Tensor, device: torch.device, index: Tensor | None = None, ranks: Ranks = ALONE
+) -> Tensor:
     """Return class probabilities, in evaluation mode (BatchNorm by its running statistics), without gradient.
 
     Args:
@@ -26,29 +29,38 @@ def predict(model: nn.Module, images: Tensor, device: torch.device, index: Tenso
         images: (n, h, w, c) uint8, on any device.
         device: the model's.
         index: (m,) int64, which of the images; all by default.
+        ranks: each predicts its share; all return the whole.
 
     Returns:
         (n, C), or (m, C), float32 on ``device``.
     """
+    if index is None:
+        index = torch.arange(len(images), device=images.device)
+    size = -(-len(index) // ranks.world)
+    # Every share has the same size: the last image stands in for those that are missing in the last one.
+    mine = torch.arange(ranks.rank * size, (ranks.rank + 1) * size, device=index.device).clamp(max=len(index) - 1)
     batch_size = max(1, BATCH_PIXELS[device.type] // (images.shape[1] * images.shape[2]))
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            batches = images.split(batch_size) if index is None else (images[i] for i in index.split(batch_size))
-            return torch.cat([model(to_float(batch.to(device))).float().softmax(dim=1) for batch in batches])
+            batches = (images[i] for i in index[mine].split(batch_size))
+            parts = [model(to_float(batch.to(device))).float().softmax(dim=1) for batch in batches]
+            return ranks.gather(torch.cat(parts))[: len(index)]
     finally:
         model.train(training)
 
 
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, device: torch.device) -> Evaluation:
+def evaluate(
+    model: nn.Module, images: Tensor, labels: Tensor, device: torch.device, ranks: Ranks = ALONE
+) -> Evaluation:
     """Compare predictions with the truth.
 
     Args:
-        model, images, device: as for ``predict``.
+        model, images, device, ranks: as for ``predict``.
         labels: (n,) int64, the true classes.
     """
-    probabilities = predict(model, images, device)
+    probabilities = predict(model, images, device, ranks=ranks)
     confusion = confusion_matrix(labels.to(device), probabilities.argmax(dim=1), probabilities.shape[1]).cpu()
     return Evaluation(100 * confusion.trace().item() / len(labels), confusion)
 

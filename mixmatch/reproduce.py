@@ -187,7 +187,7 @@ def train_run(run: Planned, root: Path, results: Path, deadline: float, quiet: b
     path = root / run.name
     finished = RunDirectory(path).read_results() is not None
     config = run.config if run.parent is None else start_round(root / run.parent.name, path, run.config)
-    values = train(config, path, quiet or finished, deadline)
+    values = train(config, path, quiet=quiet or finished, deadline=deadline)
     kept = load_result(run, results)
     if kept is None or kept["results"] != values:
         save_result(path, results)

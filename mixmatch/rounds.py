@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 
 from mixmatch.augment import to_float
-from mixmatch.board import Board
 from mixmatch.config import Config, PseudoLabel, load_config
 from mixmatch.errors import UserError
 from mixmatch.evaluate import predict
@@ -26,6 +25,7 @@ from mixmatch.pseudo_label import (
     threshold_table,
     to_csv,
 )
+from mixmatch.recorder import Recorder
 from mixmatch.run import Progress, RunDirectory, open_run
 from mixmatch.trainer import Trainer
 
@@ -105,9 +105,7 @@ def selection_due(settings: PseudoLabel, progress: Progress, step: int) -> bool:
     return since == 0 or bool(settings.refresh_every and since % settings.refresh_every == 0)
 
 
-def select_labels(
-    trainer: Trainer, classes: list[str], run: RunDirectory, board: Board
-) -> tuple[dict[str, Any], list[str]]:
+def select_labels(trainer: Trainer, classes: list[str], recorder: Recorder) -> tuple[dict[str, Any], list[str]]:
     """Predict every image of the original unlabelled set, select, and let the trainer use what is selected.
 
     Writes pseudo_labels.csv and pictures to the run directory, pictures to TensorBoard.
@@ -117,7 +115,7 @@ def select_labels(
     """
     settings, step = trainer.config.pseudo_label, trainer.step
     index = trainer.original_unlabeled[~torch.isin(trainer.original_unlabeled, trainer.original_labeled)]
-    probabilities = predict(trainer.ema_model, trainer.images, trainer.device, index).cpu()
+    probabilities = predict(trainer.ema_model, trainer.images, trainer.device, index, trainer.ranks).cpu()
     truth, index = trainer.labels[index].cpu(), index.cpu()
     prior = trainer.labels[trainer.original_labeled].cpu().bincount(minlength=trainer.num_classes).double()
     selection = select(probabilities, prior / prior.sum(), settings)
@@ -126,11 +124,11 @@ def select_labels(
     table = threshold_table(probabilities, truth)
     entry: dict[str, Any] = {"step": step, **describe_selection(selection, truth, classes), "thresholds": table}
     csv = to_csv(index, probabilities, selection, truth, classes)
-    write_atomically(run.path / "pseudo_labels.csv", csv.encode())
+    recorder.file("pseudo_labels.csv", csv.encode())
     pictures = {"selection": draw_confusion(confusion(selection, truth, len(classes)), classes)}
     sets = {"unlabeled": (probabilities, truth)}
     for name, (images, labels) in trainer.held_out.items():
-        sets[name] = predict(trainer.ema_model, images, trainer.device), labels
+        sets[name] = predict(trainer.ema_model, images, trainer.device, ranks=trainer.ranks), labels
     entry["calibration"] = {}
     for name, (predicted, true) in sets.items():
         known = true >= 0
@@ -146,8 +144,8 @@ def select_labels(
     if mistakes is not None:
         pictures["confident_mistakes"] = mistakes
     for name, picture in pictures.items():
-        write_atomically(run.path / f"{name}.png", to_png(picture))
-        board.picture(f"pseudo_labels/{name}", picture, step)
+        recorder.file(f"{name}.png", to_png(picture))
+        recorder.picture(f"pseudo_labels/{name}", picture, step)
     return entry, _lines(settings, entry)
 
 

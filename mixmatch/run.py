@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from mixmatch.config import Config, differing_keys, load_config, to_yaml
 from mixmatch.errors import InUse, UserError
 from mixmatch.files import DamagedFile, explain_os_errors, load_tensors, save_tensors, write_atomically
+from mixmatch.ranks import ALONE, Ranks
 from mixmatch.sampling import Split
 
 CHECKPOINTS_KEPT = 2  # the newest and the one before, should the newest turn out damaged
@@ -103,7 +104,7 @@ class RunDirectory:
 
     def save(self, state: dict[str, Tensor], progress: Progress) -> None:
         """Write a checkpoint, then remove those no longer needed: all but the newest two and the best."""
-        save_tensors(self._checkpoint(progress.step), state, asdict(progress))
+        save_tensors(self._checkpoint(progress.step), state, vars(progress))
         best = progress.best_validation()
         # Higher steps than this one's are of damaged files that the run went back behind.
         earlier = [step for step in self._steps() if step <= progress.step]
@@ -145,14 +146,20 @@ class RunDirectory:
 
 
 @contextmanager
-def open_run(path: Path, config: Config) -> Iterator[RunDirectory]:
+def open_run(path: Path, config: Config, ranks: Ranks = ALONE) -> Iterator[RunDirectory]:
     """Make or re-enter a run directory, and keep other processes out of it meanwhile.
+
+    Of several ranks the first does; the others touch nothing.
 
     Raises:
         InUse: if another process is using it.
         UserError: if it cannot be written, or holds a run of another config.
     """
     run = RunDirectory(path)
+    if not ranks.first:
+        run.config = config
+        yield run
+        return
     with explain_os_errors(path):
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / ".lock")

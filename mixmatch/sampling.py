@@ -141,11 +141,10 @@ def shuffled_stream(count: int, start: int, stop: int, seed: int, stream: int) -
     return np.concatenate([np.empty(0, np.int64), *shuffles])[start - offset : stop - offset]
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Return the seed of all that training step ``step`` draws: a 64-bit hash of (seed, step).
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Return the seed of all that training step ``step`` draws on ``rank``: a 64-bit hash of the three.
 
-    Reseeding at every step makes any step repeatable from its number, so that a resumed run, on whatever device,
-    on the same
-    kind of device, goes on with the very draws it would have made.
+    Reseeding at every step makes any step repeatable from its number, so that a resumed run on the same kind of
+    device goes on with the very draws it would have made.
     """
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
+    return int(np.random.SeedSequence([seed, step] + [rank] * (rank > 0)).generate_state(1, np.uint64)[0])

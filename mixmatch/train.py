@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from mixmatch.board import Board
 from mixmatch.config import Config
 from mixmatch.data import ImageData, load_data
 from mixmatch.errors import Stopped, TimeUp, UserError
 from mixmatch.evaluate import evaluate
+from mixmatch.ranks import ALONE, Ranks
+from mixmatch.recorder import Recorder
 from mixmatch.rounds import select_labels, selection_due
 from mixmatch.run import Progress, RunDirectory, open_run
 from mixmatch.sampling import Split, make_split, read_split
@@ -26,12 +27,15 @@ from mixmatch.trainer import Trainer
 EVALUATIONS_AVERAGED = 20  # the reported accuracy is the median of so many, as in the paper
 
 
-def train(config: Config, path: Path, quiet: bool = False, deadline: float = math.inf) -> dict[str, Any]:
+def train(
+    config: Config, path: Path, ranks: Ranks = ALONE, quiet: bool = False, deadline: float = math.inf
+) -> dict[str, Any]:
     """Train a run to its end, continuing it if ``path`` holds a part of it.
 
     Args:
         config: the run's.
         path: the run directory.
+        ranks: the processes that train it together.
         quiet: print nothing but warnings.
         deadline: the reading of time.monotonic() at which to stop.
 
@@ -44,46 +48,48 @@ def train(config: Config, path: Path, quiet: bool = False, deadline: float = mat
         Stopped: on SIGINT or SIGTERM, after a checkpoint.
         TimeUp: at the deadline, after a checkpoint.
     """
-    console = Console(quiet)
-    device = choose_device(config.device)
-    with open_run(path, config) as run, explain_memory(config, device):
-        results = run.read_results()
+    console = Console(quiet, speaks=ranks.first)
+    device = choose_device(config.device, ranks)
+    with open_run(path, config, ranks) as run, explain_memory(config, device):
+        results = ranks.from_first(run.read_results)
         if results is not None:
             check_round(run, config, is_round="pseudo_label" in results)
             console.say(f"{path} is finished: {summarise(results)}")
             return results
 
-        data = load_data(config.data, device, console.quiet_bars)
-        split = prepare_split(run, config, data)
-        trainer = Trainer(config, data, split, device)
+        with ranks.one_before_the_others():
+            data = load_data(config.data, device, console.quiet_bars)
+        split = ranks.from_first(lambda: prepare_split(run, config, data))
+        trainer = Trainer(config, data, split, device, ranks)
         progress = resume(run, trainer)
         check_round(run, config, is_round=bool(progress.start))
         settings = config.train
         labeled_classes = _effective_classes(trainer.labels[trainer.original_labeled].bincount().tolist())
+        here = environment(device, ranks)
         clock = logged_at = time.monotonic()
         logged = progress.step
         with (
-            Board(path, progress.events_size) as board,
+            Recorder(run, progress.events_size, ranks.first) as recorder,
             console.bar(progress.step, settings.steps),
             stop_signals() as received,
         ):
             if progress.step:
                 what = f"a round of pseudo-labels, {path}," if progress.step == progress.start else path
                 console.say(f"continuing {what} at step {progress.step} of {config.train.steps}")
-                if progress.environment != environment(device):
+                if progress.environment != here:
                     console.say(
-                        f"note: so far it ran with {progress.environment}, now with {environment(device)}: "
+                        f"note: so far it ran with {progress.environment}, now with {here}: "
                         "from here on it is not bit for bit the uninterrupted run"
                     )
             else:
-                console.say(f"{path}: {describe(config, data, split, device)}")
+                console.say(f"{path}: {describe(config, data, split, here)}")
 
-            progress.environment = environment(device)
+            progress.environment = here
             while trainer.step < settings.steps:
                 if selection_due(config.pseudo_label, progress, trainer.step):
                     if trainer.step == progress.start:
-                        progress.before = evaluate_sets(trainer, data.classes, board)
-                    entry, lines = select_labels(trainer, data.classes, run, board)
+                        progress.before = evaluate_sets(trainer, data.classes, recorder)
+                    entry, lines = select_labels(trainer, data.classes, recorder)
                     progress.selections.append(entry)
                     console.report("\n".join(lines))
 
@@ -97,7 +103,7 @@ def train(config: Config, path: Path, quiet: bool = False, deadline: float = mat
                     values = measure(trainer)
                     values["steps_per_second"] = (step - logged) / (time.monotonic() - logged_at)
                     logged = step
-                    board.scalars(values, step)
+                    recorder.scalars(values, step)
                     console.advance(
                         step, ", ".join([f"loss {values['loss']:.3f}", *_accuracies(progress.history[-1:])])
                     )
@@ -105,39 +111,44 @@ def train(config: Config, path: Path, quiet: bool = False, deadline: float = mat
                 if evaluating:
                     trainer.check_finite()
                     best = progress.best_validation()
-                    accuracies = evaluate_sets(trainer, data.classes, board)
-                    board.scalars(accuracies, step)
+                    accuracies = evaluate_sets(trainer, data.classes, recorder)
+                    recorder.scalars(accuracies, step)
                     entry = {"step": step, **values, **accuracies}
                     progress.history.append(entry)
-                    run.write_metrics(progress.history)
-                    board.pictures(trainer.preview(), data.classes, step)
+                    recorder.metrics(progress.history)
+                    if ranks.first:
+                        recorder.batch(trainer.preview(), data.classes, step)
                     console.report(_line(entry, settings.steps))
                     if not progress.warned and _collapsing(progress.history, labeled_classes):
                         progress.warned = True
                         console.warn(_collapse_warning(entry, data.classes))
                     saving = saving or progress.best_validation() != best
 
-                stop = received[:1]  # looked at once: what arrives later waits for the next step
-                time_up = time.monotonic() >= deadline
+                # Looked at once, by all ranks together: what arrives later waits for the next step.
+                stop, time_up = ranks.largest([max(received, default=0), time.monotonic() >= deadline])
                 if saving or stop or time_up:
                     trainer.check_finite()
                     now = time.monotonic()
                     progress.seconds, clock = progress.seconds + now - clock, now
                     progress.step = step
-                    progress.events_size = board.save()
-                    run.save(trainer.state(), progress)
+                    recorder.checkpoint(trainer.state(), progress)
 
                 if step == logged:
                     logged_at = time.monotonic()  # steps_per_second leaves evaluations and checkpoints out
 
+                if (stop or time_up) and not last:
+                    recorder.wait()
                 if stop and not last:
-                    name = signal.Signals(stop[0]).name
-                    raise Stopped(stop[0], f"stopped by {name} at step {step}; the same command continues")
+                    name = signal.Signals(stop).name
+                    raise Stopped(stop, f"stopped by {name} at step {step}; the same command continues")
                 if time_up and not last:
                     raise TimeUp(f"{path}: the time is up at step {step}; the same command continues")
 
-        results = summarise_run(config, split, progress, device)
-        run.write_results(results)
+            recorder.wait()
+
+        results = summarise_run(config, split, progress, device, ranks)
+        if ranks.first:
+            run.write_results(results)
         console.say(f"done: {summarise(results)}")
         return results
 
@@ -158,7 +169,7 @@ def resume(run: RunDirectory, trainer: Trainer) -> Progress:
     Raises:
         UserError: if there are checkpoints and none can be used.
     """
-    saved = run.load_newest()
+    saved = trainer.ranks.from_first(run.load_newest)
     if saved is None:
         return Progress()
     state, progress = saved
@@ -166,7 +177,8 @@ def resume(run: RunDirectory, trainer: Trainer) -> Progress:
         trainer.load_state(state, progress.step)
     except ValueError as error:
         raise UserError(f"{run.path}: the checkpoint at step {progress.step} does not fit ({error})") from None
-    run.write_metrics(progress.history)  # without the lines from after the checkpoint
+    if trainer.ranks.first:
+        run.write_metrics(progress.history)  # without the lines from after the checkpoint
     return progress
 
 
@@ -183,27 +195,28 @@ def measure(trainer: Trainer) -> dict[str, Any]:
     return values
 
 
-def evaluate_sets(trainer: Trainer, classes: list[str], board: Board) -> dict[str, float | None]:
+def evaluate_sets(trainer: Trainer, classes: list[str], recorder: Recorder) -> dict[str, float | None]:
     """Return the EMA model's accuracy on the validation and the test set, percent, None for a set that is empty."""
     accuracies: dict[str, float | None] = {"validation_accuracy": None, "test_accuracy": None}
     for name, (images, labels) in trainer.held_out.items():
-        evaluation = evaluate(trainer.ema_model, images, labels, trainer.device)
+        with trainer.autocast():
+            evaluation = evaluate(trainer.ema_model, images, labels, trainer.device, trainer.ranks)
         accuracies[f"{name}_accuracy"] = evaluation.accuracy
-        board.confusion(name, evaluation.confusion, classes, trainer.step)
+        recorder.confusion(name, evaluation.confusion, classes, trainer.step)
     return accuracies
 
 
-def choose_device(name: str) -> torch.device:
-    """Turn the config's ``device`` into one that is there.
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """Turn the config's ``device`` into one that is there; each rank of a machine gets a GPU of its own.
 
     Raises:
         UserError: if it is not.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    device = torch.device(f"cuda:{ranks.local}" if name == "cuda" and ranks.world > 1 else name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device: {name} is not there ({torch.cuda.device_count()} GPUs found); use auto or cpu")
+        raise UserError(f"device: {device} is not there ({torch.cuda.device_count()} GPUs found); use auto or cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)  # streams and graphs are made on the current one
     return device
@@ -221,11 +234,12 @@ def explain_memory(config: Config, device: torch.device) -> Iterator[None]:
         ) from None
 
 
-def environment(device: torch.device) -> str:
-    """Return what bit-identity hangs on: the version of torch, the device, and on the CPU the number of threads."""
+def environment(device: torch.device, ranks: Ranks) -> str:
+    """Return what bit-identity hangs on: the version of torch, the device, processes, and on the CPU threads."""
+    several = f" in {ranks.world} processes" if ranks.world > 1 else ""
     if device.type == "cuda":
-        return f"torch {torch.__version__} on {torch.cuda.get_device_name(device)}"
-    return f"torch {torch.__version__} on the CPU with {torch.get_num_threads()} threads"
+        return f"torch {torch.__version__} on {torch.cuda.get_device_name(device)}{several}"
+    return f"torch {torch.__version__} on the CPU with {torch.get_num_threads()} threads{several}"
 
 
 def prepare_split(run: RunDirectory, config: Config, data: ImageData) -> Split:
@@ -256,18 +270,20 @@ def prepare_split(run: RunDirectory, config: Config, data: ImageData) -> Split:
     return split
 
 
-def describe(config: Config, data: ImageData, split: Split, device: torch.device) -> str:
+def describe(config: Config, data: ImageData, split: Split, here: str) -> str:
     """Return a line on what is about to be trained."""
     size = "x".join(str(n) for n in data.images.shape[1:3])
     return (
         f"{config.method}, {data.name} {size}, {len(data.classes)} classes: {len(split.labeled)} labelled, "
         f"{len(split.unlabeled)} unlabelled, {len(split.validation)} validation, "
         f"{0 if data.test_labels is None else len(data.test_labels)} test images; "
-        f"WRN-{config.model.depth}-{config.model.width:g} on {device}, {config.train.steps} steps"
+        f"WRN-{config.model.depth}-{config.model.width:g}, {config.train.steps} steps, {here}"
     )
 
 
-def summarise_run(config: Config, split: Split, progress: Progress, device: torch.device) -> dict[str, Any]:
+def summarise_run(
+    config: Config, split: Split, progress: Progress, device: torch.device, ranks: Ranks
+) -> dict[str, Any]:
     """Return what results.json holds."""
     tests = [entry["test_accuracy"] for entry in progress.history if entry["test_accuracy"] is not None]
     results = {
@@ -282,6 +298,7 @@ def summarise_run(config: Config, split: Split, progress: Progress, device: torc
         "num_labeled": len(split.labeled),
         "seed": config.seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "processes": ranks.world,
         "torch": torch.__version__,
     }
     if progress.start:
@@ -365,11 +382,15 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 class Console:
-    """What a person sees: a progress bar on a terminal, else a line at each evaluation; or nothing but warnings."""
+    """What a person sees: a progress bar on a terminal, else a line at each evaluation; or nothing but warnings.
 
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self.quiet_bars = quiet or not sys.stderr.isatty()
+    A rank that does not speak prints nothing at all.
+    """
+
+    def __init__(self, quiet: bool, speaks: bool = True) -> None:
+        self.speaks = speaks
+        self.quiet = quiet or not speaks
+        self.quiet_bars = self.quiet or not sys.stderr.isatty()
         self._bar: tqdm | None = None
 
     @contextmanager
@@ -397,4 +418,5 @@ class Console:
 
     def warn(self, line: str) -> None:
         """Print a warning, also where all else is quiet."""
-        tqdm.write(f"warning: {line}", file=sys.stderr)
+        if self.speaks:
+            tqdm.write(f"warning: {line}", file=sys.stderr)

@@ -28,6 +28,7 @@ from mixmatch.method import (
     ramp_up,
     supervised_loss,
 )
+from mixmatch.ranks import ALONE, Ranks
 from mixmatch.sampling import Split, shuffled_stream, step_seed
 from models import WideResNet
 
@@ -46,15 +47,32 @@ class Trainer:
             authors' code. Every reported accuracy is its.
     """
 
-    def __init__(self, config: Config, data: ImageData, split: Split, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, data: ImageData, split: Split, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
         """Put the training set on ``device`` and build a network with weights drawn from ``config.seed``.
+
+        Args:
+            config: the run's; of ``train.batch_size`` images a step, each rank takes its share.
+            data: the images.
+            split: what they are used for.
+            device: this rank's.
+            ranks: the processes that train together. Each draws views and mixes among its own share, with
+                BatchNorm's statistics of it; gradients and running statistics are averaged.
 
         Raises:
             UserError: if the config asks for what these images cannot give.
         """
         self.config = config
         self.device = device
+        self.ranks = ranks
         self.step = 0
+        self.batch_size, rest = divmod(config.train.batch_size, ranks.world)  # of this rank
+        if rest or self.batch_size < 2:
+            raise UserError(
+                f"train.batch_size: {config.train.batch_size} cannot be shared by {ranks.world} processes; "
+                "it must be a multiple of their number, with 2 or more for each"
+            )
         self.num_classes = len(data.classes)
         self.images = data.images.to(device)
         self.labels = data.labels.to(device)
@@ -84,16 +102,14 @@ class Trainer:
             averaged._buffers = module._buffers
         self.kernels = [p for p in self.model.parameters() if p.dim() > 1]
         self.optimizer = self._make_optimizer()
-        self.interleave = interleave_order(config.train.batch_size, config.mixmatch.num_views + 1, device)
+        self.interleave = interleave_order(self.batch_size, config.mixmatch.num_views + 1, device)
         self.generator = torch.Generator(device)
         # Sums over steps, in the order of _mixmatch_losses and _supervised_losses; see read_statistics.
         self.totals = torch.zeros(7 + self.num_classes if config.method == "mixmatch" else 3, device=device)
 
         # What the host gives a step; see _give_inputs.
-        self.x_index, self.x_labels, self.u_index = torch.zeros(
-            (3, config.train.batch_size), dtype=torch.int64, device=device
-        )
-        self.x_pseudo = torch.zeros(config.train.batch_size, dtype=torch.bool, device=device)
+        self.x_index, self.x_labels, self.u_index = torch.zeros((3, self.batch_size), dtype=torch.int64, device=device)
+        self.x_pseudo = torch.zeros(self.batch_size, dtype=torch.bool, device=device)
         self.lambda_u_now, self.decay = torch.zeros(2, device=device)
         nothing = torch.empty(0, dtype=torch.int64, device=device)
         self.use_pseudo_labels(nothing, nothing)
@@ -131,7 +147,7 @@ class Trainer:
                 group["lr"].fill_(self.lr())
             else:
                 group["lr"] = self.lr()
-        self.generator.manual_seed(step_seed(self.config.seed, self.step))
+        self.generator.manual_seed(step_seed(self.config.seed, self.step, self.ranks.rank))
 
     def _run_step(self) -> None:
         """Draw views, compute the loss, update, decay, average: all on the device."""
@@ -139,6 +155,8 @@ class Trainer:
             losses, sums = self._mixmatch_losses() if self.config.method == "mixmatch" else self._supervised_losses()
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
+        # With the gradients go BatchNorm's running statistics and the sums: what ranks hold is always the same.
+        self.ranks.average([*(parameter.grad for parameter in self.model.parameters()), *self.model.buffers(), sums])
         self.optimizer.step()
         with torch.no_grad():
             # The authors' weight decay: kernels only, after the step, by a factor. Not L2 in the gradient.
@@ -299,7 +317,7 @@ class Trainer:
 
     def _mixmatch_batch(self) -> tuple[Mixed, Tensor, Tensor]:
         """Draw this step's batch: mixed, the views (K, B, c, h, w), and for statistics alone the truth (B,)."""
-        settings, batch_size = self.config.mixmatch, self.config.train.batch_size
+        settings, batch_size = self.config.mixmatch, self.batch_size
         x, p = self._draw_labeled()
         u = self._draw_views(self.u_index.repeat(settings.num_views)).unflatten(0, (settings.num_views, batch_size))
         mixing = draw_mixing(settings.mixup, batch_size, settings.num_views, settings.alpha, self.generator)
@@ -319,13 +337,14 @@ class Trainer:
         return random_views(self.images, index, self.flip, self.padding, self.generator)
 
     def _draw_places(self, count: int, stream: int) -> Tensor:
-        """Return this step's batch out of ``count`` images, (B,) in 0 .. count - 1."""
+        """Return this rank's share of this step's batch out of ``count`` images, (B,) in 0 .. count - 1."""
         batch_size = self.config.train.batch_size
         first = self.step - self.step % STEPS_PER_REFILL
         if self._orders.get(stream, (-1,))[0] != first:
             span = first * batch_size, (first + STEPS_PER_REFILL) * batch_size
             order = torch.from_numpy(shuffled_stream(count, *span, self.config.seed, stream))
-            self._orders[stream] = first, order.view(STEPS_PER_REFILL, batch_size).to(self.device)
+            mine = order.view(STEPS_PER_REFILL, batch_size)[:, self.ranks.share(batch_size)]
+            self._orders[stream] = first, mine.to(self.device)
         return self._orders[stream][1][self.step - first]
 
     def _make_optimizer(self) -> torch.optim.Optimizer:

@@ -391,7 +391,7 @@ arguments = st.lists(
 @FUZZ
 @given(arguments)
 def test_any_command_line_ends_in_a_run_or_in_one_line(monkeypatch, capsys, given_arguments):
-    monkeypatch.setattr(mixmatch.train, "train", lambda config, path: None)
+    monkeypatch.setattr(mixmatch.train, "train", lambda config, path, ranks: None)
     code = main.main([argument for argument in given_arguments if not argument.startswith(("-h", "--h"))])
     error = capsys.readouterr().err
     assert code in (0, 2)

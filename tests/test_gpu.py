@@ -1,10 +1,14 @@
 """The fast step on a GPU against the plain one. Skipped without a GPU; benchmarks/gpu.sh runs it on one."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from mixmatch.capture import capture
 from mixmatch.config import Config
+from mixmatch.ranks import ALONE, Ranks
+from mixmatch.recorder import copy_to_host
 from mixmatch.sampling import Split
 from mixmatch.trainer import Trainer
 from tests.test_step import toy_data
@@ -15,13 +19,13 @@ pytestmark = [
 ]
 
 
-def gpu_trainer(compile_, precision="float32", **train):
+def gpu_trainer(compile_, precision="float32", ranks=ALONE, **train):
     settings = {
         "model": {"depth": 10, "width": 1},
         "train": {"batch_size": 16, "compile": compile_, "precision": precision} | train,
     }
     split = Split("toy", "", list(range(9)), list(range(30)), list(range(30, 40)))
-    return Trainer(Config.model_validate(settings), toy_data(), split, torch.device("cuda"))
+    return Trainer(Config.model_validate(settings), toy_data(), split, torch.device("cuda"), ranks)
 
 
 def losses(trainer, steps):
@@ -94,6 +98,38 @@ def test_a_resumed_run_makes_the_same_draws(compile_):
     assert torch.equal(ours["views"], theirs["views"])
     torch.testing.assert_close(ours["images"], theirs["images"])
     torch.testing.assert_close(losses(trainer, 5), losses(twin, 5), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.timeout(600)
+def test_a_checkpoint_is_of_its_step_however_far_training_is_when_it_is_fetched():
+    trainer, twin = gpu_trainer(True), gpu_trainer(True)
+    for _ in range(5):
+        trainer.train_step()
+        twin.train_step()
+    fetch = copy_to_host(trainer.state())
+    for _ in range(50):
+        trainer.train_step()
+    then = {name: value.cpu() for name, value in twin.state().items()}
+    with ThreadPoolExecutor(1) as thread:
+        copies = thread.submit(fetch).result()
+    assert copies.keys() == then.keys()
+    for name, value in copies.items():
+        torch.testing.assert_close(value, then[name], rtol=1e-4, atol=1e-4)
+        assert value.device.type == "cpu"
+
+
+@pytest.mark.timeout(600)
+def test_the_message_between_ranks_can_be_recorded(tmp_path):
+    """One process stands for two: what it sends comes back halved, in the recorded step as in the plain one."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=0, world_size=1)
+    try:
+        plain, fast = gpu_trainer(False, ranks=Ranks(0, 2)), gpu_trainer(True, ranks=Ranks(0, 2))
+        a, b = losses(plain, 20), losses(fast, 20)
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+        assert fast.ranks.largest([3, 4]) == [3, 4]
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_gpu_checkpoint_goes_on_on_the_cpu():

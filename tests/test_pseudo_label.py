@@ -283,8 +283,8 @@ def test_the_truth_neither_selects_nor_orders_nor_stops(parent, tmp_path, monkey
     assert one_round(parent, tmp_path / "honest") == 0
     init = Trainer.__init__
 
-    def permuted(self, config, data, split, device):
-        init(self, config, data, split, device)
+    def permuted(self, config, data, split, device, ranks):
+        init(self, config, data, split, device, ranks)
         rest = torch.ones(len(self.labels), dtype=torch.bool)
         rest[split.labeled] = False
         rest[split.validation] = False

@@ -1,0 +1,59 @@
+"""What each of two processes does in test_ranks.py: train, and leave what it has for the test to compare."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from mixmatch.config import Config
+from mixmatch.method import mixmatch_loss
+from mixmatch.ranks import ALONE, Ranks, join_ranks
+from mixmatch.sampling import Split
+from mixmatch.trainer import Trainer
+from tests.test_step import toy_data
+
+STEPS = 50
+
+
+def make_trainer(ranks: Ranks) -> Trainer:
+    """Return a small trainer, the same on every rank but for its share."""
+    config = Config.model_validate(
+        {
+            "model": {"depth": 10, "width": 0.5},
+            "train": {"batch_size": 8},
+            "mixmatch": {"ramp_up_steps": 5},
+        }
+    )
+    split = Split("toy", "", list(range(9)), list(range(30)), list(range(30, 40)))
+    return Trainer(config, toy_data(), split, torch.device("cpu"), ranks)
+
+
+def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Return a copy of them."""
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+def main(folder: Path) -> None:
+    """Do one step by DDP and by the trainer, then the rest, and save what came of it."""
+    with join_ranks("cpu") as ranks:
+        twin = make_trainer(Ranks(ranks.rank, ranks.world, ranks.local))
+        twin._give_inputs()
+        mixed, _, _ = twin._mixmatch_batch()
+        wrapped = DistributedDataParallel(twin.model, broadcast_buffers=False)
+        mixmatch_loss(wrapped, mixed, twin.interleave, twin.lambda_u_now).total.backward()
+        left = {"ddp": gradients(twin.model)}
+
+        trainer = make_trainer(ranks)
+        trainer.train_step()
+        left["ours"] = gradients(trainer.model)
+        for _ in range(STEPS - 1):
+            trainer.train_step()
+        left["state"] = trainer.state()
+        left["alike"] = ranks.gather(torch.tensor([ranks.rank])).tolist()
+        assert ALONE.world == 1
+        torch.save(left, folder / f"rank-{ranks.rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

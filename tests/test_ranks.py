@@ -1,0 +1,146 @@
+"""Two processes as one run, started by torchrun as a user would, over gloo on the CPU."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixmatch.config import load_config
+from mixmatch.data import load_data
+from mixmatch.evaluate import evaluate, predict
+from mixmatch.ranks import Ranks
+from mixmatch.run import RunDirectory
+from mixmatch.sampling import step_seed
+from mixmatch.train import prepare_split, resume
+from mixmatch.trainer import Trainer
+from tests.ranks_worker import STEPS, gradients, make_trainer
+from tests.runs import ROOT, SMALL, assert_same_run, run
+
+LONG = [*SMALL, "train.steps=60", "train.checkpoint_every=5"]
+
+
+def torchrun(*arguments, processes=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--"]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    code, _, err = finish(torchrun(ROOT / "tests" / "ranks_worker.py", folder))
+    assert code == 0, err
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in (0, 1)]
+
+
+def test_weights_and_statistics_are_identical_on_both_ranks(left):
+    a, b = (each["state"] for each in left)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert all(value.isfinite().all() for value in a.values())
+    assert a["totals"][0] == STEPS
+    assert left[0]["alike"] == left[1]["alike"] == [0, 1]
+
+
+def test_gradients_are_those_of_a_single_process_and_of_ddp(left, monkeypatch):
+    apart = []
+    for rank in (0, 1):
+        trainer = make_trainer(Ranks(rank, 2))
+        monkeypatch.setattr(Ranks, "average", lambda self, tensors: None)
+        trainer.train_step()
+        apart.append(gradients(trainer.model))
+    for ours, theirs, ddp, *shares in zip(left[0]["ours"], left[1]["ours"], left[0]["ddp"], *apart, strict=True):
+        assert torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, sum(shares) / 2, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ours, ddp, rtol=1e-4, atol=1e-6)
+
+
+def test_ranks_draw_different_shares_of_one_batch():
+    alone, *ranks = make_trainer(Ranks()), make_trainer(Ranks(0, 2)), make_trainer(Ranks(1, 2))
+    for trainer in (alone, *ranks):
+        trainer.step = 3
+        trainer._give_inputs()
+    for name in ("x_index", "x_labels", "u_index"):
+        assert torch.equal(torch.cat([getattr(trainer, name) for trainer in ranks]), getattr(alone, name))
+    assert len({step_seed(1, 3, rank) for rank in range(4)}) == 4 and step_seed(1, 3) == step_seed(1, 3, 0)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_shares_of_an_evaluation_are_the_whole(monkeypatch, world):
+    trainer = make_trainer(Ranks())
+    parts = []
+    monkeypatch.setattr(Ranks, "gather", lambda self, part: parts.append(part) or part)
+    for rank in range(world):
+        predict(trainer.ema_model, trainer.images[:10], trainer.device, ranks=Ranks(rank, world))
+    assert len({part.shape for part in parts}) == 1
+    together = torch.cat(parts)[:10]
+    torch.testing.assert_close(together, predict(trainer.ema_model, trainer.images[:10], trainer.device))
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+
+
+@pytest.mark.timeout(600)
+def test_two_processes_stopped_and_killed_continue_to_the_same_weights_or_with_one(tmp_path, capsys):
+    code, out, err = finish(torchrun("main.py", "--run", tmp_path / "whole", *LONG))
+    assert code == 0, err
+    assert "in 2 processes" in out and out.count("done: test accuracy") == 1 and out.count("step 6 of 60") == 1
+
+    cut = tmp_path / "cut"
+    process = torchrun("main.py", "--run", cut, *LONG)
+    wait_for(cut / "checkpoints" / "step-00000005.safetensors", process)
+    processes = subprocess.run(["pgrep", "-f", f"main.py --run {cut}"], capture_output=True, text=True, check=True)
+    ranks = [int(number) for number in processes.stdout.split() if int(number) != process.pid]
+    second = next(number for number in ranks if b"\0RANK=1\0" in Path(f"/proc/{number}/environ").read_bytes())
+    os.kill(second, signal.SIGKILL)
+    code, _, err = finish(process)
+    assert code != 0
+    # torchrun ends the others by SIGTERM, which may come before they notice by themselves.
+    assert "another process of this run has ended; the same command continues" in err or "Signal 15" in err
+    shutil.copytree(cut, tmp_path / "alone")
+
+    process = torchrun("main.py", "--run", cut, *LONG)
+    assert "continuing" in process.stdout.readline()
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    code, out, _ = finish(process)
+    assert code != 0 and out.count("stopped by SIGTERM at step") == 1
+    code, out, err = finish(torchrun("main.py", "--run", cut, *LONG))
+    assert code == 0 and "continuing" in out, err
+    assert_same_run(tmp_path / "whole", cut)
+
+    assert run(tmp_path / "alone", *LONG[len(SMALL) :]) == 0
+    assert "so far it ran with torch" in (said := capsys.readouterr().out) and "in 2 processes" in said
+
+    # Split evaluation: what two processes reported of the last checkpoint is what one finds.
+    config = load_config(tmp_path / "whole" / "config.yml")
+    directory, data = RunDirectory(tmp_path / "whole"), load_data(config.data, torch.device("cpu"), True)
+    trainer = Trainer(config, data, prepare_split(directory, config, data), torch.device("cpu"))
+    resume(directory, trainer)
+    alone = evaluate(trainer.ema_model, *trainer.held_out["test"], trainer.device).accuracy
+    assert alone == json.loads((tmp_path / "whole" / "results.json").read_text())["test_accuracy_last"]
+
+
+def test_a_batch_that_cannot_be_shared_is_said(tmp_path):
+    code, _, err = finish(torchrun("main.py", "--run", tmp_path / "run", *SMALL, "train.batch_size=9"))
+    assert code != 0 and "error: train.batch_size: 9 cannot be shared by 2 processes" in err
