@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
-from torch import Tensor
 
 from mixmatch.files import explain_os_errors
 from mixmatch.pictures import describe, draw_confusion, draw_grid, to_png
@@ -61,20 +60,20 @@ class Board:
         points = [(tag, values[name]) for name, tag in tags.items() if values.get(name) is not None]
         self._add([Summary.Value(tag=tag, simple_value=value) for tag, value in points], step)
 
-    def batch(self, preview: dict[str, Tensor], classes: Sequence[str], step: int) -> None:
+    def batch(self, preview: dict[str, np.ndarray], classes: Sequence[str], step: int) -> None:
         """Show the views with their guessed labels, and the mixed batch with its labels, of ``Trainer.preview``."""
         if "views" in preview:
             views = preview["views"][:, :8]  # a row for each image, a column for each view
             captions = [describe(guess, classes) for guess in preview["guesses"][:8] for _ in views]
-            picture = draw_grid(views.transpose(0, 1).flatten(0, 1), captions, columns=len(views))
+            picture = draw_grid(views.swapaxes(0, 1).reshape(-1, *views.shape[2:]), captions, columns=len(views))
             self.picture("views_and_guesses", picture, step)
         total = len(preview["images"])
-        chosen = torch.arange(0, total, max(1, total // 24))[:24]  # from labelled and unlabelled alike
+        chosen = np.arange(0, total, max(1, total // 24))[:24]  # from labelled and unlabelled alike
         captions = [describe(target, classes) for target in preview["targets"][chosen]]
         picture = draw_grid(preview["images"][chosen], captions, columns=8)
         self.picture("mixed_batch", picture, step)
 
-    def confusion(self, name: str, matrix: Tensor, classes: Sequence[str], step: int) -> None:
+    def confusion(self, name: str, matrix: np.ndarray, classes: Sequence[str], step: int) -> None:
         """Show a confusion matrix, (C, C) counts with the true class in rows."""
         self.picture(f"confusion/{name}", draw_confusion(matrix, classes), step)
 

@@ -149,7 +149,10 @@ class Train(Section):
         0.999, description="of the averaged weights, which every reported accuracy uses; 0: no averaging"
     )
     eval_every: Count = Field(1024, description="steps between evaluations")
-    checkpoint_every: Count = Field(1024, description="steps between checkpoints; at most so much is ever lost")
+    checkpoint_every: Count = Field(
+        1024,
+        description="steps between checkpoints; a kill loses these at most, and the moment of writing",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of convolutions and the dense layer; auto: bfloat16 on GPUs that have it"
     )

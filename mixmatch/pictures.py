@@ -3,8 +3,8 @@
 import io
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 TILE = 72  # pixels of an image's side in a picture, at least
 CAPTION = 28  # pixels below it, for two lines
@@ -17,7 +17,7 @@ def to_png(picture: Image.Image) -> bytes:
     return encoded.getvalue()
 
 
-def draw_grid(images: Tensor, captions: Sequence[str], columns: int) -> Image.Image:
+def draw_grid(images: np.ndarray, captions: Sequence[str], columns: int) -> Image.Image:
     """Draw images in rows, each over its caption.
 
     Args:
@@ -25,8 +25,8 @@ def draw_grid(images: Tensor, captions: Sequence[str], columns: int) -> Image.Im
         captions: n texts of up to two lines.
         columns: images per row.
     """
-    pixels = ((images.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
-    pixels = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    pixels = np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+    pixels = np.broadcast_to(pixels, (len(pixels), 3, *pixels.shape[2:])).transpose(0, 2, 3, 1)
     scale = -(-TILE // pixels.shape[2])
     width, height = scale * pixels.shape[2] + 4, scale * pixels.shape[1] + 4
     rows = -(-len(pixels) // columns)
@@ -40,9 +40,9 @@ def draw_grid(images: Tensor, captions: Sequence[str], columns: int) -> Image.Im
     return canvas
 
 
-def draw_confusion(matrix: Tensor, classes: Sequence[str]) -> Image.Image:
+def draw_confusion(matrix: np.ndarray, classes: Sequence[str]) -> Image.Image:
     """Draw a confusion matrix, (C, C) counts, as shares of each true class, with numbers where there is room."""
-    shares = (matrix / matrix.sum(dim=1, keepdim=True).clamp_min(1)).numpy()
+    shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
     cell = max(4, min(40, 800 // len(classes)))
     margin = 76
     side = margin + cell * len(classes)
@@ -65,8 +65,8 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str]) -> Image.Image:
     return canvas
 
 
-def describe(distribution: Tensor, classes: Sequence[str]) -> str:
+def describe(distribution: np.ndarray, classes: Sequence[str]) -> str:
     """Name the two most likely classes with their percentages, a line each; one alone if the other has none."""
-    shares, order = distribution.cpu().topk(min(2, len(classes)))
-    lines = [f"{classes[i][:8]} {100 * share:.0f}%" for share, i in zip(shares.tolist(), order.tolist(), strict=True)]
-    return "\n".join(lines if shares[-1] >= 0.005 else lines[:1])
+    likely = distribution.argsort(kind="stable")[::-1][:2]
+    lines = [f"{classes[i][:8]} {100 * distribution[i]:.0f}%" for i in likely]
+    return "\n".join(lines if distribution[likely[-1]] >= 0.005 else lines[:1])

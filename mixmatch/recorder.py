@@ -35,6 +35,8 @@ class Recorder:
         """
         self._run = run
         self._board = Board(run.path, events_size) if writes else None
+        # It is given NumPy's arrays and contiguous tensors: a computation of torch's would start threads that then
+        # wait busily, on cores that training needs.
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._tasks: list[Future[None]] = []
         self._failed = False
@@ -63,12 +65,12 @@ class Recorder:
 
     def batch(self, preview: dict[str, Tensor], classes: Sequence[str], step: int) -> None:
         """Show views, guesses and the mixed batch of ``Trainer.preview`` in TensorBoard."""
-        preview = {name: value.cpu() for name, value in preview.items()}
-        self._do(lambda board: board.batch(preview, classes, step))
+        arrays = {name: value.float().cpu().numpy() for name, value in preview.items()}
+        self._do(lambda board: board.batch(arrays, classes, step))
 
     def confusion(self, name: str, matrix: Tensor, classes: Sequence[str], step: int) -> None:
         """Show a confusion matrix, (C, C) counts on the CPU with the true class in rows, in TensorBoard."""
-        self._do(lambda board: board.confusion(name, matrix, classes, step))
+        self._do(lambda board: board.confusion(name, matrix.numpy(), classes, step))
 
     def picture(self, tag: str, picture: Image.Image, step: int) -> None:
         """Show a picture under ``tag`` in TensorBoard."""
@@ -122,7 +124,7 @@ def copy_to_host(tensors: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
 
     On a GPU the copies are made there, between two steps; neither making nor fetching them stops it.
     """
-    copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     device = next(iter(copies.values())).device
     if device.type != "cuda":
         return lambda: copies

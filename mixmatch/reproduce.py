@@ -102,19 +102,28 @@ def find_table(name: str, data: str) -> Table:
         return read_table(Path(name))
     file = TABLES / f"{name}-{data}.yml"
     if not file.exists():
-        known = ", ".join(path.stem.replace("-", " --data ", 1) for path in sorted(TABLES.glob("*.yml")))
-        raise UserError(f"{name} --data {data}: is no table; there are {known}")
+        raise UserError(f"{name} --data {data}: is no table; there are {', '.join(map(arguments_of, table_files()))}")
     return read_table(file)
 
 
 def list_tables(results: Path) -> str:
     """Return a line for each table: its command, and how many of its runs have a result file."""
     lines = []
-    for file in sorted(TABLES.glob("*.yml")):
+    for file in table_files():
         runs = list(in_order(read_table(file)))
         done = sum(load_result(run, results) is not None for run in runs)
-        lines.append(f"{file.stem.replace('-', ' --data ', 1):<40} {done:>4} of {len(runs)} runs done")
+        lines.append(f"{arguments_of(file):<40} {done:>4} of {len(runs)} runs done")
     return "\n".join(lines)
+
+
+def table_files() -> list[Path]:
+    """Return the files of all tables, by name."""
+    return sorted(TABLES.glob("*.yml"), key=lambda file: file.stem)
+
+
+def arguments_of(file: Path) -> str:
+    """Return the arguments that name a table: ``labels --data digits`` for ``labels-digits.yml``."""
+    return file.stem.replace("-", " --data ", 1)
 
 
 def render_file(file: Path, results: Path) -> None:

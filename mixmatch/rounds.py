@@ -125,7 +125,7 @@ def select_labels(trainer: Trainer, classes: list[str], recorder: Recorder) -> t
     entry: dict[str, Any] = {"step": step, **describe_selection(selection, truth, classes), "thresholds": table}
     csv = to_csv(index, probabilities, selection, truth, classes)
     recorder.file("pseudo_labels.csv", csv.encode())
-    pictures = {"selection": draw_confusion(confusion(selection, truth, len(classes)), classes)}
+    pictures = {"selection": draw_confusion(confusion(selection, truth, len(classes)).numpy(), classes)}
     sets = {"unlabeled": (probabilities, truth)}
     for name, (images, labels) in trainer.held_out.items():
         sets[name] = predict(trainer.ema_model, images, trainer.device, ranks=trainer.ranks), labels
@@ -161,7 +161,7 @@ def _draw_mistakes(
         f"{classes[labels[i]][:6]} {100 * confidence[i]:.1f}%\nis {classes[truth[i]][:9]}" for i in worst.tolist()
     ]
     images = trainer.images[index[worst].to(trainer.device)]
-    return draw_grid(to_float(images), captions, columns=8)
+    return draw_grid(to_float(images).cpu().numpy(), captions, columns=8)
 
 
 def _lines(settings: PseudoLabel, entry: dict[str, Any]) -> list[str]:

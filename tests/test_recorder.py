@@ -1,0 +1,126 @@
+"""The recorder: in order, of the moment it was called at, silent after a failure, and no burden to training."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from mixmatch.errors import UserError
+from mixmatch.recorder import Recorder
+from mixmatch.run import Progress, RunDirectory
+from tests.runs import ROOT, curves, final, metrics
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    return RunDirectory(tmp_path)
+
+
+def entry(step):
+    return {"step": step, "validation_accuracy": None, "test_accuracy": 50.0}
+
+
+def test_what_is_recorded_is_what_was_there_at_the_call(run):
+    weight = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
+    before = weight.clone()
+    gate = threading.Event()
+    with Recorder(run, 0) as recorder:
+        recorder._do(lambda board: gate.wait())
+        progress = Progress(step=5, history=[entry(5)])
+        recorder.metrics(progress.history)
+        recorder._tasks.clear()  # or the checkpoint would wait for the gate
+        recorder.checkpoint({"weight": weight}, progress)
+        weight.zero_()
+        progress.history.append(entry(9))
+        progress.step = 9
+        gate.set()
+        recorder.wait()
+    tensors, meta = final(run.path)
+    assert torch.equal(tensors["weight"], before)
+    assert meta["step"] == 5 and meta["history"] == metrics(run.path) == [entry(5)]
+
+
+def test_a_checkpoint_knows_the_events_recorded_before_it_and_no_later_ones(run):
+    with Recorder(run, 0) as recorder:
+        recorder.scalars({"loss": 1.0}, 1)
+        recorder.checkpoint({"x": torch.zeros(1)}, Progress(step=1))
+        recorder.scalars({"loss": 2.0}, 2)
+        recorder.wait()
+        size = final(run.path)[1]["events_size"]
+        assert 0 < size < recorder._board.path.stat().st_size
+    with Recorder(run, size) as recorder:  # as a resumed run does
+        recorder.scalars({"loss": 3.0}, 2)
+        recorder.wait()
+    assert curves(run.path)[0]["train/loss"] == [(1, 1.0), (2, 3.0)]
+
+
+def test_after_a_failure_nothing_is_written_and_the_next_calls_say_so(run, monkeypatch):
+    def full(*arguments):
+        raise UserError("the disk is full")
+
+    gate = threading.Event()
+    with Recorder(run, 0) as recorder:
+        monkeypatch.setattr(run, "write_metrics", full)
+        recorder._do(lambda board: gate.wait())
+        recorder.metrics([entry(1)])
+        recorder.file("later.txt", b"text")
+        gate.set()
+        with pytest.raises(UserError, match="the disk is full"):
+            recorder.wait()
+        recorder.file("latest.txt", b"text")
+        recorder.wait()
+    assert not list(run.path.glob("*.txt"))
+    monkeypatch.undo()
+    with Recorder(run, 0) as recorder, pytest.raises(UserError, match="the disk is full"):
+        monkeypatch.setattr(run, "write_metrics", full)
+        recorder.metrics([entry(1)])
+        recorder._tasks[0].exception()
+        recorder.scalars({"loss": 1.0}, 1)
+
+
+def test_another_rank_than_the_first_writes_nothing(run):
+    with Recorder(run, 0, writes=False) as recorder:
+        recorder.scalars({"loss": 1.0}, 1)
+        recorder.file("some.txt", b"")
+        recorder.metrics([entry(1)])
+        recorder.checkpoint({"x": torch.zeros(1)}, Progress(step=1))
+        recorder.wait()
+    assert [path.name for path in run.path.rglob("*")] == ["checkpoints"]
+
+
+THREADS = """
+import json, sys, psutil, torch
+from pathlib import Path
+from mixmatch.recorder import Recorder
+from mixmatch.run import Progress, RunDirectory
+large = torch.rand(64, 64, 40, 40).contiguous(memory_format=torch.channels_last)
+(large + 1).sum()  # torch's own threads start
+process, counts = psutil.Process(), []
+path = Path(sys.argv[1])
+(path / "checkpoints").mkdir(parents=True)
+with Recorder(RunDirectory(path), 0) as recorder:
+    recorder.scalars({"loss": 1.0}, 1)
+    recorder.wait()
+    counts.append(process.num_threads())
+    preview = {"images": torch.rand(192, 3, 64, 64), "targets": torch.rand(192, 300).softmax(1)}
+    recorder.batch(preview, [str(i) for i in range(300)], 1)
+    recorder.confusion("test", torch.randint(0, 9, (300, 300)), [str(i) for i in range(300)], 1)
+    recorder.checkpoint({"large": large}, Progress(step=1))
+    recorder.wait()
+    counts.append(process.num_threads())
+print(json.dumps(counts))
+"""
+
+
+def test_its_thread_starts_no_others_to_compete_with_training(tmp_path):
+    """Threads of OpenMP that wait busily for the recorder's work once made training 2.6 times slower."""
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", THREADS, str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    before, after = json.loads(done.stdout or done.stderr)
+    assert after == before

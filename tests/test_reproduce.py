@@ -1,0 +1,309 @@
+"""Tables: what they plan, what they render, and how the command trains them in slices."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mixmatch import reproduce, tables
+from mixmatch.parcel import pack, unpack
+from mixmatch.tables import RESULTS, TABLES, plan, read_table, render, render_into
+from tests.runs import ROOT, SMALL, assert_same_run, metrics
+
+README = ROOT / "README.md"
+
+
+def write_table(path, **values):
+    content = {
+        "data": "digits",
+        "about": "A table of the tests.",
+        "config": "configs/digits.yml",
+        "set": [setting for setting in SMALL if setting != "data.dataset=digits"] + ["pseudo_label.steps=4"],
+        "seeds": [1, 2],
+        "control": "nothing",
+        "rows": [
+            {"label": "supervised", "set": ["method=supervised"], "published": {"elsewhere": "12.34"}},
+            {"label": "nothing", "round": ["select=none"]},
+            {"label": "everything", "round": ["select=balanced", "fraction=1.0"]},
+        ],
+    }
+    path.write_text(json.dumps(content | values))  # JSON is YAML
+    return path
+
+
+def command(tmp_path, *arguments):
+    places = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    return reproduce.main([str(argument) for argument in (*arguments, *places)])
+
+
+def cells(text):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("table")
+    table = write_table(tmp_path / "small.yml")
+    assert command(tmp_path, table, "--quiet") == 0
+    return tmp_path
+
+
+def test_a_table_is_trained_and_rendered(done, capsys):
+    names = ["digits-20-seed", "digits-20-supervised-seed"]
+    rounds = [f"digits-20-seed{seed}-{rule}" for seed in (1, 2) for rule in ("control", "balanced-1")]
+    expected = {f"{name}{seed}" for name in names for seed in (1, 2)} | {*rounds}
+    assert {path.name for path in (done / "runs").iterdir()} == expected
+    assert {path.stem for path in (done / "results").iterdir()} == expected
+
+    head, _, supervised, nothing, everything = cells(render(read_table(done / "small.yml"), done / "results"))
+    assert head[:3] == ["digits", "test accuracy (%)", "against nothing, 95% interval"]
+    assert head[3:] == ["coverage (%)", "precision (%)", "seeds", "steps", "elsewhere"]
+    results = {name: json.loads((done / "runs" / name / "results.json").read_text()) for name in expected}
+    figures = [results[f"digits-20-supervised-seed{seed}"]["test_accuracy"] for seed in (1, 2)]
+    assert supervised[1] == f"{np.mean(figures):.2f} ± {np.std(figures, ddof=1):.2f}"
+    assert supervised[3:] == ["-", "-", "2", "12", "12.34"] and nothing[2:5] == ["-", "-", "-"]
+    assert everything[3] == "100.0" and everything[5:] == ["2", "16", "-"]
+    gains = [
+        results[f"digits-20-seed{seed}-balanced-1"]["test_accuracy"]
+        - results[f"digits-20-seed{seed}-control"]["test_accuracy"]
+        for seed in (1, 2)
+    ]
+    interval = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
+    assert everything[2] == f"{np.mean(gains):+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+
+    # Again: nothing is trained, the same table comes out.
+    times = {path: path.stat().st_mtime_ns for path in (done / "results").iterdir()}
+    capsys.readouterr()
+    assert command(done, done / "small.yml") == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"complete\ncurves: tensorboard --logdir {done / 'runs'}\n")
+    assert render(read_table(done / "small.yml"), done / "results") in printed and "step" not in printed.split("\n")[0]
+    assert {path: path.stat().st_mtime_ns for path in (done / "results").iterdir()} == times
+
+
+def test_a_result_file_holds_config_results_and_curves(done):
+    name = "digits-20-seed2-balanced-1"
+    content = json.loads((done / "results" / f"{name}.json").read_text())
+    assert content["results"] == json.loads((done / "runs" / name / "results.json").read_text())
+    assert content["config"]["train"]["steps"] == 16 and content["config"]["seed"] == 2
+    assert content["metrics.step"] == [entry["step"] for entry in metrics(done / "runs" / name)]
+    losses = [entry["loss"] for entry in metrics(done / "runs" / name)]
+    assert content["metrics.loss"] == pytest.approx(losses, rel=1e-4)
+    assert content["commit"] and content["date"][:2] == "20"
+
+
+def test_what_has_not_been_run_is_a_dash_and_a_part_says_so(done, tmp_path):
+    shutil.copytree(done / "results", tmp_path / "results")
+    for name in ("digits-20-supervised-seed2", "digits-20-seed1-balanced-1", "digits-20-seed2-balanced-1"):
+        (tmp_path / "results" / f"{name}.json").unlink()
+    *_, supervised, _nothing, everything = cells(render(read_table(done / "small.yml"), tmp_path / "results"))
+    assert "±" not in supervised[1] and supervised[5] == "1 of 2"
+    assert everything[1:] == ["-", "-", "-", "-", "0", "-", "-"]
+    nothing_at_all = render(read_table(TABLES / "labels-cifar10.yml"), tmp_path / "results")
+    assert cells(nothing_at_all)[2] == ["250 labels, MixMatch", "-", "0", "-", "88.92 ± 0.87", "86.52"]
+    assert "nothing has been run yet" in nothing_at_all
+
+
+def test_slices_of_time_end_in_the_same_runs(done, tmp_path, monkeypatch, capsys):
+    """The clock is ours: every reading of it is a second later, so that each slice is a few steps."""
+    clock = iter(range(10**9))
+    monkeypatch.setattr(reproduce.time, "monotonic", lambda: float(next(clock)))
+    slices = 0
+    while True:
+        assert command(tmp_path, done / "small.yml", "--minutes", "0.5") == 0
+        slices += 1
+        printed = capsys.readouterr().out
+        if printed.splitlines()[-2] == "complete":
+            break
+        assert "the time is up at step" in printed or "not complete" in printed
+        assert slices < 60
+    assert slices > 3
+    for path in (done / "runs").iterdir():
+        assert_same_run(path, tmp_path / "runs" / path.name)
+
+
+def test_two_commands_at_once_share_the_runs(tmp_path):
+    table = write_table(tmp_path / "small.yml", control=None, rows=[{"label": "a"}], seeds=[1, 2, 3])
+    arguments = [str(a) for a in (table, "--quiet", "--runs", tmp_path / "runs", "--results", tmp_path / "results")]
+    outputs = []
+
+    def start():
+        command = [sys.executable, "-m", "mixmatch.reproduce", *arguments]
+        outputs.append(subprocess.run(command, cwd=ROOT, capture_output=True, text=True))
+
+    threads = [threading.Thread(target=start) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [output.returncode for output in outputs] == [0, 0], outputs
+    trained = [line.split(":")[0] for output in outputs for line in output.stdout.splitlines() if "% after" in line]
+    assert sorted(trained) == [f"digits-20-seed{seed}" for seed in (1, 2, 3)]
+    assert len(list((tmp_path / "results").iterdir())) == 3
+
+
+def test_a_parcel_moves_runs_to_a_machine_that_has_nothing(done, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mixmatch.parcel.PART_BYTES", 300_000)
+    arguments = (done / "small.yml", "--seeds", 2, "--quiet")
+    monkeypatch.setattr(reproduce.time, "monotonic", iter(range(10**9)).__next__)
+    assert command(tmp_path / "a", *arguments, "--minutes", "0.3", "--pack", tmp_path / "parcel") == 0
+    assert "packed to" in capsys.readouterr().out
+    parts = sorted((tmp_path / "parcel").iterdir())
+    assert len(parts) > 1 and all(part.stat().st_size <= 300_000 for part in parts)
+    assert command(tmp_path / "b", *arguments, "--unpack", tmp_path / "parcel") == 0
+    assert "taken from" in (printed := capsys.readouterr().out) and "complete" in printed
+    for path in (done / "runs").glob("*seed2*"):
+        assert_same_run(path, tmp_path / "b" / "runs" / path.name)
+    # Runs that are there already are left alone.
+    assert unpack(tmp_path / "parcel", tmp_path / "b" / "runs") == []
+    assert not list((tmp_path / "b" / "runs").glob(".*"))
+
+
+def archive(name, kind=tarfile.REGTYPE):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "/etc"
+        tar.addfile(member)
+    return content.getvalue()
+
+
+def test_a_parcel_that_is_damaged_or_not_ours(done, tmp_path, capsys):
+    pack([done / "runs" / "digits-20-seed1"], tmp_path / "parcel")
+    part = tmp_path / "parcel" / "runs.tar.000"
+    whole = part.read_bytes()
+    arguments = (done / "small.yml", "--unpack", tmp_path / "parcel")
+    for content, message in [
+        (whole[: len(whole) // 2], "the parcel is damaged"),
+        (b"\0" * 5 + b"nonsense" * 999, "the parcel is damaged"),
+        (archive("../escaped"), "'../escaped' has no place in a parcel"),
+        (archive("a/config.yml", tarfile.SYMTYPE), "'a/config.yml' has no place in a parcel"),
+        (archive("../config.yml"), "'../config.yml' has no place in a parcel"),
+    ]:
+        part.write_bytes(content)
+        assert command(tmp_path, *arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+        assert not list((tmp_path / "runs").iterdir())
+    part.unlink()
+    assert command(tmp_path, *arguments) == 2
+    assert "holds no parcel" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "TABLE: none is given; --list lists them"),
+        (
+            ["labels", "--data", "mnist"],
+            "mnist: is no table; there are ablation --data cifar10, ablation",
+        ),
+        (["labels", "--data", "digits", "--seeds", "6"], "--seeds: the table's are 1, 2, 3, 4, 5"),
+        (["nowhere.yml"], "nowhere.yml: No such file"),
+        (["--render", "nowhere.md"], "nowhere.md: cannot be read"),
+        (["labels", "--minutes", "soon"], "argument --minutes: invalid float value"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):
+    assert command(tmp_path, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"sedes": [1]}, "unknown key; did you mean seeds?"),
+        ({"seeds": []}, "seeds"),
+        ({"control": "no such row"}, "control: must be the label of a row, got 'no such row'"),
+        ({"rows": [{"label": "a"}, {"label": "a"}]}, "two rows have the same label"),
+        ({"rows": [{"label": "a|b"}]}, "rows"),
+        ({"control": None, "rows": [{"label": "a", "set": ["train.lr=no"]}]}, "train.lr"),
+        ({"control": None, "rows": [{"label": "a"}, {"label": "b", "set": ["train.lr=0.1"]}]}, "set name=... in one"),
+    ],
+)
+def test_a_table_that_is_none(tmp_path, capsys, values, message):
+    table = write_table(tmp_path / "small.yml", **values)
+    assert command(tmp_path, table) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_result_file_of_another_config_is_refused_before_training(done, tmp_path, capsys):
+    shutil.copytree(done / "results", tmp_path / "results")
+    table = write_table(tmp_path / "small.yml", set=[*read_table(done / "small.yml").set, "train.lr=0.01"])
+    assert command(tmp_path, table) == 2
+    error = capsys.readouterr().err
+    assert "is of another config than the table's: train.lr (0.004 there, 0.01 now)" in error
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "results" / "digits-20-seed1.json").write_text("{")
+    assert command(tmp_path, done / "small.yml") == 2
+    assert "digits-20-seed1.json: is no result file" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_leaves_a_dash_and_the_others_go_on(tmp_path, capsys):
+    rows = [{"label": "wild", "set": ["train.lr=1000000.0", "name=wild"]}, {"label": "tame"}]
+    table = write_table(tmp_path / "small.yml", control=None, seeds=[1], rows=rows)
+    assert command(tmp_path, table) == 0
+    printed = capsys.readouterr()
+    assert "wild-seed1: " in printed.err and "no longer finite" in printed.err
+    assert "not complete" in printed.out
+    *_, wild, tame = cells(printed.out)
+    assert wild[1] == "-" and float(tame[1]) >= 0
+
+
+def test_all_runs_of_all_tables_have_one_meaning():
+    known = {}
+    for file in TABLES.glob("*.yml"):
+        for row in plan(read_table(file)):
+            for planned in row.values():
+                assert known.setdefault(planned.name, planned) == planned, (file.name, planned.name)
+    assert len(known) > 200
+
+
+def test_the_published_figures_of_ablations_are_one_hundred_less_the_papers_errors():
+    errors = {250: [11.80, 17.09, 11.55, 12.45, 27.83, 11.86, 39.11, 32.16, 12.35, 12.26]}
+    errors[4000] = [6.00, 8.06, 6.23, 5.88, 10.59, 6.47, 10.97, 9.22, 6.83, 6.50]
+    for name, labels in (("ablation-cifar10", 250), ("ablation-digits", 250), ("ablation-cifar10-4000", 4000)):
+        published = [next(iter(row.published.values())) for row in read_table(TABLES / f"{name}.yml").rows]
+        assert published == [f"{100 - error:.2f}" for error in errors[labels]]
+
+
+def test_the_ablations_on_digits_are_those_of_cifar10():
+    ours, papers = (plan(read_table(TABLES / f"ablation-{data}.yml")) for data in ("digits", "cifar10"))
+    for a, b in zip(ours, papers, strict=True):
+        temperature = {0.5: 0.3, 1.0: 1.0}[b[3].config.mixmatch.temperature]
+        changes = {"temperature": temperature, "ramp_up_steps": 600}
+        assert a[3].config.mixmatch == b[3].config.mixmatch.model_copy(update=changes)
+
+
+def test_the_readme_shows_what_the_result_files_render():
+    text = README.read_text()
+    assert text.count("<!-- table ") >= 4
+    assert render_into(text, RESULTS) == text
+
+
+def test_rendering_rewrites_the_tables_and_nothing_else(done, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tables, "TABLES", done)
+    file = tmp_path / "text.md"
+    file.write_text("before\n<!-- table small -->\nold\n<!-- end of table -->\nafter\n")
+    assert command(done, "--render", file) == 0
+    table = render(read_table(done / "small.yml"), done / "results")
+    assert file.read_text() == f"before\n<!-- table small -->\n{table}\n<!-- end of table -->\nafter\n"
+    file.write_text("<!-- table small -->\nno end")
+    assert command(done, "--render", file) == 2
+    assert "has no '<!-- end of table -->' line" in capsys.readouterr().err
+
+
+def test_the_list_counts_what_is_there(done, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "TABLES", done)
+    assert command(done, "--list") == 0
+    assert capsys.readouterr().out.split() == ["small", "8", "of", "8", "runs", "done"]
