@@ -19,6 +19,8 @@ answer() { # NAME SECONDS COMMAND...
 }
 
 { date -u; git rev-parse HEAD; "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'; } | tee "$folder/what.txt"
-answer correctness 180 "$python" -m pytest tests/test_gpu.py -n 0 -v
-answer speed 240 "$python" benchmarks/step.py "$@"
+answer correctness 180 "$python" -m pytest tests/test_gpu.py -n 4 -v
+answer speed 300 "$python" benchmarks/step.py "$@"
 answer profile 90 "$python" benchmarks/profile_step.py "$@"
+fastest=$("$python" -c 'import torch; print("captured" if torch.cuda.is_available() else "float32")')
+answer together 120 "$python" benchmarks/step.py "$@" --variants "$fastest" --at-once 1 2 4

@@ -2,6 +2,7 @@
 
     python3 benchmarks/step.py                     # WRN-28-2, B = 64, K = 2, 32x32 images
     python3 benchmarks/step.py --depth 10 --width 1 --size 16 --steps 50
+    python3 benchmarks/step.py --variants captured --at-once 1 2 4 8    # so many processes on the device together
 
 Every variant runs in a process of its own on the same random images. Times are the median and the middle half of
 synchronised steps after a warm-up; every variant must compute finite losses.
@@ -11,10 +12,12 @@ import argparse
 import itertools
 import json
 import math
+import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,7 +68,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num-views", type=int, default=2)
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--at-once", type=int, nargs="+", help="time the last variant in so many processes at once")
     parser.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--meet", type=Path, help=argparse.SUPPRESS)  # folder in which ...
+    parser.add_argument("--others", type=int, help=argparse.SUPPRESS)  # ... so many processes meet before timing
     return parser.parse_args()
 
 
@@ -92,10 +98,7 @@ def main() -> int:
     print("peak memory (GB) | first step after (s) |\n|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     textbook = None
     for variant in variants:
-        arguments = [argument for argument in sys.argv[1:] if argument not in variants and argument != "--variants"]
-        answer = subprocess.run(
-            [sys.executable, __file__, *arguments, "--one", variant], capture_output=True, text=True, check=False
-        )
+        answer = subprocess.run(command(options, variant), capture_output=True, text=True, check=False)
         if answer.returncode:
             print(f"| {variant} | failed: {answer.stderr.strip().splitlines()[-1]} |" + " |" * 9, flush=True)
             continue
@@ -119,7 +122,32 @@ def main() -> int:
         ]
         print("| " + " | ".join(cells) + " |", flush=True)
     print("\nratio: to textbook. share: of the measured ceiling. " + "; ".join(f"{v}: {VARIANTS[v]}" for v in variants))
+    if options.at_once:
+        time_together(variants[-1], options)
     return 0
+
+
+def command(options: argparse.Namespace, variant: str) -> list[str]:
+    """Return the command that times one variant in a process of its own."""
+    names = ("steps", "depth", "width", "size", "batch_size", "num_views", "images", "device")
+    arguments = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    return [sys.executable, __file__, *arguments, "--one", variant]
+
+
+def time_together(variant: str, options: argparse.Namespace) -> None:
+    """Print how fast a variant is in several processes at once, which start timing together."""
+    print(f"\n| {variant}, processes at once | ms a step of each | steps/s together |\n|---|---|---|", flush=True)
+    for count in options.at_once:
+        with tempfile.TemporaryDirectory() as folder:
+            each = [*command(options, variant), "--meet", folder, "--others", str(count)]
+            processes = [subprocess.Popen(each, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+            answers = [process.communicate()[0] for process in processes]
+        if any(process.returncode for process in processes):
+            print(f"| {count} | failed | |", flush=True)
+            continue
+        seconds = [json.loads(answer.splitlines()[-1])["median"] for answer in answers]
+        each_takes = ", ".join(f"{1e3 * value:.2f}" for value in seconds)
+        print(f"| {count} | {each_takes} | {sum(1 / value for value in seconds):.1f} |", flush=True)
 
 
 def time_variant(variant: str, options: argparse.Namespace) -> dict:
@@ -145,6 +173,10 @@ def time_variant(variant: str, options: argparse.Namespace) -> dict:
     first = time.perf_counter() - STARTED
     for _ in range(max(2, options.steps // 10)):
         timed()
+    if options.meet:
+        (options.meet / str(os.getpid())).touch()
+        while len(list(options.meet.iterdir())) < options.others:
+            time.sleep(0.001)
     times = [timed() for _ in range(options.steps)]
     if not math.isfinite(loss()):
         raise RuntimeError(f"{variant} computed a loss that is not finite")

@@ -205,10 +205,10 @@ def render_into(text: str, results: Path) -> str:
     Raises:
         UserError: if a table is not there, or has no end.
     """
-    pattern = re.compile(r"(<!-- table ([\w.-]+) -->\n).*?(\n<!-- end of table -->)", re.DOTALL)
+    pattern = re.compile(r"(<!-- table ([\w.-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
     if len(pattern.findall(text)) != text.count("<!-- table "):
         raise UserError("a '<!-- table NAME -->' line has no '<!-- end of table -->' line")
-    return pattern.sub(lambda m: m[1] + render(read_table(TABLES / f"{m[2]}.yml"), results) + m[3], text)
+    return pattern.sub(lambda m: m[1] + render(read_table(TABLES / f"{m[2]}.yml"), results) + "\n" + m[3], text)
 
 
 def _brief(value: float | None) -> float | None:
