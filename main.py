@@ -17,14 +17,17 @@ def make_parser() -> Parser:
     keys = []
     for key, field in list_keys():
         default = yaml.safe_dump(field.default, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
-        keys.append(f"  {key:<28}{default:<10} {field.description}")
+        keys.append(f"  {key:<34}{default:<10} {field.description}")
     parser = Parser(
         usage="python3 main.py [--config FILE] [--run DIRECTORY] [key=value ...]",
         description="Train MixMatch, or the supervised baseline. The same command again continues an unfinished run.",
+        overrides="laid over the config: train.lr=0.03",
         epilog="keys, their defaults and what they mean:\n" + "\n".join(keys),
     )
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="YAML of what differs from the defaults")
-    parser.add_argument("--run", type=Path, help="run directory (default: runs/<name>-seed<seed>)")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", default=DEFAULT_CONFIG, help="YAML of what is not as by default"
+    )
+    parser.add_argument("--run", type=Path, metavar="DIRECTORY", help="default: runs/<name>-seed<seed>")
     return parser
 
 

@@ -19,9 +19,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             usage="python3 pseudo_label.py --run DIRECTORY [--to DIRECTORY] [--allow-unfinished] [key=value ...]",
             description="Go on with a trained run, its most confident predictions as labels. "
             "The same command again continues an unfinished round.",
+            overrides="pseudo_label.select=top and the like, listed by main.py --help; other keys stay the run's, but "
+            f"for {', '.join(MAY_CHANGE)}",
         )
-        parser.add_argument("--run", type=Path, required=True, help="run directory of the finished run")
-        parser.add_argument("--to", type=Path, help="run directory of the round (default: beside the run)")
+        parser.add_argument("--run", type=Path, metavar="DIRECTORY", required=True, help="of the finished run")
+        parser.add_argument("--to", type=Path, metavar="DIRECTORY", help="of the round (default: beside the run)")
         parser.add_argument("--allow-unfinished", action="store_true", help="take a run that is under way")
         options = parser.parse_intermixed_args(arguments)
         from mixmatch.ranks import join_ranks

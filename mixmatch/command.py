@@ -12,7 +12,7 @@ from mixmatch.errors import Diverged, Stopped, UserError, one_line
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, for ``[options] [key=value ...]`` or for options alone."""
 
-    def __init__(self, usage: str, description: str, epilog: str | None = None, overrides: bool = True) -> None:
+    def __init__(self, usage: str, description: str, epilog: str | None = None, overrides: str | None = None) -> None:
         super().__init__(
             usage=usage,
             description=description,
@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         if overrides:
-            self.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the config: train.lr=0.03")
+            self.add_argument("overrides", nargs="*", metavar="key=value", help=overrides)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError instead of printing the usage and exiting."""

@@ -94,7 +94,8 @@ class MixMatch(Section):
     lambda_u: NonNegative = Field(75, description="weight of the unlabelled loss after the ramp-up")
     ramp_up_steps: CountOrZero = Field(16000, description="steps over which lambda_u rises linearly from 0")
     mixup: Literal["joint", "labeled", "unlabeled", "separate", "none"] = Field(
-        "joint", description="what is mixed: the union, labelled alone, unlabelled alone, each by itself, or none"
+        "joint",
+        description="what is mixed: joint (all), labeled alone, unlabeled alone, separate (each by itself) or none",
     )
     guess_with_ema: bool = Field(False, description="guess labels with the EMA weights instead of the current ones")
 
@@ -151,7 +152,7 @@ class Train(Section):
     eval_every: Count = Field(1024, description="steps between evaluations")
     checkpoint_every: Count = Field(
         1024,
-        description="steps between checkpoints; a kill loses these at most, and the moment of writing",
+        description="steps between checkpoints; a kill loses at most those since the last one written",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of convolutions and the dense layer; auto: bfloat16 on GPUs that have it"
@@ -293,14 +294,20 @@ def differing_keys(a: Config, b: Config) -> list[str]:
     """Return, as ``key (value in a, value in b)``, the keys in which two configs describe different runs.
 
     ``device`` and ``data.root`` are left out: a run may go on elsewhere, and its split knows the images. So is
-    ``pseudo_label``, which matters to rounds alone.
+    ``pseudo_label``, which matters to rounds alone, see ``differing_keys_of_rounds``.
     """
-    pairs = ((key, _value(a, key), _value(b, key)) for key, _ in list_keys())
-    return [f"{key} ({_brief(x)} there, {_brief(y)} now)" for key, x, y in pairs if x != y and not _may_change(key)]
+    keys = [key for key, _ in list_keys() if key not in ("device", "data.root")]
+    return _differing(a, b, [key for key in keys if not key.startswith("pseudo_label.")])
 
 
-def _may_change(key: str) -> bool:
-    return key in ("device", "data.root") or key.startswith("pseudo_label.")
+def differing_keys_of_rounds(a: Config, b: Config) -> list[str]:
+    """Return in the same way the keys of ``pseudo_label`` in which two configs describe different rounds."""
+    return _differing(a, b, [f"pseudo_label.{name}" for name in PseudoLabel.model_fields if name != "enabled"])
+
+
+def _differing(a: Config, b: Config, keys: list[str]) -> list[str]:
+    values = ((key, _value(a, key), _value(b, key)) for key in keys)
+    return [f"{key} ({_brief(x)} there, {_brief(y)} now)" for key, x, y in values if x != y]
 
 
 def _value(config: Config, key: str) -> Any:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,18 @@ from torch import Tensor
 from mixmatch.errors import UserError
 
 T = TypeVar("T")
+# How long ranks wait for one that reads images, or evaluates; one that is gone is noticed at once.
+PATIENCE = timedelta(hours=2)
+# In the messages of gloo and NCCL.
+SIGNS_OF_A_LOST_RANK = (
+    "Connection",
+    "Read error",
+    "Write error",
+    "Broken pipe",
+    "remote process",
+    "Timed out",
+    "timed out",
+)
 
 
 @dataclass(frozen=True)
@@ -108,22 +121,30 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     Raises:
         UserError: if the meeting fails, or ``device`` names one GPU for all of them.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world == "1":
         yield ALONE
         return
-    ranks = Ranks(int(os.environ["RANK"]), world, int(os.environ["LOCAL_RANK"]))
+    try:
+        ranks = Ranks(int(os.environ["RANK"]), int(world), int(os.environ["LOCAL_RANK"]))
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"WORLD_SIZE is {world}, but RANK or LOCAL_RANK is amiss ({error}); start it with torchrun"
+        ) from None
     if ":" in device:
         raise UserError(f"device: {device} cannot serve {world} processes; use auto, cuda or cpu")
     on_gpus = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the {world} processes cannot meet: {str(error).splitlines()[0]}") from None
     try:
         yield ranks
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        # To end in order would wait for messages that never come, and for recorded steps that still hold one.
+        dist.group.WORLD.abort()
+        raise
+    dist.destroy_process_group()
 
 
 @contextmanager
@@ -131,7 +152,9 @@ def explain_lost_rank() -> Iterator[None]:
     """Turn what collectives raise when a process is gone into a UserError of one line."""
     try:
         yield
-    except RuntimeError:
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in SIGNS_OF_A_LOST_RANK):
+            raise
         raise UserError(
             "another process of this run has ended; the same command continues from the last checkpoint"
         ) from None

@@ -61,16 +61,18 @@ class Recorder:
 
     def scalars(self, values: dict[str, Any], step: int) -> None:
         """Add a point to each TensorBoard curve that ``values`` has a number for."""
+        values = dict(values)
         self._do(lambda board: board.scalars(values, step))
 
     def batch(self, preview: dict[str, Tensor], classes: Sequence[str], step: int) -> None:
         """Show views, guesses and the mixed batch of ``Trainer.preview`` in TensorBoard."""
-        arrays = {name: value.float().cpu().numpy() for name, value in preview.items()}
+        arrays = {name: value.float().cpu().numpy().copy() for name, value in preview.items()}
         self._do(lambda board: board.batch(arrays, classes, step))
 
     def confusion(self, name: str, matrix: Tensor, classes: Sequence[str], step: int) -> None:
         """Show a confusion matrix, (C, C) counts on the CPU with the true class in rows, in TensorBoard."""
-        self._do(lambda board: board.confusion(name, matrix.numpy(), classes, step))
+        counts = matrix.numpy().copy()
+        self._do(lambda board: board.confusion(name, counts, classes, step))
 
     def picture(self, tag: str, picture: Image.Image, step: int) -> None:
         """Show a picture under ``tag`` in TensorBoard."""
@@ -132,6 +134,7 @@ def copy_to_host(tensors: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
     made.record()
 
     def fetch() -> dict[str, Tensor]:
+        torch.cuda.set_device(device)  # each thread has its own, at first GPU 0
         with torch.cuda.stream(torch.cuda.Stream(device)):
             torch.cuda.current_stream().wait_event(made)
             return {name: copy.cpu() for name, copy in copies.items()}

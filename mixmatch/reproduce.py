@@ -18,7 +18,7 @@ from pathlib import Path
 from mixmatch.command import Parser, run_command
 from mixmatch.errors import Diverged, InUse, TimeUp, UserError
 from mixmatch.files import write_atomically
-from mixmatch.parcel import pack, unpack
+from mixmatch.parcel import pack, runs_in, unpack
 from mixmatch.rounds import start_round
 from mixmatch.run import RunDirectory
 from mixmatch.tables import (
@@ -26,14 +26,16 @@ from mixmatch.tables import (
     TABLES,
     Planned,
     Table,
+    arguments_of,
     load_result,
     plan,
     read_table,
     render,
     render_into,
     save_result,
+    table_files,
 )
-from mixmatch.train import train
+from mixmatch.train import summarise, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,23 +43,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body() -> None:
         usage = "python3 -m mixmatch.reproduce [TABLE [--data NAME] | --list | --render FILE] [options]"
-        parser = Parser(usage, __doc__ or "", overrides=False)
-        parser.add_argument("table", nargs="?", help="labels, pseudo, ablation, demo, or a table file of your own")
-        parser.add_argument("--data", default="cifar10", help="which data's table (default: cifar10)")
-        parser.add_argument("--list", action="store_true", help="list the tables, and train nothing")
-        parser.add_argument("--render", type=Path, metavar="FILE", help="write the tables in FILE anew, train nothing")
-        parser.add_argument("--seeds", type=int, nargs="+", help="only these of the table's seeds")
+        parser = Parser(usage, __doc__ or "")
+        parser.add_argument("table", nargs="?", help="labels, pseudo, ablation, demo, or a table file (.yml) of yours")
+        parser.add_argument("--data", metavar="NAME", help="of which data (default: cifar10, or the only one there is)")
+        alone = parser.add_mutually_exclusive_group()
+        alone.add_argument("--list", action="store_true", help="list the tables, and train nothing")
+        alone.add_argument("--render", type=Path, metavar="FILE", help="write the tables in FILE anew, train nothing")
+        parser.add_argument("--seeds", type=int, nargs="+", help="only these of the table's seeds (default: all)")
         parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, with a checkpoint")
         parser.add_argument("--missing", action="store_true", help="train only runs that have no result file yet")
-        parser.add_argument("--quiet", action="store_true", help="a line for each run")
-        parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run directories are")
-        parser.add_argument("--results", type=Path, default=RESULTS, help="where the result files are")
+        parser.add_argument("--quiet", action="store_true", help="print a line for each run only")
+        parser.add_argument("--runs", type=Path, default=Path("runs"), help="the run directories (default: runs)")
+        parser.add_argument("--results", type=Path, default=RESULTS, help="result files (default: the committed ones)")
         parser.add_argument("--unpack", type=Path, metavar="FOLDER", help="first take the runs that --pack put there")
         parser.add_argument(
-            "--pack", type=Path, metavar="FOLDER", help="in the end put there what the runs need to go on"
+            "--pack", type=Path, metavar="FOLDER", help="in the end put there what its runs need to go on"
         )
         options = parser.parse_args(arguments)
         deadline = time.monotonic() + 60 * options.minutes
+        if (options.list or options.render) and (options.table or options.pack or options.unpack):
+            raise UserError("--list and --render train nothing: give neither a table nor --pack or --unpack with them")
         if options.list:
             print(list_tables(options.results))
             return
@@ -67,22 +72,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.table is None:
             raise UserError("TABLE: none is given; --list lists them")
         table = find_table(options.table, options.data)
+        everything = list(in_order(table))
         if options.seeds is not None:
             if not {*options.seeds} <= {*table.seeds}:
                 raise UserError(f"--seeds: the table's are {', '.join(map(str, table.seeds))}")
             table = table.model_copy(update={"seeds": options.seeds})
+        packed = {run.name for run in everything}
         if options.unpack is not None:
             taken = unpack(options.unpack, options.runs)
+            packed |= {*runs_in(options.unpack)}
             print(f"taken from {options.unpack}: {', '.join(taken) or 'nothing, all of it is here'}")
+        if options.pack is not None:
+            lost = [name for name in runs_in(options.pack) if name not in packed or not (options.runs / name).exists()]
+            if lost:
+                raise UserError(
+                    f"{options.pack}: would lose {', '.join(lost)}; add --unpack {options.pack}, or name another"
+                )
         runs = list(in_order(table))
         kept = {run.name: load_result(run, options.results) for run in runs}  # all of them fit, or it is said now
         if options.missing:
-            runs = [run for run in runs if kept[run.name] is None]
+            missing = [run for run in runs if kept[run.name] is None]
+            parents = {run.parent.name for run in missing if run.parent is not None}
+            runs = [run for run in runs if run in missing or run.name in parents]
         try:
             complete = train_runs(runs, options.runs, options.results, deadline, options.quiet)
         finally:
             if options.pack is not None:
-                begun = [path for run in in_order(table) if (path := options.runs / run.name).exists()]
+                begun = [path for name in sorted(packed) if (path := options.runs / name).exists()]
                 size = pack(begun, options.pack)
                 print(f"{len(begun)} runs, {size / 1e6:.1f} MB, packed to {options.pack}")
         print(f"\n{render(table, options.results)}\n")
@@ -92,15 +108,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(body)
 
 
-def find_table(name: str, data: str) -> Table:
+def find_table(name: str, data: str | None) -> Table:
     """Return the table ``name`` for ``data``, or that of a file.
 
     Raises:
         UserError: if there is none.
     """
-    if name.endswith(".yml"):
+    if name.endswith((".yml", ".yaml")):
         return read_table(Path(name))
-    file = TABLES / f"{name}-{data}.yml"
+    named = [file for file in table_files() if file.stem.startswith(f"{name}-")]
+    file = named[0] if data is None and len(named) == 1 else TABLES / f"{name}-{data or 'cifar10'}.yml"
     if not file.exists():
         raise UserError(f"{name} --data {data}: is no table; there are {', '.join(map(arguments_of, table_files()))}")
     return read_table(file)
@@ -112,18 +129,8 @@ def list_tables(results: Path) -> str:
     for file in table_files():
         runs = list(in_order(read_table(file)))
         done = sum(load_result(run, results) is not None for run in runs)
-        lines.append(f"{arguments_of(file):<40} {done:>4} of {len(runs)} runs done")
+        lines.append(f"{arguments_of(file):<40} {done:>4} of {len(runs)} result files")
     return "\n".join(lines)
-
-
-def table_files() -> list[Path]:
-    """Return the files of all tables, by name."""
-    return sorted(TABLES.glob("*.yml"), key=lambda file: file.stem)
-
-
-def arguments_of(file: Path) -> str:
-    """Return the arguments that name a table: ``labels --data digits`` for ``labels-digits.yml``."""
-    return file.stem.replace("-", " --data ", 1)
 
 
 def render_file(file: Path, results: Path) -> None:
@@ -163,8 +170,12 @@ def train_runs(runs: Sequence[Planned], root: Path, results: Path, deadline: flo
 
     Returns:
         Whether all of them are finished.
+
+    Raises:
+        Diverged: when all the others are trained, if some did.
     """
-    waiting, diverged = list(runs), 0
+    left: list[Planned] = []
+    waiting, diverged = list(runs), []
     while waiting:
         left = []
         for run in waiting:
@@ -172,23 +183,26 @@ def train_runs(runs: Sequence[Planned], root: Path, results: Path, deadline: flo
                 return False
             parent = None if run.parent is None else root / run.parent.name
             if parent is not None and RunDirectory(parent).read_results() is None:
-                left.append(run)  # another process is training it, or it diverged
+                left.append(run)
                 continue
             try:
                 train_run(run, root, results, deadline, quiet)
             except InUse:
                 left.append(run)
             except Diverged as error:
-                diverged += 1
+                diverged.append(run.name)
                 print(f"{run.name}: {error}", file=sys.stderr)
             except TimeUp as stop:
                 print(stop)
                 return False
         if len(left) == len(waiting):
-            print(f"{len(left)} runs wait for other processes, or for runs that have diverged")
-            return False
+            names = ", ".join(run.name for run in left)
+            print(f"left out, because another process has them, or the run that they go on from: {names}")
+            break
         waiting = left
-    return not diverged
+    if diverged:
+        raise Diverged(f"without {', '.join(diverged)}, which diverged, the table has gaps")
+    return not left
 
 
 def train_run(run: Planned, root: Path, results: Path, deadline: float, quiet: bool) -> None:
@@ -201,8 +215,7 @@ def train_run(run: Planned, root: Path, results: Path, deadline: float, quiet: b
     if kept is None or kept["results"] != values:
         save_result(path, results)
     if quiet and not finished:
-        accuracy = values["test_accuracy"]
-        print(f"{run.name}: {accuracy:.2f}% after {values['seconds']:.0f} s", flush=True)
+        print(f"{run.name}: {summarise(values)}", flush=True)
 
 
 if __name__ == "__main__":

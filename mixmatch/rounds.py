@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mixmatch.augment import to_float
-from mixmatch.config import Config, PseudoLabel, load_config
+from mixmatch.config import Config, PseudoLabel, differing_keys_of_rounds, load_config
 from mixmatch.errors import UserError
 from mixmatch.evaluate import predict
 from mixmatch.files import write_atomically
@@ -58,6 +58,7 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
     """
     begun = RunDirectory(path).load_newest()
     if begun is not None:  # it needs its parent no more, whatever became of that
+        check_round(path, load_config(path / "config.yml"), config)
         return config_of_round(config, begun[1].start)
     run = RunDirectory(parent)
     if run.read_results() is None and not allow_unfinished:
@@ -74,6 +75,19 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
             raise UserError(f"{run.split_file}: cannot be read ({error.strerror})") from None
         child.save(state, Progress(step=progress.step, start=progress.step, environment=progress.environment))
     return config
+
+
+def check_round(path: Path, stored: Config, config: Config) -> None:
+    """Refuse to go on with the round at ``path`` under other settings than those stored.
+
+    Raises:
+        UserError: naming the keys that differ.
+    """
+    differing = differing_keys_of_rounds(stored, config)
+    if differing:
+        raise UserError(
+            f"{path}: holds a round with other settings: {', '.join(differing)}; use another directory (--to)"
+        )
 
 
 def config_of_round(config: Config, start: int) -> Config:

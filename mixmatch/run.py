@@ -11,9 +11,11 @@ events.out...    TensorBoard
 import json
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from mixmatch.files import DamagedFile, explain_os_errors, load_tensors, save_te
 from mixmatch.ranks import ALONE, Ranks
 from mixmatch.sampling import Split
 
+ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS_KEPT = 2  # the newest and the one before, should the newest turn out damaged
 
 
@@ -82,6 +85,10 @@ class RunDirectory:
             raise UserError(
                 f"{self.path / 'results.json'}: cannot be read ({error}); remove it to redo the end"
             ) from None
+
+    def newest_step(self) -> int:
+        """Return the step of the newest checkpoint, 0 if there is none."""
+        return max(self._steps(), default=0)
 
     def files_to_continue(self) -> list[Path]:
         """Return the files that a run needs to go on elsewhere, or a round on it: all but TensorBoard's and spares."""
@@ -186,3 +193,16 @@ def open_run(path: Path, config: Config, ranks: Ranks = ALONE) -> Iterator[RunDi
         yield run
     finally:
         lock.release()
+
+
+@cache
+def code_commit() -> str:
+    """Return the commit of this code, with a + if files of it have changed since; unknown without git."""
+    try:
+        command = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--abbrev=7"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+        command = ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", "mixmatch", "models"]
+        changed = subprocess.run(command, capture_output=True, check=False).returncode != 0  # noqa: S603
+        return commit + "+" * changed
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

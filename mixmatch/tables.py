@@ -7,7 +7,6 @@ result file under benchmarks/results/runs/, and a table is rendered from these a
 import json
 import re
 import statistics
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,17 @@ from typing import Any
 from pydantic import Field, ValidationError
 from scipy.stats import t as student
 
-from mixmatch.config import Config, PseudoLabel, Section, differing_keys, explain, load_config, override, read_yaml
+from mixmatch.config import (
+    Config,
+    PseudoLabel,
+    Section,
+    differing_keys,
+    differing_keys_of_rounds,
+    explain,
+    load_config,
+    override,
+    read_yaml,
+)
 from mixmatch.errors import UserError
 from mixmatch.files import write_atomically
 from mixmatch.rounds import config_of_round, round_path
@@ -38,12 +47,12 @@ class Row(Section):
 
 
 class Table(Section):
-    """What a table file holds. ``name`` is the file's, without its ending."""
+    """What a table file holds, and which it is."""
 
-    name: str
+    file: str
     data: str  # what the figures are of, such as CIFAR-10 (JPEG)
     about: str  # said above the rendered table
-    config: str
+    config: str  # a config file; its path begins at the repository, or at the table file if it is there
     set: list[str] = Field([])
     seeds: list[int] = Field(min_length=1)
     control: str | None = None  # label of the row that the others are compared with, seed by seed
@@ -69,8 +78,17 @@ class Planned:
         if self.parent is None:
             return differing_keys(stored, self.config)
         expected = config_of_round(self.config, self.parent.config.train.steps)
-        other = [] if stored.pseudo_label == expected.pseudo_label else ["pseudo_label"]
-        return differing_keys(stored, expected) + other
+        return differing_keys(stored, expected) + differing_keys_of_rounds(stored, expected)
+
+
+def table_files() -> list[Path]:
+    """Return the files of this project's tables, by name."""
+    return sorted(TABLES.glob("*.yml"), key=lambda file: file.stem)
+
+
+def arguments_of(file: Path) -> str:
+    """Return the arguments that name a table: ``labels --data digits`` for this project's ``labels-digits.yml``."""
+    return file.stem.replace("-", " --data ", 1) if file.parent == TABLES else str(file)
 
 
 def read_table(file: Path) -> Table:
@@ -81,7 +99,7 @@ def read_table(file: Path) -> Table:
     """
     values = read_yaml(file)
     try:
-        table = Table.model_validate({**values, "name": file.stem})
+        table = Table.model_validate({**values, "file": str(file)})
     except ValidationError as error:
         raise UserError(f"{file}: {explain(error, Table)}") from None
     labels = [row.label for row in table.rows]
@@ -102,12 +120,14 @@ def plan(table: Table) -> list[dict[int, Planned]]:
     known: dict[str, Planned] = {}
     for run in (run for row in rows for run in row.values()):
         if known.setdefault(run.name, run) != run:
-            raise UserError(f"{table.name}: two rows make different runs named {run.name}; set name=... in one")
+            raise UserError(f"{table.file}: two rows make different runs named {run.name}; set name=... in one")
     return rows
 
 
 def _plan_run(table: Table, row: Row, seed: int) -> Planned:
-    config = load_config(ROOT / (row.config or table.config), [*table.set, *row.set, f"seed={seed}"])
+    beside = Path(table.file).parent / (row.config or table.config)
+    file = beside if beside.exists() else ROOT / (row.config or table.config)
+    config = load_config(file, [*table.set, *row.set, f"seed={seed}"])
     # What the table says of rounds is no part of the run before them, which another table may need as well.
     run = Planned(config.run_name(), config.model_copy(update={"pseudo_label": PseudoLabel()}))
     if row.round is None:
@@ -125,7 +145,6 @@ def save_result(run: Path, results: Path) -> None:
     """
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     content = {
-        "commit": _commit(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "config": read_yaml(run / "config.yml"),
         "results": json.loads((run / "results.json").read_bytes()),
@@ -147,14 +166,17 @@ def load_result(run: Planned, results: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_bytes())
         stored = Config.model_validate(content["config"])
-        content["results"]["test_accuracy"], content["commit"]
+        content["results"]["test_accuracy"], content["date"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: is no result file ({type(error).__name__}: {error}); remove it") from None
     differing = run.differing(stored)
     if differing:
-        raise UserError(f"{file}: is of another config than the table's: {', '.join(differing)}; remove it")
+        raise UserError(
+            f"{file}: is of another config than the table's: {', '.join(differing)}; give the row a name of its own "
+            "(set: [name=...]), use another --results, or remove the file"
+        )
     return content
 
 
@@ -168,7 +190,10 @@ def render(table: Table, results: Path) -> str:
     for runs in plan(table):
         found = {seed: load_result(run, results) for seed, run in runs.items()}
         rows.append({seed: content for seed, content in found.items() if content is not None})
-    figures = [{seed: content["results"]["test_accuracy"] for seed, content in row.items()} for row in rows]
+    figures = [
+        {seed: figure for seed, content in row.items() if (figure := content["results"]["test_accuracy"]) is not None}
+        for row in rows
+    ]
     sources = list(dict.fromkeys(source for row in table.rows for source in row.published))
     rounds = any(row.round for row in table.rows)
     control = next((i for i, row in enumerate(table.rows) if row.label == table.control), None)
@@ -192,10 +217,9 @@ def render(table: Table, results: Path) -> str:
         lines.append(line + [row.published.get(source, NOTHING) for source in sources])
 
     contents = [content for row in rows for content in row.values()]
-    made = [f"{c['results']['device']}, torch {c['results']['torch']}, commit {c['commit']}" for c in contents]
-    where = "; ".join(sorted(set(made))) or "nothing has been run yet"
-    text = f"{table.about.strip()} Mean ± std over seeds of the median of the last 20 evaluations."
-    command = f"`python3 -m mixmatch.reproduce {table.name.replace('-', ' --data ', 1)}` ({where})"
+    where = "; ".join(sorted({_origin(content) for content in contents})) or "nothing has been run yet"
+    text = f"{table.about.strip()} Mean ± std over seeds of the median of the last 20 evaluations, or of all if fewer."
+    command = f"`python3 -m mixmatch.reproduce {arguments_of(Path(table.file))}` ({where})"
     return "\n".join([text, "", *(f"| {' | '.join(line)} |" for line in lines), "", command])
 
 
@@ -213,6 +237,16 @@ def render_into(text: str, results: Path) -> str:
 
 def _brief(value: float | None) -> float | None:
     return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _origin(content: dict[str, Any]) -> str:
+    """Return what computed a run: device, precision, processes if several, torch, and the commit of the code."""
+    results, asked = content["results"], content["config"]["train"]["precision"]
+    # Before these were part of results.json, runs were made on a CPU, by one process.
+    precision = results.get("precision", "float32" if asked == "auto" else asked)
+    several = f" in {results['processes']} processes" if results.get("processes", 1) > 1 else ""
+    commit = results.get("commit", content.get("commit"))
+    return f"{results['device']}{several}, {precision}, torch {results['torch']}, commit {commit}"
 
 
 def _coverage_and_precision(results: list[dict[str, Any]]) -> list[str]:
@@ -242,14 +276,3 @@ def _interval(differences: list[float]) -> str:
         return f"{mean:+.2f}"
     half = student.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
     return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
-
-
-def _commit() -> str:
-    """Return the commit of this code, with a + if files of it have changed since; unknown without git."""
-    try:
-        command = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--abbrev=7"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
-        command = ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", "*.py", "configs", "benchmarks/tables"]
-        return commit + "+" * subprocess.run(command, capture_output=True, check=False).returncode  # noqa: S603
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -19,10 +19,10 @@ from mixmatch.errors import Stopped, TimeUp, UserError
 from mixmatch.evaluate import evaluate
 from mixmatch.ranks import ALONE, Ranks
 from mixmatch.recorder import Recorder
-from mixmatch.rounds import select_labels, selection_due
-from mixmatch.run import Progress, RunDirectory, open_run
+from mixmatch.rounds import check_round, select_labels, selection_due
+from mixmatch.run import Progress, RunDirectory, code_commit, open_run
 from mixmatch.sampling import Split, make_split, read_split
-from mixmatch.trainer import Trainer
+from mixmatch.trainer import Trainer, choose_precision
 
 EVALUATIONS_AVERAGED = 20  # the reported accuracy is the median of so many, as in the paper
 
@@ -48,12 +48,14 @@ def train(
         Stopped: on SIGINT or SIGTERM, after a checkpoint.
         TimeUp: at the deadline, after a checkpoint.
     """
+    code_commit()  # of the code that is loaded, not of what may be there when the run ends
     console = Console(quiet, speaks=ranks.first)
     device = choose_device(config.device, ranks)
     with open_run(path, config, ranks) as run, explain_memory(config, device):
         results = ranks.from_first(run.read_results)
         if results is not None:
-            check_round(run, config, is_round="pseudo_label" in results)
+            if "pseudo_label" in results:
+                check_round(path, run.config, config)
             console.say(f"{path} is finished: {summarise(results)}")
             return results
 
@@ -62,7 +64,8 @@ def train(
         split = ranks.from_first(lambda: prepare_split(run, config, data))
         trainer = Trainer(config, data, split, device, ranks)
         progress = resume(run, trainer)
-        check_round(run, config, is_round=bool(progress.start))
+        if progress.start:
+            check_round(path, run.config, config)
         settings = config.train
         labeled_classes = _effective_classes(trainer.labels[trainer.original_labeled].bincount().tolist())
         here = environment(device, ranks)
@@ -74,15 +77,16 @@ def train(
             stop_signals() as received,
         ):
             if progress.step:
-                what = f"a round of pseudo-labels, {path}," if progress.step == progress.start else path
-                console.say(f"continuing {what} at step {progress.step} of {config.train.steps}")
+                fresh = progress.step == progress.start
+                what = f"{path}: a round of pseudo-labels, from step" if fresh else f"continuing {path} at step"
+                console.say(f"{what} {progress.step} of {config.train.steps}")
                 if progress.environment != here:
                     console.say(
                         f"note: so far it ran with {progress.environment}, now with {here}: "
                         "from here on it is not bit for bit the uninterrupted run"
                     )
             else:
-                console.say(f"{path}: {describe(config, data, split, here)}")
+                console.say(f"{path}: {describe(config, data, split, trainer.precision, here)}")
 
             progress.environment = here
             while trainer.step < settings.steps:
@@ -138,10 +142,9 @@ def train(
 
                 if (stop or time_up) and not last:
                     recorder.wait()
-                if stop and not last:
-                    name = signal.Signals(stop).name
-                    raise Stopped(stop, f"stopped by {name} at step {step}; the same command continues")
-                if time_up and not last:
+                    if stop:
+                        name = signal.Signals(stop).name
+                        raise Stopped(stop, f"stopped by {name} at step {step}; the same command continues")
                     raise TimeUp(f"{path}: the time is up at step {step}; the same command continues")
 
             recorder.wait()
@@ -151,16 +154,6 @@ def train(
             run.write_results(results)
         console.say(f"done: {summarise(results)}")
         return results
-
-
-def check_round(run: RunDirectory, config: Config, is_round: bool) -> None:
-    """Refuse to go on with a round of pseudo-labels under other settings; to other runs they don't matter.
-
-    Raises:
-        UserError: if it is one.
-    """
-    if is_round and run.config.pseudo_label != config.pseudo_label:
-        raise UserError(f"{run.path}: holds a round with other pseudo_label settings; use another run directory")
 
 
 def resume(run: RunDirectory, trainer: Trainer) -> Progress:
@@ -214,8 +207,8 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(f"cuda:{ranks.local}" if name == "cuda" and ranks.world > 1 else name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    device = torch.device(f"cuda:{ranks.local if ranks.world > 1 else 0}" if name == "cuda" else name)
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise UserError(f"device: {device} is not there ({torch.cuda.device_count()} GPUs found); use auto or cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)  # streams and graphs are made on the current one
@@ -270,14 +263,15 @@ def prepare_split(run: RunDirectory, config: Config, data: ImageData) -> Split:
     return split
 
 
-def describe(config: Config, data: ImageData, split: Split, here: str) -> str:
+def describe(config: Config, data: ImageData, split: Split, precision: torch.dtype, here: str) -> str:
     """Return a line on what is about to be trained."""
     size = "x".join(str(n) for n in data.images.shape[1:3])
     return (
         f"{config.method}, {data.name} {size}, {len(data.classes)} classes: {len(split.labeled)} labelled, "
         f"{len(split.unlabeled)} unlabelled, {len(split.validation)} validation, "
         f"{0 if data.test_labels is None else len(data.test_labels)} test images; "
-        f"WRN-{config.model.depth}-{config.model.width:g}, {config.train.steps} steps, {here}"
+        f"WRN-{config.model.depth}-{config.model.width:g}, {config.train.steps} steps "
+        f"in {str(precision).removeprefix('torch.')}, {here}"
     )
 
 
@@ -288,6 +282,7 @@ def summarise_run(
     tests = [entry["test_accuracy"] for entry in progress.history if entry["test_accuracy"] is not None]
     results = {
         "test_accuracy": statistics.median(tests[-EVALUATIONS_AVERAGED:]) if tests else None,
+        "evaluations_averaged": min(len(tests), EVALUATIONS_AVERAGED),
         "test_accuracy_last": tests[-1] if tests else None,
         "best_validation": progress.best_validation(),
         "steps": progress.step,
@@ -299,7 +294,9 @@ def summarise_run(
         "seed": config.seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processes": ranks.world,
+        "precision": str(choose_precision(config.train.precision, device)).removeprefix("torch."),
         "torch": torch.__version__,
+        "commit": code_commit(),
     }
     if progress.start:
         results["pseudo_label"] = {
@@ -315,14 +312,16 @@ def summarise(results: dict[str, Any]) -> str:
     """Return results in a line."""
     parts = []
     if results["test_accuracy"] is not None:
+        count = results.get("evaluations_averaged", EVALUATIONS_AVERAGED)  # not said by earlier versions
         parts.append(
-            f"test accuracy {results['test_accuracy']:.2f}% (median of the last {EVALUATIONS_AVERAGED} evaluations; "
+            f"test accuracy {results['test_accuracy']:.2f}% (median of the last {count} evaluations; "
             f"the last one {results['test_accuracy_last']:.2f}%)"
         )
     if results["best_validation"] is not None:
         best = results["best_validation"]
         parts.append(f"best validation accuracy {best['accuracy']:.2f}% at step {best['step']}")
-    parts.append(f"{results['steps']} steps in {results['seconds']:.0f} s ({results['steps_per_second']:.2f} steps/s)")
+    trained = results["steps"] - results.get("pseudo_label", {}).get("start", 0)
+    parts.append(f"{trained} steps in {results['seconds']:.0f} s ({results['steps_per_second']:.2f} steps/s)")
     return ", ".join(parts)
 
 

@@ -118,6 +118,7 @@ class Trainer:
         compiling = device.type == "cuda" if config.train.compile == "auto" else config.train.compile
         self.network, self.ema_network = self.model, self.ema_model
         if compiling:
+            torch.compiler.reset()  # compiled code of the runs before in this process counts towards a limit
             self.network, self.ema_network = (
                 torch.compile(network, dynamic=False) for network in (self.model, self.ema_model)
             )

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmatch.config import Config, differing_keys, list_keys, load_config, to_yaml
+from mixmatch.config import Config, differing_keys, differing_keys_of_rounds, list_keys, load_config, to_yaml
 from mixmatch.errors import UserError
 from tests.runs import FUZZ
 
@@ -33,7 +33,9 @@ def test_configs_say_only_what_differs(path):
     flat = {}
     for key, value in given.items():
         flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    different = {entry.split(" ")[0] for entry in differing_keys(Config(), load_config(path))}
+    config = load_config(path)
+    differing = differing_keys(Config(), config) + differing_keys_of_rounds(Config(), config)
+    different = {entry.split(" ")[0] for entry in differing}
     assert set(flat) - {"device"} <= different | {"data.root", "data.image_size"}
 
 

@@ -1,5 +1,7 @@
 """The fast step on a GPU against the plain one. Skipped without a GPU; benchmarks/gpu.sh runs it on one."""
 
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,6 +13,7 @@ from mixmatch.ranks import ALONE, Ranks
 from mixmatch.recorder import copy_to_host
 from mixmatch.sampling import Split
 from mixmatch.trainer import Trainer
+from tests.runs import final, run
 from tests.test_step import toy_data
 
 pytestmark = [
@@ -130,6 +133,26 @@ def test_the_message_between_ranks_can_be_recorded(tmp_path):
         assert fast.ranks.largest([3, 4]) == [3, 4]
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.timeout(600)
+def test_whole_runs_by_the_command_stopped_and_continued(tmp_path, monkeypatch, capsys):
+    """With everything at auto: captured, in bfloat16 where there is, written in the background."""
+    step = Trainer.train_step
+
+    def stopping(self):
+        step(self)
+        if self.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "train_step", stopping)
+    assert run(tmp_path / "cut") == 143
+    monkeypatch.setattr(Trainer, "train_step", step)
+    assert run(tmp_path / "cut") == 0
+    assert run(tmp_path / "whole", "device=cuda:0", "method=supervised") == 0
+    printed = capsys.readouterr().out
+    assert "continuing" in printed and printed.count("done: test accuracy") == 2
+    assert final(tmp_path / "cut")[1]["step"] == 12
 
 
 def test_a_gpu_checkpoint_goes_on_on_the_cpu():

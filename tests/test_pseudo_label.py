@@ -399,7 +399,12 @@ def test_bad_input_is_one_line_and_exit_code_2(parent, tmp_path, capsys):
     (path / "results.json").unlink()
     shutil.rmtree(tmp_path / "unfinished" / "checkpoints")
     assert pseudo_label.main(unfinished) == 0
-    assert "other pseudo_label settings" in refused(*unfinished, "--to", path, "pseudo_label.fraction=0.4")
+    said = refused(*unfinished, "--to", path, "pseudo_label.fraction=0.4")
+    assert (
+        "holds a round with other settings: pseudo_label.fraction (" in said and "use another directory (--to)" in said
+    )
+    said = refused(*unfinished, "--to", path, "pseudo_label.steps=77")
+    assert "pseudo_label.steps (" in said and "train.steps" not in said
 
 
 def test_a_run_can_be_named_from_inside(parent, tmp_path, monkeypatch):

@@ -14,11 +14,12 @@ import torch
 
 from mixmatch.config import load_config
 from mixmatch.data import load_data
+from mixmatch.errors import UserError
 from mixmatch.evaluate import evaluate, predict
-from mixmatch.ranks import Ranks
+from mixmatch.ranks import Ranks, join_ranks
 from mixmatch.run import RunDirectory
 from mixmatch.sampling import step_seed
-from mixmatch.train import prepare_split, resume
+from mixmatch.train import choose_device, prepare_split, resume
 from mixmatch.trainer import Trainer
 from tests.ranks_worker import STEPS, gradients, make_trainer
 from tests.runs import ROOT, SMALL, assert_same_run, run
@@ -80,6 +81,38 @@ def test_ranks_draw_different_shares_of_one_batch():
     for name in ("x_index", "x_labels", "u_index"):
         assert torch.equal(torch.cat([getattr(trainer, name) for trainer in ranks]), getattr(alone, name))
     assert len({step_seed(1, 3, rank) for rank in range(4)}) == 4 and step_seed(1, 3) == step_seed(1, 3, 0)
+
+
+@pytest.mark.parametrize(
+    "name, ranks, index", [("auto", (0, 1, 0), 0), ("cuda", (3, 4, 1), 1), ("cuda:2", (0, 1, 0), 2)]
+)
+def test_each_rank_of_a_machine_takes_the_gpu_of_its_number(monkeypatch, name, ranks, index):
+    """torch.cuda.set_device wants a number; that there is a GPU is pretended."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device.index))
+    assert choose_device(name, Ranks(*ranks)) == torch.device("cuda", index)
+    assert chosen == [index]
+
+
+@pytest.mark.parametrize(
+    "environment, device, message",
+    [
+        ({"WORLD_SIZE": "2"}, "cpu", "RANK or LOCAL_RANK is amiss ('RANK'); start it with torchrun"),
+        ({"WORLD_SIZE": "two", "RANK": "0", "LOCAL_RANK": "0"}, "cpu", "WORLD_SIZE is two, but"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "cuda:1", "device: cuda:1 cannot serve 2 processes"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "cpu", "the 2 processes cannot meet: "),
+    ],
+)
+def test_a_meeting_that_fails_is_one_line(monkeypatch, environment, device, message):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as raised, join_ranks(device):
+        pass
+    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])

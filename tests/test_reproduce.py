@@ -1,5 +1,6 @@
 """Tables: what they plan, what they render, and how the command trains them in slices."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -10,10 +11,11 @@ import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 from mixmatch import reproduce, tables
-from mixmatch.parcel import pack, unpack
+from mixmatch.parcel import pack, runs_in, unpack
 from mixmatch.tables import RESULTS, TABLES, plan, read_table, render, render_into
 from tests.runs import ROOT, SMALL, assert_same_run, metrics
 
@@ -96,7 +98,7 @@ def test_a_result_file_holds_config_results_and_curves(done):
     assert content["metrics.step"] == [entry["step"] for entry in metrics(done / "runs" / name)]
     losses = [entry["loss"] for entry in metrics(done / "runs" / name)]
     assert content["metrics.loss"] == pytest.approx(losses, rel=1e-4)
-    assert content["commit"] and content["date"][:2] == "20"
+    assert content["results"]["commit"] and content["date"][:2] == "20"
 
 
 def test_what_has_not_been_run_is_a_dash_and_a_part_says_so(done, tmp_path):
@@ -144,26 +146,51 @@ def test_two_commands_at_once_share_the_runs(tmp_path):
     for thread in threads:
         thread.join()
     assert [output.returncode for output in outputs] == [0, 0], outputs
-    trained = [line.split(":")[0] for output in outputs for line in output.stdout.splitlines() if "% after" in line]
+    trained = [line.split(":")[0] for output in outputs for line in output.stdout.splitlines() if "steps/s" in line]
     assert sorted(trained) == [f"digits-20-seed{seed}" for seed in (1, 2, 3)]
     assert len(list((tmp_path / "results").iterdir())) == 3
 
 
 def test_a_parcel_moves_runs_to_a_machine_that_has_nothing(done, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("mixmatch.parcel.PART_BYTES", 300_000)
-    arguments = (done / "small.yml", "--seeds", 2, "--quiet")
     monkeypatch.setattr(reproduce.time, "monotonic", iter(range(10**9)).__next__)
-    assert command(tmp_path / "a", *arguments, "--minutes", "0.3", "--pack", tmp_path / "parcel") == 0
+    arguments, parcel = (done / "small.yml", "--seeds", 2, "--quiet"), tmp_path / "parcel"
+    assert command(tmp_path / "a", *arguments, "--minutes", "0.3", "--pack", parcel) == 0
     assert "packed to" in capsys.readouterr().out
-    parts = sorted((tmp_path / "parcel").iterdir())
+    parts = [path for path in parcel.iterdir() if path.suffix == ".tar"]
     assert len(parts) > 1 and all(part.stat().st_size <= 300_000 for part in parts)
-    assert command(tmp_path / "b", *arguments, "--unpack", tmp_path / "parcel") == 0
-    assert "taken from" in (printed := capsys.readouterr().out) and "complete" in printed
+    # From machine to machine, each of which works for a moment and is gone.
+    for name in "bcdefgh":
+        code = command(tmp_path / name, *arguments, "--minutes", "0.5", "--unpack", parcel, "--pack", parcel)
+        assert code == 0
+        if capsys.readouterr().out.splitlines()[-2] == "complete":
+            break
+    assert name > "b"
     for path in (done / "runs").glob("*seed2*"):
-        assert_same_run(path, tmp_path / "b" / "runs" / path.name)
+        assert_same_run(path, tmp_path / name / "runs" / path.name)
     # Runs that are there already are left alone.
-    assert unpack(tmp_path / "parcel", tmp_path / "b" / "runs") == []
-    assert not list((tmp_path / "b" / "runs").glob(".*"))
+    assert unpack(parcel, tmp_path / name / "runs") == []
+    assert not list((tmp_path / name / "runs").glob(".*"))
+
+
+def test_a_parcel_is_not_replaced_by_one_that_holds_less(done, tmp_path, capsys):
+    parcel = tmp_path / "parcel"
+    pack([done / "runs" / "digits-20-seed1", done / "runs" / "digits-20-seed2"], parcel)
+    before = {path: path.read_bytes() for path in parcel.iterdir()}
+    assert command(tmp_path, done / "small.yml", "--pack", parcel) == 2
+    assert "would lose digits-20-seed1, digits-20-seed2; add --unpack" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in parcel.iterdir()} == before
+    # With --unpack it keeps what it does not train itself.
+    assert (
+        command(tmp_path, done / "small.yml", "--seeds", 2, "--minutes", 0, "--unpack", parcel, "--pack", parcel) == 0
+    )
+    assert runs_in(parcel) == {"digits-20-seed1": 12, "digits-20-seed2": 12}
+    # A run that is further in the parcel than here is not passed over in silence.
+    newest = tmp_path / "runs" / "digits-20-seed1" / "checkpoints" / "step-00000012.safetensors"
+    newest.rename(newest.with_name("step-00000008.safetensors"))
+    capsys.readouterr()
+    assert command(tmp_path, done / "small.yml", "--unpack", parcel) == 2
+    assert "digits-20-seed1: is at step 8, but at 12 in " in capsys.readouterr().err
 
 
 def archive(name, kind=tarfile.REGTYPE):
@@ -175,31 +202,56 @@ def archive(name, kind=tarfile.REGTYPE):
     return content.getvalue()
 
 
-def test_a_parcel_that_is_damaged_or_not_ours(done, tmp_path, capsys):
-    pack([done / "runs" / "digits-20-seed1"], tmp_path / "parcel")
-    part = tmp_path / "parcel" / "runs.tar.000"
-    whole = part.read_bytes()
-    arguments = (done / "small.yml", "--unpack", tmp_path / "parcel")
-    for content, message in [
-        (whole[: len(whole) // 2], "the parcel is damaged"),
-        (b"\0" * 5 + b"nonsense" * 999, "the parcel is damaged"),
-        (archive("../escaped"), "'../escaped' has no place in a parcel"),
-        (archive("a/config.yml", tarfile.SYMTYPE), "'a/config.yml' has no place in a parcel"),
-        (archive("../config.yml"), "'../config.yml' has no place in a parcel"),
-    ]:
-        part.write_bytes(content)
-        assert command(tmp_path, *arguments) == 2
-        error = capsys.readouterr().err
-        assert message in error and error.count("\n") == 1
-        assert not list((tmp_path / "runs").iterdir())
-    part.unlink()
-    assert command(tmp_path, *arguments) == 2
-    assert "holds no parcel" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda folder, part: part.write_bytes(part.read_bytes()[:-100]), "is damaged; bring the parcel again"),
+        (lambda folder, part: part.unlink(), "the parcel needs all its parts"),
+        (lambda folder, part: (folder / "parcel.json").write_text("{"), "parcel.json: is damaged"),
+        (lambda folder, part: (folder / "parcel.json").write_text("[]"), "parcel.json: is damaged"),
+        (lambda folder, part: (folder / "parcel.json").unlink(), "holds no parcel"),
+        (lambda folder, part: forge(folder, b"nonsense" * 999), "is no parcel"),
+        (lambda folder, part: forge(folder, archive("../escaped")), "'../escaped' has no place in a parcel"),
+        (lambda folder, part: forge(folder, archive("../config.yml")), "'../config.yml' has no place in a parcel"),
+        (lambda folder, part: forge(folder, archive("a/config.yml", tarfile.SYMTYPE)), "has no place in a parcel"),
+    ],
+)
+def test_a_parcel_that_is_damaged_or_not_ours(done, tmp_path, capsys, monkeypatch, change, message):
+    monkeypatch.setattr("mixmatch.parcel.PART_BYTES", 300_000)
+    parcel = tmp_path / "parcel"
+    pack([done / "runs" / "digits-20-seed1"], parcel)
+    change(parcel, sorted(parcel.glob("part-*"))[1])
+    assert command(tmp_path, done / "small.yml", "--unpack", parcel) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("config.yml", "escaped")]
+
+
+def forge(folder, content):
+    (folder / "forged.tar").write_bytes(content)
+    index = {"parts": [{"name": "forged.tar", "sha256": hashlib.sha256(content).hexdigest()}], "runs": {}}
+    (folder / "parcel.json").write_text(json.dumps(index))
+
+
+def test_missing_trains_what_has_no_result_file_and_the_runs_that_it_goes_on_from(done, tmp_path, capsys):
+    shutil.copytree(done / "results", tmp_path / "results")
+    (tmp_path / "results" / "digits-20-seed1-balanced-1.json").unlink()
+    before = {path: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+    assert command(tmp_path, done / "small.yml", "--missing", "--quiet") == 0
+    assert "\ncomplete\n" in capsys.readouterr().out
+    trained = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert trained == {"digits-20-seed1", "digits-20-seed1-balanced-1"}
+    changed = {path.name for path, content in before.items() if path.read_bytes() != content}
+    assert changed <= {"digits-20-seed1.json"}  # trained anew, in other seconds
+    for name in trained:
+        assert_same_run(done / "runs" / name, tmp_path / "runs" / name)
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["labels", "--list"], "--list and --render train nothing"),
+        (["--list", "--render", "README.md"], "not allowed with argument --list"),
         ([], "TABLE: none is given; --list lists them"),
         (
             ["labels", "--data", "mnist"],
@@ -252,12 +304,31 @@ def test_a_result_file_of_another_config_is_refused_before_training(done, tmp_pa
 def test_a_run_that_diverges_leaves_a_dash_and_the_others_go_on(tmp_path, capsys):
     rows = [{"label": "wild", "set": ["train.lr=1000000.0", "name=wild"]}, {"label": "tame"}]
     table = write_table(tmp_path / "small.yml", control=None, seeds=[1], rows=rows)
-    assert command(tmp_path, table) == 0
-    printed = capsys.readouterr()
-    assert "wild-seed1: " in printed.err and "no longer finite" in printed.err
-    assert "not complete" in printed.out
-    *_, wild, tame = cells(printed.out)
+    assert command(tmp_path, table) == 1
+    error = capsys.readouterr().err
+    assert "wild-seed1: " in error and "no longer finite" in error
+    assert error.endswith("without wild-seed1, which diverged, the table has gaps\n")
+    *_, wild, tame = cells(render(read_table(table), tmp_path / "results"))
     assert wild[1] == "-" and float(tame[1]) >= 0
+
+
+def test_photographs_without_a_test_set_are_a_dash(tmp_path, capsys):
+    for i in range(24):
+        folder = tmp_path / "photos" / ("unlabeled" if i > 7 else f"train/{'ab'[i % 2]}")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 12), (i * 9, 99, 50)).save(folder / f"{i}.png")
+    (tmp_path / "base.yml").write_text(f"{{name: mine, data: {{dataset: folder, root: {tmp_path / 'photos'}}}}}")
+    settings = ["data.num_labeled=all", "data.num_validation=2", "data.image_size=12", *SMALL[3:]]
+    table = write_table(tmp_path / "mine.yml", config="base.yml", set=settings, control=None, rows=[{"label": "all"}])
+    assert command(tmp_path, table, "--quiet") == 0
+    printed = capsys.readouterr().out
+    assert cells(printed)[2] == ["all", "-", "2", "12"]
+    assert f"`python3 -m mixmatch.reproduce {table}`" in printed and "mine-seed1: best validation" in printed
+
+
+def test_the_only_data_of_a_table_is_taken(capsys):
+    assert reproduce.find_table("demo", None).file.endswith("demo-digits.yml")
+    assert reproduce.find_table("labels", None).file.endswith("labels-cifar10.yml")
 
 
 def test_all_runs_of_all_tables_have_one_meaning():
@@ -304,6 +375,6 @@ def test_rendering_rewrites_the_tables_and_nothing_else(done, tmp_path, monkeypa
 
 
 def test_the_list_counts_what_is_there(done, monkeypatch, capsys):
-    monkeypatch.setattr(reproduce, "TABLES", done)
+    monkeypatch.setattr(tables, "TABLES", done)
     assert command(done, "--list") == 0
-    assert capsys.readouterr().out.split() == ["small", "8", "of", "8", "runs", "done"]
+    assert capsys.readouterr().out.split() == ["small", "8", "of", "8", "result", "files"]
