@@ -12,6 +12,7 @@ several times: each takes the runs that no other has.
 import math
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -42,70 +43,81 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code, see ``run_command``."""
 
     def body() -> None:
-        usage = "python3 -m mixmatch.reproduce [TABLE [--data NAME] | --list | --render FILE] [options]"
-        parser = Parser(usage, __doc__ or "")
-        parser.add_argument("table", nargs="?", help="labels, pseudo, ablation, demo, or a table file (.yml) of yours")
-        parser.add_argument("--data", metavar="NAME", help="of which data (default: cifar10, or the only one there is)")
-        alone = parser.add_mutually_exclusive_group()
-        alone.add_argument("--list", action="store_true", help="list the tables, and train nothing")
-        alone.add_argument("--render", type=Path, metavar="FILE", help="write the tables in FILE anew, train nothing")
-        parser.add_argument("--seeds", type=int, nargs="+", help="only these of the table's seeds (default: all)")
-        parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, with a checkpoint")
-        parser.add_argument("--missing", action="store_true", help="train only runs that have no result file yet")
-        parser.add_argument("--quiet", action="store_true", help="print a line for each run only")
-        parser.add_argument("--runs", type=Path, default=Path("runs"), help="the run directories (default: runs)")
-        parser.add_argument("--results", type=Path, default=RESULTS, help="result files (default: the committed ones)")
-        parser.add_argument("--unpack", type=Path, metavar="FOLDER", help="first take the runs that --pack put there")
-        parser.add_argument(
-            "--pack", type=Path, metavar="FOLDER", help="in the end put there what its runs need to go on"
-        )
-        options = parser.parse_args(arguments)
-        deadline = time.monotonic() + 60 * options.minutes
+        options = make_parser().parse_args(arguments)
         if (options.list or options.render) and (options.table or options.pack or options.unpack):
             raise UserError("--list and --render train nothing: give neither a table nor --pack or --unpack with them")
         if options.list:
             print(list_tables(options.results))
-            return
-        if options.render is not None:
+        elif options.render is not None:
             render_file(options.render, options.results)
-            return
-        if options.table is None:
+        elif options.table is not None:
+            reproduce(find_table(options.table, options.data), options)
+        else:
             raise UserError("TABLE: none is given; --list lists them")
-        table = find_table(options.table, options.data)
-        everything = list(in_order(table))
-        if options.seeds is not None:
-            if not {*options.seeds} <= {*table.seeds}:
-                raise UserError(f"--seeds: the table's are {', '.join(map(str, table.seeds))}")
-            table = table.model_copy(update={"seeds": options.seeds})
-        packed = {run.name for run in everything}
-        if options.unpack is not None:
-            taken = unpack(options.unpack, options.runs)
-            packed |= {*runs_in(options.unpack)}
-            print(f"taken from {options.unpack}: {', '.join(taken) or 'nothing, all of it is here'}")
-        if options.pack is not None:
-            lost = [name for name in runs_in(options.pack) if name not in packed or not (options.runs / name).exists()]
-            if lost:
-                raise UserError(
-                    f"{options.pack}: would lose {', '.join(lost)}; add --unpack {options.pack}, or name another"
-                )
-        runs = list(in_order(table))
-        kept = {run.name: load_result(run, options.results) for run in runs}  # all of them fit, or it is said now
-        if options.missing:
-            missing = [run for run in runs if kept[run.name] is None]
-            parents = {run.parent.name for run in missing if run.parent is not None}
-            runs = [run for run in runs if run in missing or run.name in parents]
-        try:
-            complete = train_runs(runs, options.runs, options.results, deadline, options.quiet)
-        finally:
-            if options.pack is not None:
-                begun = [path for name in sorted(packed) if (path := options.runs / name).exists()]
-                size = pack(begun, options.pack)
-                print(f"{len(begun)} runs, {size / 1e6:.1f} MB, packed to {options.pack}")
-        print(f"\n{render(table, options.results)}\n")
-        print("complete" if complete else "not complete; the same command goes on")
-        print(f"curves: tensorboard --logdir {options.runs}")
 
     return run_command(body)
+
+
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
+    usage = "python3 -m mixmatch.reproduce [TABLE [--data NAME] | --list | --render FILE] [options]"
+    parser = Parser(usage, __doc__ or "")
+    parser.add_argument("table", nargs="?", help="labels, pseudo, ablation, demo, or a table file (.yml) of yours")
+    parser.add_argument("--data", metavar="NAME", help="of which data (default: cifar10, or the only one there is)")
+    alone = parser.add_mutually_exclusive_group()
+    alone.add_argument("--list", action="store_true", help="list the tables, and train nothing")
+    alone.add_argument("--render", type=Path, metavar="FILE", help="write the tables in FILE anew, train nothing")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these of the table's seeds (default: all)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, with a checkpoint")
+    parser.add_argument("--missing", action="store_true", help="train only runs that have no result file yet")
+    parser.add_argument("--quiet", action="store_true", help="print a line for each run only")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="the run directories (default: runs)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="result files (default: the committed ones)")
+    parser.add_argument("--unpack", type=Path, metavar="FOLDER", help="first take the runs that --pack put there")
+    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="in the end put there what the runs need to go on")
+    return parser
+
+
+def reproduce(table: Table, options: Namespace) -> None:
+    """Train a table's runs as the command line says, and print it.
+
+    Raises:
+        UserError: if something in the options does not work; no parcel has lost a run then.
+        Diverged: when all the others are trained, if a run did.
+    """
+    deadline = time.monotonic() + 60 * options.minutes
+    packed = {run.name for run in in_order(table)}
+    if options.seeds is not None:
+        if not {*options.seeds} <= {*table.seeds}:
+            raise UserError(f"--seeds: the table's are {', '.join(map(str, table.seeds))}")
+        table = table.model_copy(update={"seeds": options.seeds})
+    if options.unpack is not None:
+        taken = unpack(options.unpack, options.runs)
+        packed |= {*runs_in(options.unpack)}
+        print(f"taken from {options.unpack}: {', '.join(taken) or 'nothing, all of it is here'}")
+    if options.pack is not None:
+        lost = [name for name in runs_in(options.pack) if name not in packed or not (options.runs / name).exists()]
+        if lost:
+            raise UserError(
+                f"{options.pack}: would lose {', '.join(lost)}; add --unpack with that folder, or pack elsewhere"
+            )
+
+    runs = list(in_order(table))
+    kept = {run.name: load_result(run, options.results) for run in runs}  # all of them fit, or it is said now
+    if options.missing:
+        missing = [run for run in runs if kept[run.name] is None]
+        parents = {run.parent.name for run in missing if run.parent is not None}
+        runs = [run for run in runs if run in missing or run.name in parents]
+    try:
+        complete = train_runs(runs, options.runs, options.results, deadline, options.quiet)
+    finally:
+        if options.pack is not None:
+            begun = [path for name in sorted(packed) if (path := options.runs / name).exists()]
+            size = pack(begun, options.pack)
+            print(f"{len(begun)} runs, {size / 1e6:.1f} MB, packed to {options.pack}")
+    print(f"\n{render(table, options.results)}\n")
+    print("complete" if complete else "not complete; the same command goes on")
+    print(f"curves: tensorboard --logdir {options.runs}")
 
 
 def find_table(name: str, data: str | None) -> Table:

@@ -21,6 +21,15 @@ def test_every_file_it_points_to_exists():
     assert not [target for target in targets if not (ROOT / target).exists()]
 
 
+def test_it_has_no_words_left_to_be_replaced():
+    assert not re.findall(r"\b[A-Z]{6,}TEXT\b|TODO|FIXME", README)
+
+
+def test_notes_of_measurements_name_scripts_that_exist():
+    for file in (ROOT / "benchmarks" / "results").glob("*.md"):
+        assert not [name for name in re.findall(r"benchmarks/\w+\.\w+", file.read_text()) if not (ROOT / name).exists()]
+
+
 def test_the_map_of_the_code_is_complete():
     modules = {f"{path.parent.name}/{path.name}" for path in (ROOT / "mixmatch").glob("*.py")} - {
         "mixmatch/__init__.py"
