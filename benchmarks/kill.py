@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from mixmatch.files import load_tensors  # noqa: E402 - after the path is set
+from mixmatch.run import RunDirectory  # noqa: E402
 
 SETTINGS = ["--config", str(ROOT / "configs" / "digits.yml"), "train.eval_every=1", "train.log_every=1"]
 
@@ -50,11 +51,13 @@ def main() -> int:
                 break  # the run ended first
             resumed_at, reached, mid_write = outcome
             torn += mid_write
-            lost.append(max(0, reached - newest(cut)))
+            newest = RunDirectory(cut).newest_step()
+            lost.append(max(0, reached - newest))
             kills = len(lost)
             note = ", in a write" if mid_write else ""
             print(
-                f"kill {kills}: from step {resumed_at} to {reached}{note}; newest checkpoint {newest(cut)}", flush=True
+                f"kill {kills}: from step {resumed_at} to {reached}{note}; newest checkpoint {newest}",
+                flush=True,
             )
         subprocess.run(command(cut, settings), check=True, stdout=subprocess.DEVNULL)
         same = compare(whole, cut)
@@ -74,12 +77,6 @@ def main() -> int:
 def command(path: Path, settings: list[str]) -> list[str]:
     """Return the command that trains into ``path``."""
     return [sys.executable, str(ROOT / "main.py"), "--run", str(path), *settings]
-
-
-def newest(path: Path) -> int:
-    """Return the step of the newest checkpoint, 0 without one."""
-    steps = (re.fullmatch(r"step-(\d+)\.safetensors", file.name) for file in (path / "checkpoints").glob("step-*"))
-    return max((int(match[1]) for match in steps if match), default=0)
 
 
 def kill_once(arguments: list[str], path: Path, aimed: bool, delay: float) -> tuple[int, int, bool] | None:
@@ -117,7 +114,7 @@ def compare(whole: Path, cut: Path) -> dict[str, bool]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def state(path: Path) -> tuple:
-        tensors, meta = load_tensors(path / "checkpoints" / f"step-{newest(path):08d}.safetensors")
+        tensors, meta = load_tensors(path / "checkpoints" / f"step-{RunDirectory(path).newest_step():08d}.safetensors")
         return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, meta["step"]
 
     def entries(path: Path, name: str) -> list[dict]:

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from step import CLASSES, our_step, parse, synchronize
+from step import our_step, parse, random_images, synchronize
 
 STEPS = 10
 
@@ -25,9 +25,7 @@ def main() -> int:
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"
     variant = (options.variants or ["captured" if on_gpu else "float32"])[0]
-    shape = (options.images, options.size, options.size, 3)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8)
-    step, _, precision = our_step(variant, images, torch.arange(options.images) % CLASSES, device, options)
+    step, _, precision = our_step(variant, *random_images(options), device, options)
     for _ in range(3):
         step()
     synchronize(device)

@@ -153,10 +153,7 @@ def time_together(variant: str, options: argparse.Namespace) -> None:
 def time_variant(variant: str, options: argparse.Namespace) -> dict:
     """Time one variant in this process."""
     device = torch.device(options.device)
-    source = torch.Generator().manual_seed(0)
-    shape = (options.images, options.size, options.size, 3)
-    images = torch.randint(0, 256, shape, generator=source, dtype=torch.uint8)
-    labels = torch.arange(options.images) % CLASSES
+    images, labels = random_images(options)
     if variant == "textbook" or variant.startswith("+"):
         measures = list(MEASURES)[: list(VARIANTS).index(variant)]
         step, loss, precision = textbook_step(measures, images, labels, device, options)
@@ -192,6 +189,14 @@ def time_variant(variant: str, options: argparse.Namespace) -> dict:
         "first_step": first,
         "precision": str(precision),
     }
+
+
+def random_images(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the images that every variant is timed on, and their labels."""
+    source = torch.Generator().manual_seed(0)
+    shape = (options.images, options.size, options.size, 3)
+    images = torch.randint(0, 256, shape, generator=source, dtype=torch.uint8)
+    return images, torch.arange(options.images) % CLASSES
 
 
 def our_step(

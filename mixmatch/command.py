@@ -34,10 +34,11 @@ def run_command(body: Callable[[], object]) -> int:
     Returns:
         0 done, 1 diverged, 2 something that the user can mend (said in one line), 128 + N stopped by signal N.
     """
+    rank = os.environ.get("RANK", "0")  # of the processes that torchrun has started
     try:
         body()
     except Stopped as stop:
-        if os.environ.get("RANK", "0") == "0":
+        if rank == "0":
             print(stop)
         return 128 + stop.signal
     except Diverged as error:
@@ -50,7 +51,6 @@ def run_command(body: Callable[[], object]) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at exit
         return 141
     except (UserError, OSError) as error:  # the system's own: such as a full disk behind a redirected output
-        rank = int(os.environ.get("RANK", "0"))  # of the processes that torchrun has started
-        print(f"error: {f'rank {rank}: ' * (rank > 0)}{one_line(error)}", file=sys.stderr)
+        print(f"error: {f'rank {rank}: ' * (rank != '0')}{one_line(error)}", file=sys.stderr)
         return 2
     return 0

@@ -151,8 +151,7 @@ class Train(Section):
     )
     eval_every: Count = Field(1024, description="steps between evaluations")
     checkpoint_every: Count = Field(
-        1024,
-        description="steps between checkpoints; a kill loses at most those since the last one written",
+        1024, description="steps between checkpoints; a kill loses at most those since the last one written"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of convolutions and the dense layer; auto: bfloat16 on GPUs that have it"

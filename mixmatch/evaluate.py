@@ -36,9 +36,9 @@ def predict(
     """
     if index is None:
         index = torch.arange(len(images), device=images.device)
-    size = -(-len(index) // ranks.world)
     # Every share has the same size: the last image stands in for those that are missing in the last one.
-    mine = torch.arange(ranks.rank * size, (ranks.rank + 1) * size, device=index.device).clamp(max=len(index) - 1)
+    places = torch.arange(-(-len(index) // ranks.world) * ranks.world, device=index.device).clamp(max=len(index) - 1)
+    mine = places[ranks.share(len(places))]
     batch_size = max(1, BATCH_PIXELS[device.type] // (images.shape[1] * images.shape[2]))
     training = model.training
     model.eval()

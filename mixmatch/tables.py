@@ -29,8 +29,8 @@ from mixmatch.config import (
 from mixmatch.errors import UserError
 from mixmatch.files import write_atomically
 from mixmatch.rounds import config_of_round, round_path
+from mixmatch.run import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "benchmarks" / "tables"
 RESULTS = ROOT / "benchmarks" / "results" / "runs"
 NOTHING = "-"  # what a table says of runs that are not there

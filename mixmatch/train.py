@@ -22,7 +22,7 @@ from mixmatch.recorder import Recorder
 from mixmatch.rounds import check_round, select_labels, selection_due
 from mixmatch.run import Progress, RunDirectory, code_commit, open_run
 from mixmatch.sampling import Split, make_split, read_split
-from mixmatch.trainer import Trainer, choose_precision
+from mixmatch.trainer import Trainer
 
 EVALUATIONS_AVERAGED = 20  # the reported accuracy is the median of so many, as in the paper
 
@@ -48,7 +48,6 @@ def train(
         Stopped: on SIGINT or SIGTERM, after a checkpoint.
         TimeUp: at the deadline, after a checkpoint.
     """
-    code_commit()  # of the code that is loaded, not of what may be there when the run ends
     console = Console(quiet, speaks=ranks.first)
     device = choose_device(config.device, ranks)
     with open_run(path, config, ranks) as run, explain_memory(config, device):
@@ -68,7 +67,7 @@ def train(
             check_round(path, run.config, config)
         settings = config.train
         labeled_classes = _effective_classes(trainer.labels[trainer.original_labeled].bincount().tolist())
-        here = environment(device, ranks)
+        here, commit = environment(device, ranks), code_commit()
         clock = logged_at = time.monotonic()
         logged = progress.step
         with (
@@ -86,7 +85,7 @@ def train(
                         "from here on it is not bit for bit the uninterrupted run"
                     )
             else:
-                console.say(f"{path}: {describe(config, data, split, trainer.precision, here)}")
+                console.say(f"{path}: {describe(trainer, data, split, here)}")
 
             progress.environment = here
             while trainer.step < settings.steps:
@@ -149,7 +148,7 @@ def train(
 
             recorder.wait()
 
-        results = summarise_run(config, split, progress, device, ranks)
+        results = summarise_run(trainer, split, progress, commit)
         if ranks.first:
             run.write_results(results)
         console.say(f"done: {summarise(results)}")
@@ -263,22 +262,22 @@ def prepare_split(run: RunDirectory, config: Config, data: ImageData) -> Split:
     return split
 
 
-def describe(config: Config, data: ImageData, split: Split, precision: torch.dtype, here: str) -> str:
+def describe(trainer: Trainer, data: ImageData, split: Split, here: str) -> str:
     """Return a line on what is about to be trained."""
+    config = trainer.config
     size = "x".join(str(n) for n in data.images.shape[1:3])
     return (
         f"{config.method}, {data.name} {size}, {len(data.classes)} classes: {len(split.labeled)} labelled, "
         f"{len(split.unlabeled)} unlabelled, {len(split.validation)} validation, "
         f"{0 if data.test_labels is None else len(data.test_labels)} test images; "
         f"WRN-{config.model.depth}-{config.model.width:g}, {config.train.steps} steps "
-        f"in {str(precision).removeprefix('torch.')}, {here}"
+        f"in {trainer.precision_name}, {here}"
     )
 
 
-def summarise_run(
-    config: Config, split: Split, progress: Progress, device: torch.device, ranks: Ranks
-) -> dict[str, Any]:
+def summarise_run(trainer: Trainer, split: Split, progress: Progress, commit: str) -> dict[str, Any]:
     """Return what results.json holds."""
+    config, device = trainer.config, trainer.device
     tests = [entry["test_accuracy"] for entry in progress.history if entry["test_accuracy"] is not None]
     results = {
         "test_accuracy": statistics.median(tests[-EVALUATIONS_AVERAGED:]) if tests else None,
@@ -293,10 +292,10 @@ def summarise_run(
         "num_labeled": len(split.labeled),
         "seed": config.seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "processes": ranks.world,
-        "precision": str(choose_precision(config.train.precision, device)).removeprefix("torch."),
+        "processes": trainer.ranks.world,
+        "precision": trainer.precision_name,
         "torch": torch.__version__,
-        "commit": code_commit(),
+        "commit": commit,
     }
     if progress.start:
         results["pseudo_label"] = {

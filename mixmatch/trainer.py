@@ -166,6 +166,11 @@ class Trainer:
             torch._foreach_lerp_(averaged, current, 1 - self.config.train.ema_decay)
             self.totals += sums
 
+    @property
+    def precision_name(self) -> str:
+        """The precision as the config names it: float32 or bfloat16."""
+        return str(self.precision).removeprefix("torch.")
+
     def autocast(self) -> torch.autocast:
         """Return the context that convolutions and the dense layer run in: bfloat16 if so configured."""
         # No cache of cast weights: one filled while guessing, without gradient, could serve the pass that needs it.

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main
 from mixmatch.files import load_tensors
+from mixmatch.trainer import Trainer
 
 # More with FUZZ_CASES=20000 python -m pytest -k "any_"
 FUZZ = settings(
@@ -34,6 +35,18 @@ SMALL = [
 
 def run(path, *overrides):
     return main.main(["--run", str(path), *SMALL, *overrides])
+
+
+def signal_after(monkeypatch, stop_at, number):
+    """Let runs get a signal at the end of a step."""
+    step = Trainer.train_step
+
+    def stopping(self):
+        step(self)
+        if self.step == stop_at:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Trainer, "train_step", stopping)
 
 
 def final(path):

@@ -26,7 +26,7 @@ from mixmatch.config import Data, list_keys
 from mixmatch.data import load_data
 from mixmatch.errors import UserError
 from mixmatch.trainer import Trainer
-from tests.runs import FUZZ, ROOT, SMALL, assert_same_curves, assert_same_run, curves, metrics, run
+from tests.runs import FUZZ, ROOT, SMALL, assert_same_curves, assert_same_run, curves, metrics, run, signal_after
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -329,14 +329,7 @@ def test_lost_events_and_metrics_do_not_stop_a_run(whole, tmp_path):
 
 def test_a_moved_run_and_a_clock_that_jumps(tmp_path, monkeypatch):
     assert run(tmp_path / "whole") == 0
-    step = Trainer.train_step
-
-    def stopping(self):
-        step(self)
-        if self.step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Trainer, "train_step", stopping)
+    signal_after(monkeypatch, 7, signal.SIGTERM)
     assert run(tmp_path / "here") == 143
     monkeypatch.undo()
     shutil.copytree(tmp_path / "here", tmp_path / "there")

@@ -1,6 +1,5 @@
 """The fast step on a GPU against the plain one. Skipped without a GPU; benchmarks/gpu.sh runs it on one."""
 
-import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +12,7 @@ from mixmatch.ranks import ALONE, Ranks
 from mixmatch.recorder import copy_to_host
 from mixmatch.sampling import Split
 from mixmatch.trainer import Trainer
-from tests.runs import final, run
+from tests.runs import final, run, signal_after
 from tests.test_step import toy_data
 
 pytestmark = [
@@ -138,16 +137,9 @@ def test_the_message_between_ranks_can_be_recorded(tmp_path):
 @pytest.mark.timeout(600)
 def test_whole_runs_by_the_command_stopped_and_continued(tmp_path, monkeypatch, capsys):
     """With everything at auto: captured, in bfloat16 where there is, written in the background."""
-    step = Trainer.train_step
-
-    def stopping(self):
-        step(self)
-        if self.step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Trainer, "train_step", stopping)
+    signal_after(monkeypatch, 7, signal.SIGTERM)
     assert run(tmp_path / "cut") == 143
-    monkeypatch.setattr(Trainer, "train_step", step)
+    monkeypatch.undo()
     assert run(tmp_path / "cut") == 0
     assert run(tmp_path / "whole", "device=cuda:0", "method=supervised") == 0
     printed = capsys.readouterr().out

@@ -14,7 +14,7 @@ import yaml
 import main
 from mixmatch.config import load_config
 from mixmatch.trainer import Trainer
-from tests.runs import ROOT, SMALL, assert_same_curves, assert_same_run, curves, metrics, run
+from tests.runs import ROOT, SMALL, assert_same_curves, assert_same_run, curves, metrics, run, signal_after
 
 
 @pytest.mark.parametrize("method", ["mixmatch", "supervised"])
@@ -79,18 +79,11 @@ def test_the_same_command_again_says_finished_and_another_config_is_refused(tmp_
 )
 def test_a_run_stopped_anywhere_continues_to_the_same_weights(tmp_path, monkeypatch, capsys, settings):
     assert run(tmp_path / "whole", *settings) == 0
-    step = Trainer.train_step
     for stop_at, number in ((2, signal.SIGTERM), (7, signal.SIGINT)):
-
-        def stopping(self, stop_at=stop_at, number=number):
-            step(self)
-            if self.step == stop_at:
-                os.kill(os.getpid(), number)
-
-        monkeypatch.setattr(Trainer, "train_step", stopping)
+        signal_after(monkeypatch, stop_at, number)
         assert run(tmp_path / "cut", *settings) == 128 + number
         assert f"at step {stop_at}; the same command continues" in capsys.readouterr().out
-    monkeypatch.setattr(Trainer, "train_step", step)
+        monkeypatch.undo()
     assert run(tmp_path / "cut", *settings) == 0
     assert "continuing" in capsys.readouterr().out
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
