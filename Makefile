@@ -6,7 +6,7 @@ TEST_ENVIRONMENT := OMP_NUM_THREADS=1
 .PHONY: demo test format
 
 demo: .venv/installed
-	$(BIN)/python -m mixmatch.reproduce demo --data digits --seeds 1 --results runs
+	$(BIN)/python -m reproduce demo --data digits --seeds 1 --results runs
 
 test: .venv/installed
 	$(BIN)/ruff check

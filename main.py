@@ -4,22 +4,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from mixmatch.command import Parser, run_command
-from mixmatch.config import PseudoLabel, list_keys, load_config
+from mixmatch.command import Parser, import_files, run_command, stop_signals
 
 DEFAULT_CONFIG = Path(__file__).parent / "config.yml"
 
 
 def make_parser() -> Parser:
     """Return the parser of the command line, whose help lists every key."""
+    import yaml
+
+    from mixmatch.config import all_keys
+
     keys = []
-    for key, field in list_keys():
+    for key, field in all_keys():
         default = yaml.safe_dump(field.default, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
-        keys.append(f"  {key:<34}{default:<10} {field.description}")
+        keys.append(f"  {key:<34}{default:<10} {field.description or ''}")
     parser = Parser(
-        usage="python3 main.py [--config FILE] [--run DIRECTORY] [key=value ...]",
+        usage="python3 main.py [--config FILE] [--run DIRECTORY] [--import FILE] [key=value ...]",
         description="Train MixMatch, or the supervised baseline. The same command again continues an unfinished run.",
         overrides="laid over the config: train.lr=0.03",
         epilog="keys, their defaults and what they mean:\n" + "\n".join(keys),
@@ -35,21 +36,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code, see ``run_command``."""
 
     def body() -> None:
+        import_files(arguments)
         options = make_parser().parse_intermixed_args(arguments)
+        from mixmatch.config import PseudoLabelSettings, load_config
+        from mixmatch.ranks import join_ranks
+        from mixmatch.rounds.round import round_path, start_round
+        from mixmatch.training.loop import train
+
         config = load_config(options.config, options.overrides)
         path = options.run or Path("runs", config.run_name())
-        # After the config is known to be good: torch takes seconds to load.
-        from mixmatch.ranks import join_ranks
-        from mixmatch.rounds import round_path, start_round
-        from mixmatch.train import train
-
         with join_ranks(config.device) as ranks:
             if not config.pseudo_label.enabled:
-                train(config, path, ranks)
+                train(config, path, ranks, signals=stop_signals)
             else:
-                train(config.model_copy(update={"pseudo_label": PseudoLabel()}), path, ranks)
+                alone = config.model_copy(update={"pseudo_label": PseudoLabelSettings()})
+                train(alone, path, ranks, signals=stop_signals)
                 beside = round_path(path, config.pseudo_label)
-                train(ranks.from_first(lambda: start_round(path, beside, config)), beside, ranks)
+                of_round = ranks.from_first(lambda: start_round(path, beside, config))
+                train(of_round, beside, ranks, signals=stop_signals)
 
     return run_command(body)
 

@@ -4,31 +4,38 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixmatch.command import Parser, run_command
-from mixmatch.config import override
+from mixmatch.command import Parser, import_files, run_command, stop_signals
 from mixmatch.errors import UserError
 
 MAY_CHANGE = ("device", "data.root", "train.eval_every", "train.checkpoint_every", "train.log_every")
+
+
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
+    parser = Parser(
+        usage="python3 pseudo_label.py --run DIRECTORY [--to DIRECTORY] [--allow-unfinished] [key=value ...]",
+        description="Go on with a trained run, its most confident predictions as labels. "
+        "The same command again continues an unfinished round.",
+        overrides="pseudo_label.select=top and the like, listed by main.py --help; other keys stay the run's, but "
+        f"for {', '.join(MAY_CHANGE)}",
+    )
+    parser.add_argument("--run", type=Path, metavar="DIRECTORY", required=True, help="of the finished run")
+    parser.add_argument("--to", type=Path, metavar="DIRECTORY", help="of the round (default: beside the run)")
+    parser.add_argument("--allow-unfinished", action="store_true", help="take a run that is under way")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code, see ``run_command``."""
 
     def body() -> None:
-        parser = Parser(
-            usage="python3 pseudo_label.py --run DIRECTORY [--to DIRECTORY] [--allow-unfinished] [key=value ...]",
-            description="Go on with a trained run, its most confident predictions as labels. "
-            "The same command again continues an unfinished round.",
-            overrides="pseudo_label.select=top and the like, listed by main.py --help; other keys stay the run's, but "
-            f"for {', '.join(MAY_CHANGE)}",
-        )
-        parser.add_argument("--run", type=Path, metavar="DIRECTORY", required=True, help="of the finished run")
-        parser.add_argument("--to", type=Path, metavar="DIRECTORY", help="of the round (default: beside the run)")
-        parser.add_argument("--allow-unfinished", action="store_true", help="take a run that is under way")
-        options = parser.parse_intermixed_args(arguments)
+        import_files(arguments)
+        options = make_parser().parse_intermixed_args(arguments)
+        from mixmatch.config import override
         from mixmatch.ranks import join_ranks
-        from mixmatch.rounds import parent_config, round_path, start_round  # torch takes seconds to load
-        from mixmatch.train import train
+        from mixmatch.records.run import RunDirectory
+        from mixmatch.rounds.round import round_path, start_round
+        from mixmatch.training.loop import train
 
         for text in options.overrides:
             key = text.partition("=")[0]
@@ -36,12 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise UserError(
                     f"{key}: belongs to the run; a round can change pseudo_label.*, {', '.join(MAY_CHANGE)}"
                 )
-        config = override(parent_config(options.run), options.overrides)
+        config = override(RunDirectory(options.run).read_config(), options.overrides)
         path = options.to or round_path(options.run, config.pseudo_label)
         with join_ranks(config.device) as ranks:
-            train(
-                ranks.from_first(lambda: start_round(options.run, path, config, options.allow_unfinished)), path, ranks
-            )
+            start = ranks.from_first(lambda: start_round(options.run, path, config, options.allow_unfinished))
+            train(start, path, ranks, signals=stop_signals)
 
     return run_command(body)
 

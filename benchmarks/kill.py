@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from mixmatch.files import load_tensors  # noqa: E402 - after the path is set
-from mixmatch.run import RunDirectory  # noqa: E402
+from mixmatch.records.run import RunDirectory  # noqa: E402
 
 SETTINGS = ["--config", str(ROOT / "configs" / "digits.yml"), "train.eval_every=1", "train.log_every=1"]
 

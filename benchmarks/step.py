@@ -9,7 +9,6 @@ synchronised steps after a warm-up; every variant must compute finite losses.
 """
 
 import argparse
-import itertools
 import json
 import math
 import os
@@ -19,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 STARTED = time.perf_counter()
@@ -27,24 +26,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402 - its import is part of the start-up time
-import torch.nn.functional as F  # noqa: E402
+from textbook import CLASSES, MEASURES, make_network, textbook_step  # noqa: E402
 from torch import nn  # noqa: E402
 
-from mixmatch.augment import random_views  # noqa: E402 - after the path is set
-from mixmatch.config import Config  # noqa: E402
+from mixmatch.config import build_config  # noqa: E402 - after the path is set
 from mixmatch.data import ImageData  # noqa: E402
-from mixmatch.sampling import make_split  # noqa: E402
-from mixmatch.trainer import Trainer  # noqa: E402
-from models import WideResNet  # noqa: E402
-from models.wide_resnet import BatchNorm  # noqa: E402
+from mixmatch.data.split import make_split  # noqa: E402
+from mixmatch.models import BatchNorm  # noqa: E402
+from mixmatch.training.prepare import make_trainer  # noqa: E402
 
-# What makes the step fast, one thing after another, each put into the textbook loop on top of those before it.
-MEASURES = {
-    "device data": "views cut in one gather from the data set on the device, no loader",
-    "one pass": "all views guessed in one pass, the K + 1 batches trained in another",
-    "channels_last": "weights and images in channels_last order",
-    "multi-tensor": "EMA and decay for all tensors at once, losses left on the device, Adam fused on a GPU",
-}
 VARIANTS = {
     "textbook": "PIL transforms in a DataLoader, separate passes, float32, EMA tensor by tensor",
     **{f"+ {name}": text for name, text in MEASURES.items()},
@@ -53,7 +43,6 @@ VARIANTS = {
     "compiled": "ours, compiled",
     "captured": "ours, compiled and recorded as a CUDA graph",
 }
-CLASSES = 10
 
 
 def parse() -> argparse.Namespace:
@@ -203,7 +192,7 @@ def our_step(
     variant: str, images: torch.Tensor, labels: torch.Tensor, device: torch.device, options: argparse.Namespace
 ) -> tuple[Callable[[], None], Callable[[], float], torch.dtype]:
     """Return this project's step, its mean loss so far, and its precision."""
-    config = Config.model_validate(
+    config = build_config(
         {
             "data": {"dataset": "folder"},
             "model": {"depth": options.depth, "width": options.width},
@@ -218,144 +207,9 @@ def our_step(
     names = [str(number) for number in range(CLASSES)]
     data = ImageData("random", names, images, labels, None, None, flip=True)
     split = make_split("random", "", labels.numpy(), names, 1, 250, 0, True)
-    trainer = Trainer(config, data, split, device)
+    trainer = make_trainer(config, data, split, device)
     trainer.capturing = variant == "captured"
     return trainer.train_step, lambda: float(trainer.read_statistics()["loss"]), trainer.precision
-
-
-class TwoTransforms:
-    """Apply a transform several times, as public implementations do."""
-
-    def __init__(self, transform: Callable, times: int) -> None:
-        self.transform, self.times = transform, times
-
-    def __call__(self, image: object) -> list:
-        """Return as many views."""
-        return [self.transform(image) for _ in range(self.times)]
-
-
-class PilImages(torch.utils.data.Dataset):
-    """Images one by one, as PIL images through a transform."""
-
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, transform: Callable) -> None:
-        self.images, self.labels, self.transform = images.numpy(), labels.tolist(), transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple:
-        from PIL import Image
-
-        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
-
-
-def textbook_step(
-    measures: list[str], images: torch.Tensor, labels: torch.Tensor, device: torch.device, options: argparse.Namespace
-) -> tuple[Callable[[], None], Callable[[], float], torch.dtype]:
-    """Return a step in the manner of the public implementations, its last loss, and its precision.
-
-    Image-by-image transforms in DataLoaders with workers, a pass for each view and each interleaved batch, float32
-    (TF32 where there is), a synchronisation for each logged loss, EMA and weight decay tensor by tensor; but for the
-    ``measures`` taken against it.
-    """
-    batch_size, views, on_gpu = options.batch_size, options.num_views, device.type == "cuda"
-    resident, joined, last, multi = (measure in measures for measure in MEASURES)
-    order_in_memory = torch.channels_last if last else torch.contiguous_format
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    if resident:
-        batches_of_images = views_on_device(images.to(device), labels.to(device), options)
-    else:
-        batches_of_images = views_from_loaders(images, labels, options)
-    model = WideResNet(options.depth, options.width, CLASSES).to(device, memory_format=order_in_memory)
-    averaged = WideResNet(options.depth, options.width, CLASSES).to(device)
-    averaged.load_state_dict(model.state_dict())
-    kernels = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.002, fused=multi and on_gpu)
-    logged = {"loss": math.nan, "steps": 0}
-
-    def step() -> None:
-        x, y, u = next(batches_of_images)
-        x = x.to(device, memory_format=order_in_memory)
-        u = [view.to(device, memory_format=order_in_memory) for view in u]
-        y = F.one_hot(y.to(device), CLASSES).float()
-        with torch.no_grad():
-            if joined:
-                logits = model(torch.cat(u), num_batches=views, update_statistics=False)
-                p = logits.softmax(dim=1).unflatten(0, (views, batch_size)).mean(dim=0)
-            else:
-                p = sum(torch.softmax(model(view, update_statistics=False), dim=1) for view in u) / views
-            q = p**2 / (p**2).sum(dim=1, keepdim=True)
-        inputs, targets = torch.cat([x, *u]), torch.cat([y] + [q] * views)
-        share = torch.distributions.Beta(0.75, 0.75).sample((len(inputs),)).to(device)
-        share = torch.max(share, 1 - share)
-        order = torch.randperm(len(inputs), device=device)
-        inputs = share.view(-1, 1, 1, 1) * inputs + (1 - share.view(-1, 1, 1, 1)) * inputs[order]
-        targets = share.view(-1, 1) * targets + (1 - share.view(-1, 1)) * targets[order]
-        if joined:
-            logits = model(inputs, num_batches=views + 1, update_statistics=True)
-        else:
-            batches = inputs.split(batch_size)
-            logits = torch.cat([model(batch, update_statistics=i == 0) for i, batch in enumerate(batches)])
-        loss_x = -(targets[:batch_size] * F.log_softmax(logits[:batch_size], dim=1)).sum(dim=1).mean()
-        loss_u = ((torch.softmax(logits[batch_size:], dim=1) - targets[batch_size:]) ** 2).mean()
-        loss = loss_x + 75 * min(1, logged["steps"] / 16000) * loss_u
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            if multi:
-                torch._foreach_mul_(kernels, 1 - 0.02 * 0.002)
-                torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 0.001)
-            else:
-                for slow, fast in zip(averaged.parameters(), model.parameters(), strict=True):
-                    slow.mul_(0.999)
-                    slow.add_(fast * 0.001)
-                    fast.mul_(1 - 0.02 * 0.002)
-        logged["loss"] = loss.detach()
-        if not multi:
-            loss.item(), loss_x.item(), loss_u.item()
-        logged["steps"] += 1
-
-    return step, lambda: float(logged["loss"]), torch.float32
-
-
-def views_from_loaders(images: torch.Tensor, labels: torch.Tensor, options: argparse.Namespace) -> Iterator[tuple]:
-    """Yield labelled images, their labels, and K views of unlabelled ones, from DataLoaders with workers."""
-    from torchvision import transforms
-
-    transform = transforms.Compose(
-        [
-            transforms.RandomCrop(options.size, padding=options.size // 8, padding_mode="reflect"),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize([0.5] * 3, [0.5] * 3),
-        ]
-    )
-
-    def loader(part: slice, change: Callable) -> Iterator:
-        dataset = PilImages(images[part], labels[part], change)
-        # Workers that stay between passes: 250 labels are a pass every 3 steps, starting workers anew would be unfair.
-        batches = torch.utils.data.DataLoader(
-            dataset, options.batch_size, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True
-        )
-        return itertools.chain.from_iterable(itertools.repeat(batches))
-
-    labeled = loader(slice(0, max(250, options.batch_size)), transform)
-    unlabeled = loader(slice(0, None), TwoTransforms(transform, options.num_views))
-    for (x, y), (u, _) in zip(labeled, unlabeled, strict=True):
-        yield x, y, u
-
-
-def views_on_device(images: torch.Tensor, labels: torch.Tensor, options: argparse.Namespace) -> Iterator[tuple]:
-    """Yield the same, cut from the data set on its device."""
-    generator = torch.Generator(images.device).manual_seed(1)
-    batch_size, labeled = options.batch_size, max(250, options.batch_size)
-    while True:
-        index = torch.randint(labeled, (batch_size,), generator=generator, device=images.device)
-        x = random_views(images, index, True, options.size // 8, generator)
-        others = torch.randint(len(images), (batch_size,), generator=generator, device=images.device)
-        views = random_views(images, others.repeat(options.num_views), True, options.size // 8, generator)
-        yield x, labels[index], views.split(batch_size)
 
 
 def synchronize(device: torch.device) -> None:
@@ -397,7 +251,7 @@ def work(options: argparse.Namespace) -> tuple[float, float]:
         if isinstance(module, nn.Conv2d | nn.Linear):
             flop += 2 * module.weight[0].numel() * output.numel()
 
-    model = WideResNet(options.depth, options.width, CLASSES).eval()
+    model = make_network(options).eval()
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear | BatchNorm):
             module.register_forward_hook(count)

@@ -1,16 +1,28 @@
-"""What every command of this project does alike: read its arguments, and end with a documented exit code."""
+"""What every command of this project does alike: read its arguments, heed signals, end with a documented exit code."""
 
 import argparse
+import importlib.util
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from mixmatch.errors import Diverged, Stopped, UserError, one_line
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, for ``[options] [key=value ...]`` or for options alone."""
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError instead of printing the usage and exiting."""
+        raise UserError(f"{message}; see --help")
+
+
+class Parser(OneLineParser):
+    """The parser of a command, for ``[options] [key=value ...]`` or for options alone."""
 
     def __init__(self, usage: str, description: str, epilog: str | None = None, overrides: str | None = None) -> None:
         super().__init__(
@@ -20,12 +32,54 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        add_import(self)
         if overrides:
             self.add_argument("overrides", nargs="*", metavar="key=value", help=overrides)
 
-    def error(self, message: str) -> NoReturn:
-        """Raise UserError instead of printing the usage and exiting."""
-        raise UserError(f"{message}; see --help")
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """Let a command take ``--import FILE``, see ``import_files``."""
+    text = "Python file that brings methods, networks or data sets of yours; may be given several times"
+    parser.add_argument("--import", type=Path, action="append", metavar="FILE", help=text)
+
+
+def import_files(arguments: Sequence[str] | None) -> None:
+    """Run the Python files that the command line gives with ``--import``.
+
+    They come before everything else, so that the keys of what they bring are known.
+
+    Raises:
+        UserError: if one cannot be read or fails.
+    """
+    parser = OneLineParser(add_help=False, allow_abbrev=False)
+    add_import(parser)
+    options, _ = parser.parse_known_args(arguments)
+    for path in getattr(options, "import") or []:
+        try:
+            spec = importlib.util.spec_from_file_location(f"imported_{path.stem}", path)
+            if spec is None or spec.loader is None:
+                raise ImportError("its name must end in .py")
+            spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        except Exception as error:  # whatever its code does
+            raise UserError(f"{path}: cannot be imported ({type(error).__name__}: {error})") from error
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that the step under way can end; a second SIGINT stops at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def run_command(body: Callable[[], object]) -> int:

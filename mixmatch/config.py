@@ -1,136 +1,31 @@
-"""The typed configuration: schema, defaults, validation, and how files and key=value overrides become one.
+"""The configuration of a run: its schema, and how files and key=value overrides become one.
 
-The defaults are the paper's CIFAR-10 run with 250 labels; ``config.yml`` spells them out.
+Methods, networks and data sets bring their own keys; the schema is gathered from them. The defaults are the paper's
+CIFAR-10 run with 250 labels; ``config.yml`` spells them out.
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from mixmatch.data import DATASETS, DataSettings
 from mixmatch.errors import UserError
+from mixmatch.methods import METHODS
+from mixmatch.models import MODELS, NetworkSettings
+from mixmatch.plain_yaml import parse_yaml, read_yaml
+from mixmatch.section import Count, NonNegative, Positive, Section, brief, explain, list_keys
 
-Count = Annotated[int, Field(ge=1, le=2**53)]
-CountOrZero = Annotated[int, Field(ge=0, le=2**53)]
-Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-Alpha = Annotated[float, Field(ge=1e-3, le=1e3)]
-
-
-class Section(BaseModel):
-    """A group of keys. Unknown keys and values of another type are errors; nothing is converted silently."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+# Keys that may change on a run under way: it may go on elsewhere, and its split knows the images.
+NOT_OF_THE_RUN = ("device", "data.root")
 
 
-class Data(Section):
-    """Which images, and how many of them are labelled."""
-
-    dataset: Literal["cifar10", "digits", "folder"] = Field(
-        "cifar10", description="cifar10 (downloaded), digits (bundled, 8x8) or folder (your own images)"
-    )
-    root: str = Field(
-        "data", description="where CIFAR-10 is or goes; for folder, holds train/<class>/, test/<class>/, unlabeled/"
-    )
-    image_size: Annotated[int, Field(ge=4, le=1024)] | None = Field(
-        None, description="for folder: images become squares of so many pixels; null: 32"
-    )
-    num_labeled: Count | Literal["all"] = Field(
-        250, description="labelled images, equally many of each class, or all that train/ has"
-    )
-    num_validation: CountOrZero = Field(
-        0, description="images held out to watch and to pick the best checkpoint by, equally many of each class"
-    )
-    labeled_as_unlabeled: bool = Field(True, description="labelled images also serve, without label, as unlabelled")
-    split_file: str | None = Field(
-        None, description="a split.json to use instead of drawing a split from the seed and the counts above"
-    )
-    flip: bool | Literal["auto"] = Field(
-        "auto", description="mirror half of the views; auto: as the data set allows (not digits)"
-    )
-    crop_padding: CountOrZero | Literal["auto"] = Field(
-        "auto", description="pixels of reflection around an image before the crop; auto: an eighth of its side"
-    )
-
-
-class Model(Section):
-    """The Wide ResNet."""
-
-    depth: int = Field(28, description="6n + 4: 10, 16, 22, 28, ...")
-    width: Annotated[float, Field(gt=0, le=64)] = Field(
-        2, description="widening factor: 16, 32 and 64 times so many channels"
-    )
-
-    bn_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.001, description="share of a batch in BatchNorm's running statistics; short runs need more"
-    )
-
-    @field_validator("depth")
-    @classmethod
-    def _six_n_plus_four(cls, depth: int) -> int:
-        if depth < 10 or (depth - 4) % 6:
-            raise ValueError("must be 6n + 4: 10, 16, 22, 28, ...")
-        return depth
-
-    @field_validator("width")
-    @classmethod
-    def _whole_channels(cls, width: float) -> float:
-        if not float(16 * width).is_integer():
-            raise ValueError("16 times it must be a whole number of channels")
-        return width
-
-
-class MixMatch(Section):
-    """The method's own settings, named as in the paper."""
-
-    num_views: Annotated[int, Field(ge=1, le=64)] = Field(2, description="K, augmented views per unlabelled image")
-    temperature: Annotated[float, Field(ge=0.01, le=100)] = Field(0.5, description="T of sharpening; 1: no sharpening")
-    alpha: Alpha = Field(0.75, description="MixUp draws lambda from Beta(alpha, alpha)")
-    lambda_u: NonNegative = Field(75, description="weight of the unlabelled loss after the ramp-up")
-    ramp_up_steps: CountOrZero = Field(16000, description="steps over which lambda_u rises linearly from 0")
-    mixup: Literal["joint", "labeled", "unlabeled", "separate", "none"] = Field(
-        "joint",
-        description="what is mixed: joint (all), labeled alone, unlabeled alone, separate (each by itself) or none",
-    )
-    guess_with_ema: bool = Field(False, description="guess labels with the EMA weights instead of the current ones")
-
-
-class Supervised(Section):
-    """The baseline's own setting."""
-
-    alpha: Alpha | Literal[0] = Field(
-        0, description="MixUp between labelled images with Beta(alpha, alpha); 0: no MixUp"
-    )
-
-
-class PseudoLabel(Section):
-    """A round on a trained run: confident predictions become labels, and training goes on."""
-
-    enabled: bool = Field(
-        False, description="after training, do a round of pseudo-labels on the run, in a folder beside it"
-    )
-    select: Literal["none", "threshold", "top", "balanced"] = Field(
-        "threshold",
-        description="threshold: confidence at least so much; top: the most confident of each predicted class; "
-        "balanced: the same after the classes are brought to their labelled shares; none: the control",
-    )
-    threshold: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="of select=threshold")
-    fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="of each class, for select=top and balanced")
-    strong_augmentation: bool = Field(
-        False, description="train on pseudo-labelled images strongly distorted: RandAugment and Cutout in kind"
-    )
-    steps: Count = Field(65536, description="steps of the round, after those of the run")
-    refresh_every: Count | None = Field(
-        None, description="steps after which to select anew from all unlabelled images; null: select once"
-    )
-
-
-class Train(Section):
+class TrainSettings(Section):
     """Length, optimiser and rhythm of a run."""
 
     steps: Count = Field(1048576, description="training steps; the paper's 2^26 images in batches of 64")
@@ -162,29 +57,51 @@ class Train(Section):
     log_every: Count = Field(64, description="steps between points on the TensorBoard curves")
 
     @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> "Train":
+    def _nesterov_needs_momentum(self) -> "TrainSettings":
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise ValueError("train.nesterov needs train.momentum above 0")
         return self
 
 
+class PseudoLabelSettings(Section):
+    """A round on a trained run: confident predictions become labels, and training goes on."""
+
+    enabled: bool = Field(
+        False, description="after training, do a round of pseudo-labels on the run, in a folder beside it"
+    )
+    select: Literal["none", "threshold", "top", "balanced"] = Field(
+        "threshold",
+        description="threshold: confidence at least so much; top: the most confident of each predicted class; "
+        "balanced: the same after the classes are brought to their labelled shares; none: the control",
+    )
+    threshold: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="of select=threshold")
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="of each class, for select=top and balanced")
+    strong_augmentation: bool = Field(
+        False, description="train on pseudo-labelled images strongly distorted: RandAugment and Cutout in kind"
+    )
+    steps: Count = Field(65536, description="steps of the round, after those of the run")
+    refresh_every: Count | None = Field(
+        None, description="steps after which to select anew from all unlabelled images; null: select once"
+    )
+
+
 class Config(Section):
-    """Everything that makes a run what it is."""
+    """Everything that makes a run what it is. Make one with ``load_config`` or ``build_config``.
+
+    Beside these fields it has a section for each method in ``METHODS``, under the method's name; ``data`` and ``model``
+    are those of the data set and the network that they name.
+    """
 
     name: str | None = Field(
         None, description="the run goes to runs/<name>-seed<seed>; null: named after data set and labels"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="of the split, the weights and every draw")
     device: str = Field("auto", description="auto (the GPU if there is one), cpu, cuda or cuda:N")
-    method: Literal["mixmatch", "supervised"] = Field(
-        "mixmatch", description="mixmatch, or supervised for the baseline on the labelled images alone"
-    )
-    data: Data = Data()
-    model: Model = Model()
-    mixmatch: MixMatch = MixMatch()
-    supervised: Supervised = Supervised()
-    train: Train = Train()
-    pseudo_label: PseudoLabel = PseudoLabel()
+    method: str = Field("mixmatch", description="mixmatch, or supervised for the baseline on the labelled images alone")
+    data: DataSettings = DataSettings()
+    model: NetworkSettings = NetworkSettings()
+    train: TrainSettings = TrainSettings()
+    pseudo_label: PseudoLabelSettings = PseudoLabelSettings()
 
     @field_validator("name")
     @classmethod
@@ -200,25 +117,83 @@ class Config(Section):
             raise ValueError("must be auto, cpu, cuda or cuda:N")
         return device
 
+    @property
+    def method_settings(self) -> Section:
+        """The section of the run's method."""
+        return getattr(self, self.method)
+
     def run_name(self) -> str:
         """Return the name of the run's folder under ``runs/``."""
         name = self.name
         if name is None:
-            baseline = "-supervised" if self.method == "supervised" else ""
-            name = f"{self.data.dataset}-{self.data.num_labeled}{baseline}"
+            other = "" if self.method == "mixmatch" else f"-{self.method}"
+            name = f"{self.data.dataset}-{self.data.num_labeled}{other}"
         return f"{name}-seed{self.seed}"
 
 
-def list_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every key that holds a value, dotted, with its field: ``("train.lr", FieldInfo)``."""
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from list_keys(field.annotation, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field
+# What the config calls by name, and the registry that knows the names.
+CHOICES: dict[str, dict[str, Any]] = {"method": METHODS, "data.dataset": DATASETS, "model.network": MODELS}
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+def schema_for(values: dict[str, Any]) -> type[Config]:
+    """Return the schema of a config that chooses as ``values`` does; where that is no choice, the default is taken.
+
+    Raises:
+        UserError: if a name is chosen that no registry knows.
+    """
+    chosen = {}
+    for key, registry in CHOICES.items():
+        section, _, name = key.rpartition(".")
+        place = values.get(section) if section else values
+        given = place.get(name) if isinstance(place, dict) else None
+        if isinstance(given, str) and given not in registry:
+            known = " or ".join(", ".join(map(repr, registry)).rsplit(", ", 1))
+            raise UserError(f"{key}: must be {known}, got {brief(given)}; --import FILE brings others")
+        chosen[key] = given if isinstance(given, str) else next(iter(registry))
+    return _schema(chosen["data.dataset"], chosen["model.network"])
+
+
+def _schema(dataset: str, network: str) -> type[Config]:
+    return _make_schema(dataset, DATASETS[dataset].Settings, network, MODELS[network].Settings, tuple(METHODS.items()))
+
+
+@cache
+def _make_schema(
+    dataset: str, data: type[DataSettings], network: str, model: type[NetworkSettings], methods: tuple
+) -> type[Config]:
+    fields: dict[str, Any] = {"data": (data, data(dataset=dataset)), "model": (model, model(network=network))}
+    for name, method in methods:
+        if name in Config.model_fields:
+            raise UserError(f"METHODS: {name!r} cannot be the name of a method, it is a key of the config")
+        fields[name] = (method.Settings, method.Settings())
+    return create_model("Config", __base__=Config, **fields)
+
+
+def all_keys() -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every key that a config can have, of whatever method, network or data set, in the order of config.yml."""
+    seen = set()
+    for dataset in DATASETS:
+        for network in MODELS:
+            for section, field in _in_order(dict(_schema(dataset, network).model_fields)).items():
+                keys = list_keys(field.annotation, f"{section}.") if _is_section(field) else [(section, field)]
+                for key, key_field in keys:
+                    if key not in seen:
+                        seen.add(key)
+                        yield key, key_field
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+
+
+def _in_order(sections: dict[str, Any]) -> dict[str, Any]:
+    """Put the sections of methods where config.yml has them: after the model."""
+    first = [name for name in Config.model_fields if name not in ("train", "pseudo_label")]
+    order = [*first, *(name for name in sections if name not in Config.model_fields), "train", "pseudo_label"]
+    return {name: sections[name] for name in order if name in sections}
+
+
+def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, lay ``key=value`` overrides over it, and validate.
 
     Args:
@@ -228,27 +203,29 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: in one line, if the file cannot be read or any key or value is not allowed.
     """
-    values = {} if path is None else read_yaml(path)
+    values = {} if path is None else read_yaml(Path(path))
     source = str(path) if path is not None and not overrides else "config"
-    return _validate(_lay_over(values, overrides), source)
+    return build_config(_lay_over(values, overrides), source)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file of ``key: value`` lines; an empty one holds none.
+def build_config(values: dict[str, Any], source: str = "config") -> Config:
+    """Make a config of what differs from the defaults: ``{"seed": 2, "train": {"steps": 1000}}``.
+
+    Args:
+        values: sections and keys, as in a config file.
+        source: how to name it in an error.
 
     Raises:
-        UserError: in one line, if it cannot be read or holds anything else.
+        UserError: in one line, if any key or value is not allowed.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text; a YAML file is needed") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}; a YAML file is needed") from None
-    values = _parse(text, str(path))
-    if not isinstance(values, dict | None):
-        raise UserError(f"{path}: must hold 'key: value' lines, got {_brief(values)}")
-    return values or {}
+        schema = schema_for(values)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: {explain(error, schema, 'main.py --help lists the keys')}") from None
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
@@ -257,14 +234,18 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     Raises:
         UserError: in one line, if any key or value is not allowed.
     """
-    return _validate(_lay_over(config.model_dump(), overrides), "config")
+    return build_config(_lay_over(config.model_dump(), overrides))
 
 
 def _lay_over(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    pairs = []
     for text in overrides:
         key, separator, value = text.partition("=")
         if not separator or not key:
             raise UserError(f"{text!r}: not understood; overrides look like train.lr=0.03")
+        pairs.append((key, parse_yaml(value, brief(text))))
+    _drop_keys_of_former_choices(values, dict(pairs))
+    for key, value in pairs:
         *sections, last = key.split(".")
         target = values
         for i, section in enumerate(sections):
@@ -272,120 +253,58 @@ def _lay_over(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
                 target[section] = {}
             target = target[section]
             if not isinstance(target, dict):
-                raise UserError(f"{'.'.join(sections[: i + 1])}: must be a section, got {_brief(target)}")
-        target[last] = _parse(value, _brief(text))
+                raise UserError(f"{'.'.join(sections[: i + 1])}: must be a section, got {brief(target)}")
+        target[last] = value
     return values
 
 
-def _validate(values: dict[str, Any], source: str) -> Config:
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"{source}: {explain(error, Config)}") from None
+def _drop_keys_of_former_choices(values: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Where an override chooses another network or data set, take the keys out that only the one before it has."""
+    for section, name, registry in (("data", "dataset", DATASETS), ("model", "network", MODELS)):
+        chosen, keys = overrides.get(f"{section}.{name}"), values.get(section)
+        if not isinstance(keys, dict) or not isinstance(chosen, str) or chosen not in registry:
+            continue
+        before = registry.get(str(keys.get(name)), next(iter(registry.values())))
+        only = before.Settings.model_fields.keys() - registry[chosen].Settings.model_fields.keys()
+        values[section] = {key: value for key, value in keys.items() if key not in only}
 
 
 def to_yaml(config: Config) -> str:
-    """Return every key with its resolved value, as YAML that ``load_config`` reads back to the same config."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False)
+    """Return every key with its resolved value, as YAML that ``load_config`` reads back to the same config.
+
+    A method that the run does not use, and whose section holds defaults alone, is left out: a run can then be opened
+    where that method is not known.
+    """
+    values = config.model_dump()
+    for name, method in METHODS.items():
+        if name != config.method and getattr(config, name) == method.Settings():
+            del values[name]
+    return yaml.safe_dump(_in_order(values), sort_keys=False)
 
 
 def differing_keys(a: Config, b: Config) -> list[str]:
     """Return, as ``key (value in a, value in b)``, the keys in which two configs describe different runs.
 
-    ``device`` and ``data.root`` are left out: a run may go on elsewhere, and its split knows the images. So is
-    ``pseudo_label``, which matters to rounds alone, see ``differing_keys_of_rounds``.
+    ``NOT_OF_THE_RUN`` is left out, and so is ``pseudo_label``, which matters to rounds alone, see
+    ``differing_keys_of_rounds``.
     """
-    keys = [key for key, _ in list_keys() if key not in ("device", "data.root")]
-    return _differing(a, b, [key for key in keys if not key.startswith("pseudo_label.")])
+    keys = dict.fromkeys(key for config in (a, b) for key, _ in list_keys(type(config)))
+    ours = [key for key in keys if key not in NOT_OF_THE_RUN and not key.startswith("pseudo_label.")]
+    return _differing(a, b, ours)
 
 
 def differing_keys_of_rounds(a: Config, b: Config) -> list[str]:
     """Return in the same way the keys of ``pseudo_label`` in which two configs describe different rounds."""
-    return _differing(a, b, [f"pseudo_label.{name}" for name in PseudoLabel.model_fields if name != "enabled"])
+    return _differing(a, b, [f"pseudo_label.{name}" for name in PseudoLabelSettings.model_fields if name != "enabled"])
 
 
 def _differing(a: Config, b: Config, keys: list[str]) -> list[str]:
     values = ((key, _value(a, key), _value(b, key)) for key in keys)
-    return [f"{key} ({_brief(x)} there, {_brief(y)} now)" for key, x, y in values if x != y]
+    return [f"{key} ({brief(x)} there, {brief(y)} now)" for key, x, y in values if x != y]
 
 
-def _value(config: Config, key: str) -> Any:
-    value: Any = config
+def _value(config: Config, key: str) -> object:
+    value: object = config
     for part in key.split("."):
-        value = getattr(value, part)
+        value = getattr(value, part, None)
     return value
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with 1e-3 read as a number (YAML 1.2), and without aliases and repeated keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.MarkedYAMLError(None, None, f"aliases (*{event.anchor}) are not supported", event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for i, key in enumerate(keys):
-            if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(None, None, f"a key must be text, got {_brief(key)}", node.start_mark)
-            if key in keys[:i]:
-                raise yaml.MarkedYAMLError(None, None, f"key {_brief(key)} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _parse(text: str, source: str) -> Any:
-    """Read YAML into plain dicts, lists and scalars; UserError in one line if it is none."""
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{source}:{where} not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise UserError(f"{source}: not valid YAML: {error}") from None
-    except RecursionError:
-        raise UserError(f"{source}: not valid YAML: nested too deeply") from None
-
-
-def explain(error: ValidationError, schema: type[Section]) -> str:
-    """Say in one line what is wrong with the first key that is, and with how many more."""
-    keys = dict(list_keys(schema))
-    sections = {key.rpartition(".")[0] for key in keys} - {""}
-    problems: dict[str, tuple[Any, list[str]]] = {}
-    for item in error.errors(include_url=False):
-        # A union's location ends in the name of the member that was tried: cut back to the key itself.
-        location = [str(part) for part in item["loc"]]
-        key = ".".join(location)
-        while location and item["type"] != "extra_forbidden" and key not in keys and key not in sections:
-            location.pop()
-            key = ".".join(location)
-        if item["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(key, keys, n=1, cutoff=0.6) or [
-                k for k in keys if k.rpartition(".")[2] == location[-1]
-            ]
-            everything = "main.py --help lists the keys" if schema is Config else f"there are {', '.join(keys)}"
-            hint = f"; did you mean {close[0]}?" if close else f"; {everything}"
-            allowed = f"unknown key{hint}"
-        elif item["type"] == "model_type":
-            allowed = f"must be a section with keys such as {next(k for k in keys if k.startswith(key + '.'))}"
-        else:
-            allowed = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        problems.setdefault(key, (item["input"], []))[1].append(allowed)
-    (key, (given, allowed)), *more = problems.items()
-    parts = [key] if key else []
-    unique = list(dict.fromkeys(allowed))
-    text = unique[0] + "".join(" or" + part.removeprefix("must be") for part in unique[1:])
-    parts.append(text if "unknown key" in text or not key else f"{text}, got {_brief(given)}")
-    rest = f" (and {len(more)} more: {', '.join(k for k, _ in more[:3])})" if more else ""
-    return ": ".join(parts) + rest
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,50 +1,42 @@
 """Wide ResNet (Zagoruyko & Komodakis, arXiv:1605.07146) in the variant of the MixMatch authors' code."""
 
 import math
+from typing import Annotated
 
-import torch
 import torch.nn.functional as F
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from mixmatch.models.network import BatchNorm, Network, NetworkSettings
+
 LEAKY_SLOPE = 0.1
-BN_EPSILON = 1e-3  # TensorFlow's default, which the authors' code uses
 
 
-class BatchNorm(nn.Module):
-    """Batch normalisation of several batches that lie one after the other in a single tensor.
+class WideResNetSettings(NetworkSettings):
+    """The ``model`` section of a Wide ResNet."""
 
-    MixMatch's passes (label guessing, then the K+1 interleaved batches) are separate batches to
-    BatchNorm, and only the first training pass may move the running statistics. Doing it here lets the
-    convolutions run once over all of them.
-    """
+    depth: int = Field(28, description="of wide_resnet: convolutions on the longest path, 6n + 4: 10, 16, 22, 28, ...")
+    width: Annotated[float, Field(gt=0, le=64)] = Field(
+        2, description="of wide_resnet: widening factor; 16, 32 and 64 times so many channels"
+    )
 
-    def __init__(self, channels: int, momentum: float) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
+    @field_validator("depth")
+    @classmethod
+    def _six_n_plus_four(cls, depth: int) -> int:
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError("must be 6n + 4: 10, 16, 22, 28, ...")
+        return depth
 
-    def forward(self, x: Tensor, num_batches: int = 1, update_statistics: bool = True) -> Tensor:
-        """Normalise ``x``.
+    @field_validator("width")
+    @classmethod
+    def _whole_channels(cls, width: float) -> float:
+        if not float(16 * width).is_integer():
+            raise ValueError("16 times it must be a whole number of channels")
+        return width
 
-        Args:
-            x: (num_batches * n, channels, h, w).
-            num_batches: in training, how many batches of equal size ``x`` holds; each is normalised by its
-                own mean and variance.
-            update_statistics: in training, whether the first of them moves the running statistics.
-        """
-        if not self.training:
-            return self._normalise(x, self.running_mean, self.running_var)
-        first, *others = x.chunk(num_batches) if num_batches > 1 else [x]
-        tracked = (self.running_mean, self.running_var) if update_statistics else (None, None)
-        normalised = [self._normalise(first, *tracked)]
-        normalised += [self._normalise(batch, None, None) for batch in others]
-        return torch.cat(normalised) if others else normalised[0]
-
-    def _normalise(self, x: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
-        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, BN_EPSILON)
+    def title(self) -> str:
+        """Return the usual name: WRN-28-2."""
+        return f"WRN-{self.depth}-{self.width:g}"
 
 
 class Block(nn.Module):
@@ -78,44 +70,30 @@ class Block(nn.Module):
         return skip + self.conv2(out)
 
 
-class WideResNet(nn.Module):
-    """Wide ResNet ``depth``-``width``: a 3x3 stem, three groups of blocks, global average pooling, one dense layer.
+class WideResNet(Network):
+    """A 3x3 stem, three groups of blocks, global average pooling, one dense layer.
 
-    Any image size works from 4x4 up; the second and the third group halve it.
+    The groups have 16, 32 and 64 times ``width`` channels. Any image size works from 4x4 up; the second and the third
+    group halve it.
     """
 
-    def __init__(
-        self, depth: int, width: float, num_classes: int, in_channels: int = 3, bn_momentum: float = 0.001
-    ) -> None:
-        """Build the network with the authors' initialisation.
+    Settings = WideResNetSettings
 
-        Args:
-            depth: number of convolutions on the longest path, 6n + 4: 10, 16, 22, 28, ...
-            width: widening factor; the groups have 16, 32 and 64 times ``width`` channels.
-            num_classes: size of the output.
-            in_channels: 3 for RGB, 1 for grey images.
-            bn_momentum: share of a batch in BatchNorm's running statistics (TensorFlow's 0.999 is 0.001 here).
-
-        Raises:
-            ValueError: if ``depth`` is not 6n + 4, or 16 * ``width`` is not a whole number.
-        """
-        super().__init__()
-        if depth < 10 or (depth - 4) % 6:
-            raise ValueError(f"depth must be 6n + 4 (10, 16, 22, 28, ...), got {depth}")
-        if width <= 0 or not float(16 * width).is_integer():
-            raise ValueError(f"16 * width must be a whole number of channels, got width {width}")
-        blocks_per_group = (depth - 4) // 6
+    def __init__(self, settings: WideResNetSettings, num_classes: int, in_channels: int) -> None:
+        """Build the network with the authors' initialisation. Arguments as for ``Network``."""
+        super().__init__(settings, num_classes, in_channels)
+        blocks_per_group = (settings.depth - 4) // 6
         channels = 16
         self.stem = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.blocks = nn.ModuleList()
         for group in range(3):
-            out_channels = int(16 * width) << group
+            out_channels = int(16 * settings.width) << group
             for i in range(blocks_per_group):
                 stride = 2 if group > 0 and i == 0 else 1
                 first = group == 0 and i == 0
-                self.blocks.append(Block(channels, out_channels, stride, first, bn_momentum))
+                self.blocks.append(Block(channels, out_channels, stride, first, settings.bn_momentum))
                 channels = out_channels
-        self.bn = BatchNorm(channels, bn_momentum)
+        self.bn = BatchNorm(channels, settings.bn_momentum)
         self.dense = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -125,17 +103,7 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.dense.bias)
 
     def forward(self, x: Tensor, num_batches: int = 1, update_statistics: bool = True) -> Tensor:
-        """Return logits.
-
-        Args:
-            x: images (num_batches * n, in_channels, h, w), values in [-1, 1].
-            num_batches: how many batches lie one after the other in ``x``. In training, BatchNorm treats each
-                by itself; in evaluation the value changes nothing.
-            update_statistics: in training, whether the first batch moves BatchNorm's running statistics.
-
-        Returns:
-            Logits (num_batches * n, num_classes).
-        """
+        """Return logits, see ``Network.forward``."""
         x = self.stem(x)
         for block in self.blocks:
             x = block(x, num_batches, update_statistics)

@@ -6,27 +6,16 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from mixmatch.config import Config
-from mixmatch.method import mixmatch_loss
 from mixmatch.ranks import ALONE, Ranks, join_ranks
-from mixmatch.sampling import Split
-from mixmatch.trainer import Trainer
-from tests.test_step import toy_data
+from mixmatch.training.trainer import Trainer
+from tests.toys import toy_trainer
 
 STEPS = 50
 
 
 def make_trainer(ranks: Ranks) -> Trainer:
     """Return a small trainer, the same on every rank but for its share."""
-    config = Config.model_validate(
-        {
-            "model": {"depth": 10, "width": 0.5},
-            "train": {"batch_size": 8},
-            "mixmatch": {"ramp_up_steps": 5},
-        }
-    )
-    split = Split("toy", "", list(range(9)), list(range(30)), list(range(30, 40)))
-    return Trainer(config, toy_data(), split, torch.device("cpu"), ranks)
+    return toy_trainer(ranks=ranks, model={"width": 0.5}, train={"batch_size": 8}, mixmatch={"ramp_up_steps": 5})
 
 
 def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
@@ -39,9 +28,9 @@ def main(folder: Path) -> None:
     with join_ranks("cpu") as ranks:
         twin = make_trainer(Ranks(ranks.rank, ranks.world, ranks.local))
         twin._give_inputs()
-        mixed, _, _ = twin._mixmatch_batch()
+        _, examples = twin._draw_examples()
         wrapped = DistributedDataParallel(twin.model, broadcast_buffers=False)
-        mixmatch_loss(wrapped, mixed, twin.interleave, twin.lambda_u_now).total.backward()
+        twin.method.loss(wrapped, examples, twin.schedules).total.backward()
         left = {"ddp": gradients(twin.model)}
 
         trainer = make_trainer(ranks)

@@ -7,8 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-import mixmatch.augment
-from mixmatch.augment import OPERATIONS, random_distortions, random_strong_views, random_views, to_float, views
+from mixmatch.data.views import (
+    OPERATIONS,
+    random_cutout,
+    random_distortions,
+    random_strong_views,
+    random_views,
+    to_float,
+    views,
+)
 
 
 def test_to_float_spans_minus_one_to_one():
@@ -84,18 +91,16 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_strong_views_without_magnitude_are_the_views(monkeypatch):
-    monkeypatch.setattr(mixmatch.augment, "OPERATIONS", dict.fromkeys(OPERATIONS, 0.0))
+def test_strong_views_without_magnitude_are_the_views():
     x = torch.rand(5, 3, 9, 7, generator=seeded()) * 2 - 1
-    torch.testing.assert_close(random_distortions(x, seeded()), x)
+    torch.testing.assert_close(random_distortions(x, seeded(), dict.fromkeys(OPERATIONS, 0.0)), x)
 
 
 @pytest.mark.parametrize("operation", ["brightness", "contrast"])
-def test_each_strong_view_draws_its_own_amount_within_range(monkeypatch, operation):
+def test_each_strong_view_draws_its_own_amount_within_range(operation):
     limits = dict.fromkeys(OPERATIONS, 0.0) | {operation: OPERATIONS[operation]}
-    monkeypatch.setattr(mixmatch.augment, "OPERATIONS", limits)
     x = torch.tensor([-0.2, 0.2]).view(1, 1, 1, 2).expand(4000, 1, 4, 2)
-    y = random_distortions(x, seeded())
+    y = random_distortions(x, seeded(), limits)
     low, high = y[:, 0, :, 0].mean(1), y[:, 0, :, 1].mean(1)
     amount = (low + high) / 2 if operation == "brightness" else (high - low) / 0.4 - 1
     used = amount.abs() > 1e-4
@@ -106,11 +111,10 @@ def test_each_strong_view_draws_its_own_amount_within_range(monkeypatch, operati
 
 def test_a_quarter_turn_by_hand(monkeypatch):
     """With every image turned by 90 degrees either way, each is numpy's rot90 of the original."""
-    monkeypatch.setattr(mixmatch.augment, "OPERATIONS", dict.fromkeys(OPERATIONS, 0.0) | {"rotate": np.pi / 2})
-    monkeypatch.setattr(mixmatch.augment, "OPERATIONS_PER_IMAGE", len(OPERATIONS))
     monkeypatch.setattr(torch, "rand", lambda *size, **options: torch.ones(*size))
     x = torch.rand_like(torch.empty(1, 1, 6, 6)) * 2 - 1
-    turned = random_distortions(x, seeded())
+    limits = dict.fromkeys(OPERATIONS, 0.0) | {"rotate": np.pi / 2}
+    turned = random_distortions(x, seeded(), limits, per_image=len(OPERATIONS))
     torch.testing.assert_close(turned[0, 0], torch.from_numpy(np.rot90(x[0, 0].numpy()).copy()), atol=1e-5, rtol=0)
 
 
@@ -122,9 +126,8 @@ def test_strong_views_stay_in_range_and_differ_between_images():
     assert torch.equal(y, random_strong_views(x, seeded(1)))
 
 
-def test_cutout_blanks_squares_of_up_to_half_the_side(monkeypatch):
-    monkeypatch.setattr(mixmatch.augment, "OPERATIONS", dict.fromkeys(OPERATIONS, 0.0))
-    blank = random_strong_views(torch.ones(4000, 1, 32, 32), seeded()) < 0.5
+def test_cutout_blanks_squares_of_up_to_half_the_side():
+    blank = random_cutout(torch.ones(4000, 1, 32, 32), seeded()) < 0.5
     side = blank.any(dim=3).sum(dim=2).float()
     assert side.max() <= 17 and side.min() == 0
     assert side.mean().item() == pytest.approx(8, abs=1)  # uniform up to 16, less what hangs over the edge

@@ -8,20 +8,21 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmatch.config import Config, differing_keys, differing_keys_of_rounds, list_keys, load_config, to_yaml
+from mixmatch.config import Config, all_keys, differing_keys, differing_keys_of_rounds, load_config, to_yaml
 from mixmatch.errors import UserError
-from tests.runs import FUZZ
+from tests.small_runs import FUZZ
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yml"))
+DEFAULTS = load_config(None)
 
 
 def test_config_yml_spells_out_every_default_with_its_explanation():
     text = (ROOT / "config.yml").read_text()
-    assert load_config(ROOT / "config.yml") == Config()
+    assert load_config(ROOT / "config.yml") == DEFAULTS
     values = yaml.safe_load(text)
     lines = [line.strip() for line in text.splitlines()]
-    for key, field in list_keys():
+    for key, field in all_keys():
         section, _, name = key.rpartition(".")
         assert name in (values[section] if section else values)
         assert any(line.startswith(f"{name}:") and line.endswith(f"# {field.description}") for line in lines), key
@@ -34,7 +35,7 @@ def test_configs_say_only_what_differs(path):
     for key, value in given.items():
         flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
     config = load_config(path)
-    differing = differing_keys(Config(), config) + differing_keys_of_rounds(Config(), config)
+    differing = differing_keys(DEFAULTS, config) + differing_keys_of_rounds(DEFAULTS, config)
     different = {entry.split(" ")[0] for entry in differing}
     assert set(flat) - {"device"} <= different | {"data.root", "data.image_size"}
 
@@ -65,7 +66,7 @@ def test_overrides_are_laid_over_the_file():
         ("zzz=3", "zzz: unknown key; main.py --help lists the keys"),
         ("seed=true", "seed: must be a valid integer, got True"),
         ("seed=1.5", "seed: must be a valid integer, got 1.5"),
-        ("method=fixmatch", "method: must be 'mixmatch' or 'supervised', got 'fixmatch'"),
+        ("method=fixmatch", "method: must be 'mixmatch' or 'supervised', got 'fixmatch'; --import FILE brings others"),
         ("data.num_labeled=some", "data.num_labeled: must be a valid integer or 'all', got 'some'"),
         ("data.num_labeled=0", "data.num_labeled: must be greater than or equal to 1 or 'all', got 0"),
         ("model.depth=27", "model.depth: must be 6n + 4: 10, 16, 22, 28, ..., got 27"),
@@ -73,7 +74,9 @@ def test_overrides_are_laid_over_the_file():
         ("device=gpu", "device: must be auto, cpu, cuda or cuda:N, got 'gpu'"),
         ("name=../x", "name: must be up to 100 letters"),
         ("data=3", "data: must be a section with keys such as data.dataset, got 3"),
-        ("data.dataset.x=3", "data.dataset: must be 'cifar10', 'digits' or 'folder', got {'x': 3}"),
+        ("data.dataset=cats", "data.dataset: must be 'cifar10', 'digits' or 'folder', got 'cats'"),
+        ("data.dataset.x=3", "data.dataset: must be a valid string, got {'x': 3}"),
+        ("model.network=vgg", "model.network: must be 'wide_resnet', got 'vgg'"),
         ("train.lr_decay_steps=[1, x]", "train.lr_decay_steps: must be a valid integer, got 'x'"),
         ("mixmatch.temperature=0", "mixmatch.temperature: must be greater than or equal to 0.01, got 0"),
         ("seed", "'seed': not understood; overrides look like train.lr=0.03"),
@@ -123,12 +126,12 @@ def test_missing_file_and_binary_file(tmp_path):
 
 def test_an_empty_file_is_the_defaults(tmp_path):
     (tmp_path / "empty.yml").write_text("")
-    assert load_config(tmp_path / "empty.yml") == Config()
+    assert load_config(tmp_path / "empty.yml") == DEFAULTS
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates()
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
-keys = st.sampled_from([key for key, _ in list_keys()] + ["data", "train", "x", "train.x"]) | st.text()
+keys = st.sampled_from([key for key, _ in all_keys()] + ["data", "train", "x", "train.x"]) | st.text()
 
 
 @FUZZ
@@ -146,13 +149,13 @@ def test_any_yaml_and_any_override_is_a_config_or_one_line(tmp_path, text, overr
 
 
 @given(
-    st.sampled_from([key for key, _ in list_keys()]),
+    st.sampled_from([key for key, _ in all_keys()]),
     st.integers(0, 50),
     st.characters(min_codepoint=97, max_codepoint=122),
 )
 def test_a_slip_in_a_key_is_recognised(key, place, letter):
     slip = key[: place % len(key)] + letter + key[place % len(key) + 1 :]
-    known = {k for k, _ in list_keys()}
+    known = {k for k, _ in all_keys()}
     if slip in known or "." not in key or slip.count(".") != key.count("."):
         return
     if slip.split(".")[0] != key.split(".")[0]:

@@ -6,21 +6,25 @@ import pickle
 import tarfile
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-import mixmatch.data
-from mixmatch.config import Data
-from mixmatch.data import load_data
+from mixmatch.config import build_config
+from mixmatch.data import DATASETS, Dataset, ImageData, load_data
 from mixmatch.errors import UserError
 
 CPU = torch.device("cpu")
 
 
+def load_named(dataset, **settings):
+    return load_data(build_config({"data": {"dataset": dataset, **settings}}).data, CPU)
+
+
 def load(root, **settings):
-    return load_data(Data(dataset="folder", root=str(root), **settings), CPU, quiet=True)
+    return load_named("folder", root=str(root), **settings)
 
 
 def picture(path, color=(10, 20, 30), size=(40, 30), **options):
@@ -62,17 +66,19 @@ def test_folder_without_test_and_with_nested_and_hidden_files(photographs):
     assert data.labels.tolist()[:4] == [0, 0, 0, 0]
 
 
-def test_folder_is_decoded_once_and_again_when_a_file_changes(photographs, monkeypatch):
+def test_folder_is_decoded_once_and_again_when_a_file_changes(photographs):
     first = load(photographs)
-    decode = mixmatch.data._decode
-    calls = []
-    monkeypatch.setattr(mixmatch.data, "_decode", lambda *args: calls.append(args) or decode(*args))
-    assert torch.equal(load(photographs).images, first.images) and not calls
+    victim = photographs / "unlabeled" / "0.webp"
+    status = victim.stat()
+    victim.write_bytes(b"x" * status.st_size)  # no image any more, but nothing tells so
+    os.utime(victim, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert torch.equal(load(photographs).images, first.images)
+    picture(victim, (7, 7, 7), lossless=True)
     picture(photographs / "train" / "cat" / "0.png", (1, 2, 3), size=(9, 9))
-    assert load(photographs).images[0, 0, 0].tolist() == [1, 2, 3] and len(calls) == 11
+    assert load(photographs).images[0, 0, 0].tolist() == [1, 2, 3]
     (cache,) = (photographs / ".mixmatch-cache").iterdir()
     cache.write_bytes(cache.read_bytes()[:-5])
-    assert load(photographs).images[0, 0, 0].tolist() == [1, 2, 3] and len(calls) == 22
+    assert load(photographs).images[0, 0, 0].tolist() == [1, 2, 3]
 
 
 def test_image_modes(tmp_path):
@@ -172,8 +178,8 @@ def test_folders_that_contradict_themselves(photographs, spoil, message):
 
 
 def test_too_large_is_said_before_decoding(photographs, monkeypatch):
-    monkeypatch.setattr(mixmatch.data, "_decode", lambda *args: pytest.fail("decoded"))
-    monkeypatch.setattr(mixmatch.data.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    (photographs / "unlabeled" / "0.webp").write_bytes(b"no image")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     with pytest.raises(UserError, match=r"images take .* lower data.image_size"):
         load(photographs)
 
@@ -185,16 +191,38 @@ def test_cache_that_cannot_be_written_is_no_obstacle(photographs, capsys):
 
 
 def test_digits():
-    data = load_data(Data(dataset="digits"), CPU, quiet=True)
+    data = load_named("digits")
     assert data.images.shape == (1397, 8, 8, 1) and data.test_images.shape == (400, 8, 8, 1)
     assert data.test_labels.bincount().tolist() == [40] * 10
     assert not data.flip and data.images.max() == 255
-    assert data.fingerprint() == load_data(Data(dataset="digits"), CPU, quiet=True).fingerprint()
+    assert data.fingerprint() == load_named("digits").fingerprint()
 
 
-def test_other_data_sets_cannot_be_resized():
-    with pytest.raises(UserError, match=r"data.image_size: digits has a size of its own"):
-        load_data(Data(dataset="digits", image_size=16), CPU, quiet=True)
+@pytest.mark.parametrize("size", [4, 12, 16])
+def test_any_data_set_can_be_resized_and_as_pillow_does(size):
+    small, data = load_named("digits", image_size=size), load_named("digits")
+    assert small.images.shape == (1397, size, size, 1) and small.test_images.shape == (400, size, size, 1)
+    assert torch.equal(small.labels, data.labels)
+    for ours, image in zip(small.images[:20, ..., 0], data.images[:20, ..., 0], strict=True):
+        pillow = Image.fromarray(image.numpy()).resize((size, size), Image.Resampling.BICUBIC)
+        assert (ours.int() - torch.from_numpy(np.array(pillow)).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"images": torch.zeros(2, 4, 5, 3, dtype=torch.uint8)}, "must be square"),
+        ({"images": torch.zeros(2, 4, 4, 3)}, "uint8"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, "labels must be"),
+        ({"labels": torch.tensor([0, 2])}, "one of 2 classes"),
+    ],
+)
+def test_a_loader_that_returns_what_is_no_data_set(monkeypatch, change, message):
+    whole = {"images": torch.zeros(2, 4, 4, 3, dtype=torch.uint8), "labels": torch.tensor([0, -1])}
+    data = ImageData("odd", ["a", "b"], **(whole | change), test_images=None, test_labels=None, flip=True)
+    monkeypatch.setitem(DATASETS, "odd", Dataset(lambda settings, device, quiet: data))
+    with pytest.raises(ValueError, match=message):
+        load_named("odd")
 
 
 @pytest.fixture
@@ -226,7 +254,7 @@ def small_cifar(tmp_path, monkeypatch):
 
 
 def load_cifar(root):
-    return load_data(Data(dataset="cifar10", root=str(root)), CPU, quiet=True)
+    return load_named("cifar10", root=str(root))
 
 
 def test_cifar10_is_unpacked_from_its_archive(small_cifar):

@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import main
-import mixmatch.train
-from mixmatch.config import Data, list_keys
-from mixmatch.data import load_data
+import mixmatch.training.loop
+from mixmatch.config import all_keys
+from mixmatch.data import DATASETS, Dataset, DataSettings, load_data
 from mixmatch.errors import UserError
-from mixmatch.trainer import Trainer
-from tests.runs import FUZZ, ROOT, SMALL, assert_same_curves, assert_same_run, curves, metrics, run, signal_after
+from mixmatch.training.trainer import Trainer
+from mixmatch.training.watch import Accuracy
+from tests.small_runs import FUZZ, ROOT, SMALL, assert_same_curves, assert_same_run, curves, metrics, run, signal_after
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -101,7 +102,7 @@ def test_ctrl_c_before_training_and_a_second_ctrl_c_end_in_one_line(tmp_path, mo
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mixmatch.train, "load_data", interrupted)
+    monkeypatch.setitem(DATASETS, "digits", Dataset(interrupted))
     assert run(tmp_path / "early") == 130
     assert capsys.readouterr().err == "interrupted; the same command continues from the last checkpoint\n"
     monkeypatch.undo()
@@ -213,13 +214,13 @@ def test_a_full_disk_behind_the_output_and_a_closed_pipe(tmp_path):
 
 
 def test_a_signal_during_an_evaluation_writes_a_checkpoint_first(tmp_path, monkeypatch, capsys):
-    evaluate = mixmatch.train.evaluate_sets
+    evaluate = Accuracy.evaluate
 
-    def interrupted(trainer, classes, board):
+    def interrupted(self, step, recorder):
         os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(trainer, classes, board)
+        return evaluate(self, step, recorder)
 
-    monkeypatch.setattr(mixmatch.train, "evaluate_sets", interrupted)
+    monkeypatch.setattr(Accuracy, "evaluate", interrupted)
     assert run(tmp_path / "run", "train.checkpoint_every=100") == 143
     assert "stopped by SIGTERM at step 6" in capsys.readouterr().out
     assert (tmp_path / "run" / "checkpoints" / "step-00000006.safetensors").exists()
@@ -279,7 +280,7 @@ def test_an_archive_that_reaches_out_is_never_unpacked(tmp_path, monkeypatch, me
             entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(entry)
     with pytest.raises(UserError, match="could not be downloaded"):
-        load_data(Data(dataset="cifar10", root=str(root)), torch.device("cpu"), quiet=True)
+        load_data(DataSettings(dataset="cifar10", root=str(root)), torch.device("cpu"))
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     assert {path.name for path in root.iterdir()} <= {CIFAR10.filename}
     assert not Path("/tmp/mixmatch-evil").exists()
@@ -296,8 +297,8 @@ def test_a_hundred_thousand_files_in_a_class(tmp_path):
             shutil.copy(many / "0.bmp", source)
         else:
             os.link(source, many / f"{i}.bmp")
-    settings = Data(dataset="folder", root=str(tmp_path), image_size=4)
-    data = load_data(settings, torch.device("cpu"), quiet=True)
+    settings = DataSettings(dataset="folder", root=str(tmp_path), image_size=4)
+    data = load_data(settings, torch.device("cpu"))
     assert data.labels.bincount().tolist() == [100_000, 1] and (data.images == 7).all()
 
 
@@ -372,7 +373,7 @@ def test_the_first_checkpoint_format_is_still_read(tmp_path, capsys):
 
 
 anything = st.text() | st.integers().map(str) | st.floats().map(str) | st.sampled_from(["null", "[]", "{}", "all"])
-keys = st.sampled_from([key for key, _ in list_keys()]) | st.text()
+keys = st.sampled_from([key for key, _ in all_keys()]) | st.text()
 arguments = st.lists(
     st.tuples(keys, anything).map("=".join)
     | st.text()
@@ -384,7 +385,7 @@ arguments = st.lists(
 @FUZZ
 @given(arguments)
 def test_any_command_line_ends_in_a_run_or_in_one_line(monkeypatch, capsys, given_arguments):
-    monkeypatch.setattr(mixmatch.train, "train", lambda config, path, ranks: None)
+    monkeypatch.setattr(mixmatch.training.loop, "train", lambda config, path, ranks, signals: None)
     code = main.main([argument for argument in given_arguments if not argument.startswith(("-h", "--h"))])
     error = capsys.readouterr().err
     assert code in (0, 2)

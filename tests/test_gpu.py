@@ -6,14 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from mixmatch.capture import capture
-from mixmatch.config import Config
 from mixmatch.ranks import ALONE, Ranks
-from mixmatch.recorder import copy_to_host
-from mixmatch.sampling import Split
-from mixmatch.trainer import Trainer
-from tests.runs import final, run, signal_after
-from tests.test_step import toy_data
+from mixmatch.records.recorder import copy_to_host
+from mixmatch.training.capture import capture
+from tests.small_runs import final, run, signal_after
+from tests.toys import toy_trainer
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -22,12 +19,8 @@ pytestmark = [
 
 
 def gpu_trainer(compile_, precision="float32", ranks=ALONE, **train):
-    settings = {
-        "model": {"depth": 10, "width": 1},
-        "train": {"batch_size": 16, "compile": compile_, "precision": precision} | train,
-    }
-    split = Split("toy", "", list(range(9)), list(range(30)), list(range(30, 40)))
-    return Trainer(Config.model_validate(settings), toy_data(), split, torch.device("cuda"), ranks)
+    settings = {"batch_size": 16, "compile": compile_, "precision": precision} | train
+    return toy_trainer(torch.device("cuda"), ranks, train=settings)
 
 
 def losses(trainer, steps):
@@ -150,8 +143,6 @@ def test_whole_runs_by_the_command_stopped_and_continued(tmp_path, monkeypatch, 
 def test_a_gpu_checkpoint_goes_on_on_the_cpu():
     trainer = gpu_trainer(False)
     losses(trainer, 3)
-    config = trainer.config
-    split = Split("toy", "", list(range(9)), list(range(30)), list(range(30, 40)))
-    twin = Trainer(config, toy_data(), split, torch.device("cpu"))
+    twin = toy_trainer(train={"batch_size": 16, "compile": False, "precision": "float32"})
     twin.load_state({name: value.cpu() for name, value in trainer.state().items()}, 3)
     assert losses(twin, 2).isfinite().all()

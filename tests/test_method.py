@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from mixmatch.method import (
+from mixmatch.methods.mixmatch import (
     Mixing,
     draw_mixing,
     draw_shares,

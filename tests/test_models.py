@@ -7,16 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import WideResNet
-from models.wide_resnet import BatchNorm
+from mixmatch.config import load_config
+from mixmatch.errors import UserError
+from mixmatch.models import BatchNorm, build_network
+from tests.toys import wide_resnet
 
 
 def test_wrn_28_2_has_the_papers_parameters():
-    assert sum(p.numel() for p in WideResNet(28, 2, 10).parameters()) == 1_467_610
+    assert sum(p.numel() for p in wide_resnet(28, 2, 10).parameters()) == 1_467_610
 
 
 def test_135_filters_have_26_million_parameters():
-    network = WideResNet(28, 135 / 16, 10)
+    network = wide_resnet(28, 135 / 16, 10)
     assert network.blocks[0].conv1.out_channels == 135
     assert round(sum(p.numel() for p in network.parameters()) / 1e6) == 26
 
@@ -29,7 +31,7 @@ def test_wrn_28_2_costs_the_papers_flops():
         per_output = module.weight[0].numel()
         total += 2 * per_output * output[0].numel()
 
-    network = WideResNet(28, 2, 10)
+    network = wide_resnet(28, 2, 10)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(count)
@@ -37,20 +39,29 @@ def test_wrn_28_2_costs_the_papers_flops():
     assert total / 1e9 == pytest.approx(0.4287, rel=0.06)
 
 
-@pytest.mark.parametrize("depth", [4, 9, 11, 27])
-def test_depth_must_be_6n_plus_4(depth):
-    with pytest.raises(ValueError, match="6n"):
-        WideResNet(depth, 1, 10)
+@pytest.mark.parametrize("override", ["depth=4", "depth=9", "depth=11", "depth=27"])
+def test_depth_must_be_6n_plus_4(override):
+    with pytest.raises(UserError, match="6n"):
+        load_config(None, [f"model.{override}"])
 
 
 def test_width_must_give_whole_channels():
-    with pytest.raises(ValueError, match="whole number"):
-        WideResNet(10, 1.01, 10)
+    with pytest.raises(UserError, match="whole number"):
+        load_config(None, ["model.width=1.01"])
+
+
+def test_weights_are_a_function_of_the_seed_and_torchs_generator_stays():
+    settings = load_config(None, ["model.depth=10", "model.width=0.5"]).model
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    a, b, c = (build_network(settings, 3, 1, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(a.stem.weight, b.stem.weight) and not torch.equal(a.stem.weight, c.stem.weight)
 
 
 def test_initialisation():
     torch.manual_seed(0)
-    network = WideResNet(28, 2, 10)
+    network = wide_resnet(28, 2, 10)
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() > 5000:
             expected = math.sqrt(2 / (module.kernel_size[0] ** 2 * module.out_channels))
@@ -62,13 +73,13 @@ def test_initialisation():
 
 @pytest.mark.parametrize("size, channels", [(8, 1), (16, 3), (33, 3)])
 def test_any_size(size, channels):
-    assert WideResNet(10, 1, 7, channels)(torch.zeros(2, channels, size, size)).shape == (2, 7)
+    assert wide_resnet(10, 1, 7, channels)(torch.zeros(2, channels, size, size)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_several_batches_at_once_equal_passes_one_by_one(memory_format):
     torch.manual_seed(0)
-    together, apart = WideResNet(10, 1, 4), WideResNet(10, 1, 4)
+    together, apart = wide_resnet(10, 1, 4), wide_resnet(10, 1, 4)
     apart.load_state_dict(together.state_dict())
     x = torch.randn(12, 3, 8, 8).contiguous(memory_format=memory_format)
     logits = together(x, num_batches=3)
@@ -90,7 +101,7 @@ def test_batch_norm_equals_pytorch():
 
 
 def test_statistics_stay_where_they_must():
-    network = WideResNet(10, 1, 4)
+    network = wide_resnet(10, 1, 4)
     before = {name: value.clone() for name, value in network.named_buffers()}
     x = torch.randn(6, 3, 8, 8)
     network(x, num_batches=2, update_statistics=False)
@@ -100,7 +111,7 @@ def test_statistics_stay_where_they_must():
 
 def test_first_shortcut_takes_the_activated_input():
     torch.manual_seed(0)
-    network = WideResNet(10, 1, 4).eval()
+    network = wide_resnet(10, 1, 4).eval()
     first, second = network.blocks[0], network.blocks[1]
     assert first.activate_shortcut and not second.activate_shortcut
     # With a silent residual branch a block is its shortcut.

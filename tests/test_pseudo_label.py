@@ -17,20 +17,13 @@ from hypothesis import strategies as st
 
 import main
 import pseudo_label
-from mixmatch.config import PseudoLabel
-from mixmatch.data import ImageData
-from mixmatch.pseudo_label import (
-    balance,
-    calibrate,
-    describe_selection,
-    draw_reliability,
-    select,
-    threshold_table,
-    to_csv,
-)
-from mixmatch.sampling import Split
-from mixmatch.trainer import Trainer
-from tests.runs import ROOT, assert_same_curves, assert_same_run, curves, metrics, run
+from mixmatch.config import PseudoLabelSettings, load_config
+from mixmatch.data import DATASETS, Dataset
+from mixmatch.data.split import Split
+from mixmatch.rounds.calibration import calibrate, draw_reliability
+from mixmatch.rounds.rules import balance, describe_selection, select, threshold_table, to_csv
+from tests.small_runs import ROOT, assert_same_curves, assert_same_run, curves, metrics, run
+from tests.toys import toy_data, toy_trainer
 
 UNIFORM = torch.full((3,), 1 / 3, dtype=torch.float64)
 PREDICTIONS = torch.tensor(
@@ -46,7 +39,7 @@ PREDICTIONS = torch.tensor(
 
 
 def chosen(select_, predictions=PREDICTIONS, prior=UNIFORM, **settings):
-    selection = select(predictions, prior, PseudoLabel(select=select_, **settings))
+    selection = select(predictions, prior, PseudoLabelSettings(select=select_, **settings))
     assert selection.chosen.shape == selection.labels.shape == (len(predictions),)
     return selection.chosen.nonzero().flatten().tolist(), selection.labels.tolist()
 
@@ -123,7 +116,7 @@ def test_the_table_of_thresholds():
 
 
 def test_a_selection_is_described_with_and_without_truth():
-    selection = select(PREDICTIONS, UNIFORM, PseudoLabel(select="top", fraction=0.5))
+    selection = select(PREDICTIONS, UNIFORM, PseudoLabelSettings(select="top", fraction=0.5))
     entry = describe_selection(selection, torch.tensor([0, 1, 0, 1, 1, 1]), ["a", "b", "c"])
     assert (entry["candidates"], entry["selected"], entry["correct"]) == (6, 4, 3)
     assert entry["coverage"] == pytest.approx(400 / 6) and entry["precision"] == 75
@@ -134,7 +127,7 @@ def test_a_selection_is_described_with_and_without_truth():
 
 
 def test_csv():
-    selection = select(PREDICTIONS, UNIFORM, PseudoLabel(select="threshold"))
+    selection = select(PREDICTIONS, UNIFORM, PseudoLabelSettings(select="threshold"))
     text = to_csv(torch.arange(10, 16), PREDICTIONS, selection, torch.tensor([0, 1, -1, 1, 1, 1]), ["a", "b, c", "d"])
     rows = list(csv.DictReader(text.splitlines()))
     assert rows[0] == {
@@ -166,39 +159,35 @@ def test_perfect_and_worst_calibration():
     assert calibrate(certain, torch.ones(5, dtype=torch.int64)).error == 1
 
 
-def toy_trainer(unlabeled, num_images=30):
-    images = torch.randint(0, 256, (num_images, 8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    labels = torch.arange(num_images) % 3
-    data = ImageData("toy", ["a", "b", "c"], images, labels, None, None, flip=True)
-    config = {"model": {"depth": 10, "width": 0.5}, "train": {"batch_size": 6}}
+def round_trainer(unlabeled):
     split = Split("toy", "", list(range(6)), unlabeled, [])
-    return Trainer(main.load_config(None, []).model_validate(config), data, split, torch.device("cpu"))
+    return toy_trainer(split=split, data=toy_data(count=30), model={"width": 0.5}, train={"batch_size": 6})
 
 
 def test_selected_images_are_labelled_with_their_pseudo_labels_and_leave_the_unlabelled():
-    trainer = toy_trainer(list(range(30)))
-    trainer.use_pseudo_labels(torch.tensor([10, 20]), torch.tensor([2, 0]))
-    assert trainer.labeled.tolist() == [0, 1, 2, 3, 4, 5, 10, 20]
-    assert trainer.targets.tolist() == [0, 1, 2, 0, 1, 2, 2, 0]
-    assert trainer.unlabeled.tolist() == [i for i in range(30) if i not in (10, 20)]
+    trainer = round_trainer(list(range(30)))
+    trainer.pool.add_labels(torch.tensor([10, 20]), torch.tensor([2, 0]))
+    assert trainer.pool.labeled.tolist() == [0, 1, 2, 3, 4, 5, 10, 20]
+    assert trainer.pool.targets.tolist() == [0, 1, 2, 0, 1, 2, 2, 0]
+    assert trainer.pool.unlabeled.tolist() == [i for i in range(30) if i not in (10, 20)]
     for _ in range(3):
         trainer.train_step()
-    trainer.use_pseudo_labels(torch.tensor([11]), torch.tensor([1]))  # from the original set, not on top
-    assert trainer.labeled.tolist() == [0, 1, 2, 3, 4, 5, 11]
-    assert len(trainer.unlabeled) == 29
+    trainer.pool.add_labels(torch.tensor([11]), torch.tensor([1]))  # from the original set, not on top
+    assert trainer.pool.labeled.tolist() == [0, 1, 2, 3, 4, 5, 11]
+    assert len(trainer.pool.unlabeled) == 29
     trainer.train_step()
 
 
 def test_everything_selected_leaves_all_images_unlabelled_too():
-    trainer = toy_trainer(list(range(6, 30)))
-    trainer.use_pseudo_labels(torch.arange(6, 30), torch.zeros(24, dtype=torch.int64))
-    assert len(trainer.labeled) == 30 and len(trainer.unlabeled) == 24
+    trainer = round_trainer(list(range(6, 30)))
+    trainer.pool.add_labels(torch.arange(6, 30), torch.zeros(24, dtype=torch.int64))
+    assert len(trainer.pool.labeled) == 30 and len(trainer.pool.unlabeled) == 24
     trainer.train_step()
 
 
 def test_a_selection_is_part_of_the_state():
-    trainer, twin = toy_trainer(list(range(30))), toy_trainer(list(range(30)))
-    trainer.use_pseudo_labels(torch.tensor([10, 20]), torch.tensor([2, 0]))
+    trainer, twin = round_trainer(list(range(30))), round_trainer(list(range(30)))
+    trainer.pool.add_labels(torch.tensor([10, 20]), torch.tensor([2, 0]))
     trainer.train_step()
     twin.load_state({name: value.clone() for name, value in trainer.state().items()}, 1)
     for each in (trainer, twin):
@@ -281,18 +270,22 @@ def test_an_empty_selection_says_so_and_trains_on_unchanged(parent, tmp_path, ca
 
 def test_the_truth_neither_selects_nor_orders_nor_stops(parent, tmp_path, monkeypatch):
     assert one_round(parent, tmp_path / "honest") == 0
-    init = Trainer.__init__
+    split = json.loads((parent / "split.json").read_text())
+    digits = DATASETS["digits"]
 
-    def permuted(self, config, data, split, device, ranks):
-        init(self, config, data, split, device, ranks)
-        rest = torch.ones(len(self.labels), dtype=torch.bool)
-        rest[split.labeled] = False
-        rest[split.validation] = False
-        shuffled = self.labels[rest]
-        self.labels[rest] = shuffled[torch.randperm(len(shuffled), generator=torch.Generator().manual_seed(3))]
+    def permuted(settings, device, quiet):
+        data = digits.load(settings, device, quiet)
+        rest = torch.ones(len(data.labels), dtype=torch.bool)
+        rest[split["labeled"] + split["validation"]] = False
+        shuffled = data.labels[rest]
+        data.labels[rest] = shuffled[torch.randperm(len(shuffled), generator=torch.Generator().manual_seed(3))]
+        (tmp_path / "parent" / "split.json").write_text(json.dumps(split | {"fingerprint": data.fingerprint()}))
+        return data
 
-    monkeypatch.setattr(Trainer, "__init__", permuted)
-    assert one_round(parent, tmp_path / "blind") == 0
+    shutil.copytree(parent, tmp_path / "parent")
+    permuted(load_config(None).data, torch.device("cpu"), True)
+    monkeypatch.setitem(DATASETS, "digits", Dataset(permuted))
+    assert one_round(tmp_path / "parent", tmp_path / "blind") == 0
     rows = [
         list(csv.DictReader((tmp_path / p / "pseudo_labels.csv").read_text().splitlines())) for p in ("honest", "blind")
     ]

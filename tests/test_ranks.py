@@ -12,17 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from mixmatch.classifier import load_model
 from mixmatch.config import load_config
 from mixmatch.data import load_data
+from mixmatch.data.pool import step_seed
 from mixmatch.errors import UserError
-from mixmatch.evaluate import evaluate, predict
+from mixmatch.evaluation import evaluate, predict
 from mixmatch.ranks import Ranks, join_ranks
-from mixmatch.run import RunDirectory
-from mixmatch.sampling import step_seed
-from mixmatch.train import choose_device, prepare_split, resume
-from mixmatch.trainer import Trainer
+from mixmatch.training.prepare import choose_device
 from tests.ranks_worker import STEPS, gradients, make_trainer
-from tests.runs import ROOT, SMALL, assert_same_run, run
+from tests.small_runs import ROOT, SMALL, assert_same_run, run
 
 LONG = [*SMALL, "train.steps=60", "train.checkpoint_every=5"]
 
@@ -78,8 +77,8 @@ def test_ranks_draw_different_shares_of_one_batch():
     for trainer in (alone, *ranks):
         trainer.step = 3
         trainer._give_inputs()
-    for name in ("x_index", "x_labels", "u_index"):
-        assert torch.equal(torch.cat([getattr(trainer, name) for trainer in ranks]), getattr(alone, name))
+    for whole, *shares in zip(alone.places, *(trainer.places for trainer in ranks), strict=True):
+        assert torch.equal(torch.cat(shares), whole)
     assert len({step_seed(1, 3, rank) for rank in range(4)}) == 4 and step_seed(1, 3) == step_seed(1, 3, 0)
 
 
@@ -121,10 +120,10 @@ def test_shares_of_an_evaluation_are_the_whole(monkeypatch, world):
     parts = []
     monkeypatch.setattr(Ranks, "gather", lambda self, part: parts.append(part) or part)
     for rank in range(world):
-        predict(trainer.ema_model, trainer.images[:10], trainer.device, ranks=Ranks(rank, world))
+        predict(trainer.ema_model, trainer.pool.images[:10], trainer.device, ranks=Ranks(rank, world))
     assert len({part.shape for part in parts}) == 1
     together = torch.cat(parts)[:10]
-    torch.testing.assert_close(together, predict(trainer.ema_model, trainer.images[:10], trainer.device))
+    torch.testing.assert_close(together, predict(trainer.ema_model, trainer.pool.images[:10], trainer.device))
 
 
 def wait_for(path, process):
@@ -167,10 +166,8 @@ def test_two_processes_stopped_and_killed_continue_to_the_same_weights_or_with_o
 
     # Split evaluation: what two processes reported of the last checkpoint is what one finds.
     config = load_config(tmp_path / "whole" / "config.yml")
-    directory, data = RunDirectory(tmp_path / "whole"), load_data(config.data, torch.device("cpu"), True)
-    trainer = Trainer(config, data, prepare_split(directory, config, data), torch.device("cpu"))
-    resume(directory, trainer)
-    alone = evaluate(trainer.ema_model, *trainer.held_out["test"], trainer.device).accuracy
+    data = load_data(config.data, torch.device("cpu"))
+    alone = evaluate(load_model(tmp_path / "whole").predict(data.test_images), data.test_labels).accuracy
     assert alone == json.loads((tmp_path / "whole" / "results.json").read_text())["test_accuracy_last"]
 
 

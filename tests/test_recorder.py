@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mixmatch.errors import UserError
-from mixmatch.recorder import Recorder
-from mixmatch.run import Progress, RunDirectory
-from tests.runs import ROOT, curves, final, metrics
+from mixmatch.records.recorder import Recorder
+from mixmatch.records.run import Progress, RunDirectory
+from tests.small_runs import ROOT, curves, final, metrics
 
 
 @pytest.fixture
@@ -96,8 +96,8 @@ def test_another_rank_than_the_first_writes_nothing(run):
 THREADS = """
 import json, sys, psutil, torch
 from pathlib import Path
-from mixmatch.recorder import Recorder
-from mixmatch.run import Progress, RunDirectory
+from mixmatch.records.recorder import Recorder
+from mixmatch.records.run import Progress, RunDirectory
 large = torch.rand(64, 64, 40, 40).contiguous(memory_format=torch.channels_last)
 (large + 1).sum()  # torch's own threads start
 process, counts = psutil.Process(), []

@@ -1,25 +1,23 @@
 """Tables: what they plan, what they render, and how the command trains them in slices."""
 
-import hashlib
-import io
 import json
 import shutil
 import subprocess
 import sys
-import tarfile
 import threading
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
 
-from mixmatch import reproduce, tables
-from mixmatch.parcel import pack, runs_in, unpack
-from mixmatch.tables import RESULTS, TABLES, plan, read_table, render, render_into
-from tests.runs import ROOT, SMALL, assert_same_run, metrics
+import reproduce.__main__ as command_of_tables
+from reproduce.results import RESULTS, Line, read_lines, render, render_into, result_file
+from reproduce.tables import TABLES, find_table, in_order, plan, read_table
+from tests.small_runs import ROOT, SMALL, assert_same_run, metrics
 
-README = ROOT / "README.md"
+SHOWN = [ROOT / "README.md", ROOT / "docs" / "results.md"]
 
 
 def write_table(path, **values):
@@ -42,7 +40,19 @@ def write_table(path, **values):
 
 def command(tmp_path, *arguments):
     places = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
-    return reproduce.main([str(argument) for argument in (*arguments, *places)])
+    return command_of_tables.main([str(argument) for argument in (*arguments, *places)])
+
+
+def kept(folder):
+    """The lines of the table's result file, by run."""
+    return read_lines(folder / "results" / "small.jsonl")
+
+
+def without(folder, to, *names):
+    """A copy of the table's result file without some lines."""
+    lines = (folder / "results" / "small.jsonl").read_text().splitlines(keepends=True)
+    to.mkdir(parents=True, exist_ok=True)
+    (to / "small.jsonl").write_text("".join(line for line in lines if json.loads(line)["run"] not in names))
 
 
 def cells(text):
@@ -62,7 +72,8 @@ def test_a_table_is_trained_and_rendered(done, capsys):
     rounds = [f"digits-20-seed{seed}-{rule}" for seed in (1, 2) for rule in ("control", "balanced-1")]
     expected = {f"{name}{seed}" for name in names for seed in (1, 2)} | {*rounds}
     assert {path.name for path in (done / "runs").iterdir()} == expected
-    assert {path.stem for path in (done / "results").iterdir()} == expected
+    assert set(kept(done)) == expected
+    assert list(kept(done)) == [run.name for run in in_order(read_table(done / "small.yml"))]
 
     head, _, supervised, nothing, everything = cells(render(read_table(done / "small.yml"), done / "results"))
     assert head[:3] == ["digits", "test accuracy (%)", "against nothing, 95% interval"]
@@ -81,18 +92,18 @@ def test_a_table_is_trained_and_rendered(done, capsys):
     assert everything[2] == f"{np.mean(gains):+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
 
     # Again: nothing is trained, the same table comes out.
-    times = {path: path.stat().st_mtime_ns for path in (done / "results").iterdir()}
+    before = (done / "results" / "small.jsonl").stat().st_mtime_ns
     capsys.readouterr()
     assert command(done, done / "small.yml") == 0
     printed = capsys.readouterr().out
     assert printed.endswith(f"complete\ncurves: tensorboard --logdir {done / 'runs'}\n")
     assert render(read_table(done / "small.yml"), done / "results") in printed and "step" not in printed.split("\n")[0]
-    assert {path: path.stat().st_mtime_ns for path in (done / "results").iterdir()} == times
+    assert (done / "results" / "small.jsonl").stat().st_mtime_ns == before
 
 
-def test_a_result_file_holds_config_results_and_curves(done):
+def test_a_line_holds_config_results_and_curves(done):
     name = "digits-20-seed2-balanced-1"
-    content = json.loads((done / "results" / f"{name}.json").read_text())
+    content = kept(done)[name].model_dump(exclude_unset=True)
     assert content["results"] == json.loads((done / "runs" / name / "results.json").read_text())
     assert content["config"]["train"]["steps"] == 16 and content["config"]["seed"] == 2
     assert content["metrics.step"] == [entry["step"] for entry in metrics(done / "runs" / name)]
@@ -102,9 +113,8 @@ def test_a_result_file_holds_config_results_and_curves(done):
 
 
 def test_what_has_not_been_run_is_a_dash_and_a_part_says_so(done, tmp_path):
-    shutil.copytree(done / "results", tmp_path / "results")
-    for name in ("digits-20-supervised-seed2", "digits-20-seed1-balanced-1", "digits-20-seed2-balanced-1"):
-        (tmp_path / "results" / f"{name}.json").unlink()
+    lost = ("digits-20-supervised-seed2", "digits-20-seed1-balanced-1", "digits-20-seed2-balanced-1")
+    without(done, tmp_path / "results", *lost)
     *_, supervised, _nothing, everything = cells(render(read_table(done / "small.yml"), tmp_path / "results"))
     assert "±" not in supervised[1] and supervised[5] == "1 of 2"
     assert everything[1:] == ["-", "-", "-", "-", "0", "-", "-"]
@@ -116,7 +126,7 @@ def test_what_has_not_been_run_is_a_dash_and_a_part_says_so(done, tmp_path):
 def test_slices_of_time_end_in_the_same_runs(done, tmp_path, monkeypatch, capsys):
     """The clock is ours: every reading of it is a second later, so that each slice is a few steps."""
     clock = iter(range(10**9))
-    monkeypatch.setattr(reproduce.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     slices = 0
     while True:
         assert command(tmp_path, done / "small.yml", "--minutes", "0.5") == 0
@@ -137,7 +147,7 @@ def test_two_commands_at_once_share_the_runs(tmp_path):
     outputs = []
 
     def start():
-        command = [sys.executable, "-m", "mixmatch.reproduce", *arguments]
+        command = [sys.executable, "-m", "reproduce", *arguments]
         outputs.append(subprocess.run(command, cwd=ROOT, capture_output=True, text=True))
 
     threads = [threading.Thread(target=start) for _ in range(2)]
@@ -148,101 +158,18 @@ def test_two_commands_at_once_share_the_runs(tmp_path):
     assert [output.returncode for output in outputs] == [0, 0], outputs
     trained = [line.split(":")[0] for output in outputs for line in output.stdout.splitlines() if "steps/s" in line]
     assert sorted(trained) == [f"digits-20-seed{seed}" for seed in (1, 2, 3)]
-    assert len(list((tmp_path / "results").iterdir())) == 3
+    assert list(kept(tmp_path)) == [f"digits-20-seed{seed}" for seed in (1, 2, 3)]
 
 
-def test_a_parcel_moves_runs_to_a_machine_that_has_nothing(done, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("mixmatch.parcel.PART_BYTES", 300_000)
-    monkeypatch.setattr(reproduce.time, "monotonic", iter(range(10**9)).__next__)
-    arguments, parcel = (done / "small.yml", "--seeds", 2, "--quiet"), tmp_path / "parcel"
-    assert command(tmp_path / "a", *arguments, "--minutes", "0.3", "--pack", parcel) == 0
-    assert "packed to" in capsys.readouterr().out
-    parts = [path for path in parcel.iterdir() if path.suffix == ".tar"]
-    assert len(parts) > 1 and all(part.stat().st_size <= 300_000 for part in parts)
-    # From machine to machine, each of which works for a moment and is gone.
-    for name in "bcdefgh":
-        code = command(tmp_path / name, *arguments, "--minutes", "0.5", "--unpack", parcel, "--pack", parcel)
-        assert code == 0
-        if capsys.readouterr().out.splitlines()[-2] == "complete":
-            break
-    assert name > "b"
-    for path in (done / "runs").glob("*seed2*"):
-        assert_same_run(path, tmp_path / name / "runs" / path.name)
-    # Runs that are there already are left alone.
-    assert unpack(parcel, tmp_path / name / "runs") == []
-    assert not list((tmp_path / name / "runs").glob(".*"))
-
-
-def test_a_parcel_is_not_replaced_by_one_that_holds_less(done, tmp_path, capsys):
-    parcel = tmp_path / "parcel"
-    pack([done / "runs" / "digits-20-seed1", done / "runs" / "digits-20-seed2"], parcel)
-    before = {path: path.read_bytes() for path in parcel.iterdir()}
-    assert command(tmp_path, done / "small.yml", "--pack", parcel) == 2
-    assert "would lose digits-20-seed1, digits-20-seed2; add --unpack" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in parcel.iterdir()} == before
-    # With --unpack it keeps what it does not train itself.
-    assert (
-        command(tmp_path, done / "small.yml", "--seeds", 2, "--minutes", 0, "--unpack", parcel, "--pack", parcel) == 0
-    )
-    assert runs_in(parcel) == {"digits-20-seed1": 12, "digits-20-seed2": 12}
-    # A run that is further in the parcel than here is not passed over in silence.
-    newest = tmp_path / "runs" / "digits-20-seed1" / "checkpoints" / "step-00000012.safetensors"
-    newest.rename(newest.with_name("step-00000008.safetensors"))
-    capsys.readouterr()
-    assert command(tmp_path, done / "small.yml", "--unpack", parcel) == 2
-    assert "digits-20-seed1: is at step 8, but at 12 in " in capsys.readouterr().err
-
-
-def archive(name, kind=tarfile.REGTYPE):
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as tar:
-        member = tarfile.TarInfo(name)
-        member.type, member.linkname = kind, "/etc"
-        tar.addfile(member)
-    return content.getvalue()
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda folder, part: part.write_bytes(part.read_bytes()[:-100]), "is damaged; bring the parcel again"),
-        (lambda folder, part: part.unlink(), "the parcel needs all its parts"),
-        (lambda folder, part: (folder / "parcel.json").write_text("{"), "parcel.json: is damaged"),
-        (lambda folder, part: (folder / "parcel.json").write_text("[]"), "parcel.json: is damaged"),
-        (lambda folder, part: (folder / "parcel.json").unlink(), "holds no parcel"),
-        (lambda folder, part: forge(folder, b"nonsense" * 999), "is no parcel"),
-        (lambda folder, part: forge(folder, archive("../escaped")), "'../escaped' has no place in a parcel"),
-        (lambda folder, part: forge(folder, archive("../config.yml")), "'../config.yml' has no place in a parcel"),
-        (lambda folder, part: forge(folder, archive("a/config.yml", tarfile.SYMTYPE)), "has no place in a parcel"),
-    ],
-)
-def test_a_parcel_that_is_damaged_or_not_ours(done, tmp_path, capsys, monkeypatch, change, message):
-    monkeypatch.setattr("mixmatch.parcel.PART_BYTES", 300_000)
-    parcel = tmp_path / "parcel"
-    pack([done / "runs" / "digits-20-seed1"], parcel)
-    change(parcel, sorted(parcel.glob("part-*"))[1])
-    assert command(tmp_path, done / "small.yml", "--unpack", parcel) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-    assert not [path for path in tmp_path.rglob("*") if path.name in ("config.yml", "escaped")]
-
-
-def forge(folder, content):
-    (folder / "forged.tar").write_bytes(content)
-    index = {"parts": [{"name": "forged.tar", "sha256": hashlib.sha256(content).hexdigest()}], "runs": {}}
-    (folder / "parcel.json").write_text(json.dumps(index))
-
-
-def test_missing_trains_what_has_no_result_file_and_the_runs_that_it_goes_on_from(done, tmp_path, capsys):
-    shutil.copytree(done / "results", tmp_path / "results")
-    (tmp_path / "results" / "digits-20-seed1-balanced-1.json").unlink()
-    before = {path: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+def test_missing_trains_what_has_no_result_and_the_runs_that_it_goes_on_from(done, tmp_path, capsys):
+    without(done, tmp_path / "results", "digits-20-seed1-balanced-1")
+    before = kept(tmp_path)
     assert command(tmp_path, done / "small.yml", "--missing", "--quiet") == 0
     assert "\ncomplete\n" in capsys.readouterr().out
     trained = {path.name for path in (tmp_path / "runs").iterdir()}
     assert trained == {"digits-20-seed1", "digits-20-seed1-balanced-1"}
-    changed = {path.name for path, content in before.items() if path.read_bytes() != content}
-    assert changed <= {"digits-20-seed1.json"}  # trained anew, in other seconds
+    assert {name for name, line in before.items() if kept(tmp_path)[name] != line} <= {"digits-20-seed1"}
+    assert set(kept(tmp_path)) == set(kept(done))
     for name in trained:
         assert_same_run(done / "runs" / name, tmp_path / "runs" / name)
 
@@ -289,16 +216,41 @@ def test_a_table_that_is_none(tmp_path, capsys, values, message):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_result_file_of_another_config_is_refused_before_training(done, tmp_path, capsys):
+def test_results_of_another_config_are_shown_as_such_until_trained_anew(done, tmp_path, capsys):
     shutil.copytree(done / "results", tmp_path / "results")
-    table = write_table(tmp_path / "small.yml", set=[*read_table(done / "small.yml").set, "train.lr=0.01"])
-    assert command(tmp_path, table) == 2
-    error = capsys.readouterr().err
-    assert "is of another config than the table's: train.lr (0.004 there, 0.01 now)" in error
-    assert not (tmp_path / "runs").exists()
-    (tmp_path / "results" / "digits-20-seed1.json").write_text("{")
+    values = {"set": [*read_table(done / "small.yml").set, "train.lr=0.01"], "seeds": [1]}
+    table = write_table(tmp_path / "small.yml", **values)
+    text = render(read_table(table), tmp_path / "results")
+    assert "where the config was another: train.lr (0.004 there, 0.01 now)" in text and "commit" in text
+    assert command(tmp_path, "--list", "--tables", tmp_path) == 0
+    assert "4 of 4 runs, 4 of another config" in capsys.readouterr().out
+    assert command(tmp_path, table, "--quiet") == 0
+    assert "config was another" not in render(read_table(table), tmp_path / "results")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"run": "a"}', b"\xff", b'{"run": "a", "config": {"x": 1}}'])
+def test_what_is_no_result_file_is_refused_before_training(done, tmp_path, capsys, content):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "small.jsonl").write_bytes(content)
     assert command(tmp_path, done / "small.yml") == 2
-    assert "digits-20-seed1.json: is no result file" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "small.jsonl: is no result file" in error and error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_results_of_a_table_of_ones_own_lie_beside_it(done):
+    assert result_file(read_table(done / "small.yml"), None) == done / "small.jsonl"
+    assert result_file(read_table(TABLES / "labels-digits.yml"), None) == RESULTS / "labels-digits.jsonl"
+
+
+def test_committed_results_are_of_the_tables_runs_and_whole():
+    files = list(RESULTS.glob("*.jsonl"))
+    assert len(files) >= 6
+    for file in files:
+        names = [run.name for run in in_order(read_table(TABLES / f"{file.stem}.yml"))]
+        lines = read_lines(file)
+        assert [name for name in names if name in lines] == list(lines)
+        assert all(isinstance(line, Line) and line.results.test_accuracy > 10 for line in lines.values())
 
 
 def test_a_run_that_diverges_leaves_a_dash_and_the_others_go_on(tmp_path, capsys):
@@ -323,12 +275,12 @@ def test_photographs_without_a_test_set_are_a_dash(tmp_path, capsys):
     assert command(tmp_path, table, "--quiet") == 0
     printed = capsys.readouterr().out
     assert cells(printed)[2] == ["all", "-", "2", "12"]
-    assert f"`python3 -m mixmatch.reproduce {table}`" in printed and "mine-seed1: best validation" in printed
+    assert f"`python3 -m reproduce {table}`" in printed and "mine-seed1: best validation" in printed
 
 
-def test_the_only_data_of_a_table_is_taken(capsys):
-    assert reproduce.find_table("demo", None).file.endswith("demo-digits.yml")
-    assert reproduce.find_table("labels", None).file.endswith("labels-cifar10.yml")
+def test_the_only_data_of_a_table_is_taken():
+    assert find_table("demo", None).name == "demo-digits.yml"
+    assert find_table("labels", None).name == "labels-cifar10.yml"
 
 
 def test_all_runs_of_all_tables_have_one_meaning():
@@ -356,25 +308,23 @@ def test_the_ablations_on_digits_are_those_of_cifar10():
         assert a[3].config.mixmatch == b[3].config.mixmatch.model_copy(update=changes)
 
 
-def test_the_readme_shows_what_the_result_files_render():
-    text = README.read_text()
-    assert text.count("<!-- table ") >= 4
-    assert render_into(text, RESULTS) == text
+def test_the_texts_show_what_the_result_files_render():
+    texts = [path.read_text() for path in SHOWN]
+    assert sum(text.count("<!-- table ") for text in texts) >= 8
+    assert [render_into(text) for text in texts] == texts
 
 
-def test_rendering_rewrites_the_tables_and_nothing_else(done, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tables, "TABLES", done)
+def test_rendering_rewrites_the_tables_and_nothing_else(done, tmp_path, capsys):
     file = tmp_path / "text.md"
     file.write_text("before\n<!-- table small -->\nold\n<!-- end of table -->\nafter\n")
-    assert command(done, "--render", file) == 0
+    assert command(done, "--render", file, "--tables", done) == 0
     table = render(read_table(done / "small.yml"), done / "results")
     assert file.read_text() == f"before\n<!-- table small -->\n{table}\n<!-- end of table -->\nafter\n"
     file.write_text("<!-- table small -->\nno end")
-    assert command(done, "--render", file) == 2
+    assert command(done, "--render", file, "--tables", done) == 2
     assert "has no '<!-- end of table -->' line" in capsys.readouterr().err
 
 
-def test_the_list_counts_what_is_there(done, monkeypatch, capsys):
-    monkeypatch.setattr(tables, "TABLES", done)
-    assert command(done, "--list") == 0
-    assert capsys.readouterr().out.split() == ["small", "8", "of", "8", "result", "files"]
+def test_the_list_counts_what_is_there(done, capsys):
+    assert command(done, "--list", "--tables", done) == 0
+    assert capsys.readouterr().out.split() == [str(done / "small.yml"), "8", "of", "8", "runs"]

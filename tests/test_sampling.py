@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixmatch.data.pool import shuffled_stream, step_seed
+from mixmatch.data.split import Split, make_split, read_split
 from mixmatch.errors import UserError
-from mixmatch.sampling import Split, make_split, read_split, shuffled_stream, step_seed
 
 CLASSES = ["a", "b", "c"]
 LABELS = np.array([0, 1, 2] * 40 + [-1] * 30)

@@ -3,58 +3,38 @@
 import pytest
 import torch
 
-import mixmatch.trainer
-from mixmatch.config import Config
-from mixmatch.data import ImageData
-from mixmatch.sampling import Split
-from mixmatch.trainer import Trainer
+from mixmatch.data.pool import Batch, Pool
+from mixmatch.methods.mixmatch import draw_mixing
 from tests.reference import Reference
+from tests.toys import CPU, SPLIT, toy_data, toy_trainer
 
 MODES = ["joint", "labeled", "unlabeled", "separate", "none"]
 
 
-def toy_data(classes=3, size=8, channels=3, count=40):
-    source = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, size, size, channels), generator=source, dtype=torch.uint8)
-    labels = torch.arange(count) % classes
-    return ImageData("toy", [f"c{i}" for i in range(classes)], images, labels, images, labels, flip=True)
+class DoublePool(Pool):
+    """Draws in float64, and remembers the batch and where the generator was after it."""
 
+    def batch(self, places, num_views, generator):
+        self.drawn = Batch(*(tensor.double() for tensor in super().batch(places, num_views, generator)))
+        self.generator_after = generator.get_state()
+        return self.drawn
 
-def toy_trainer(**sections):
-    """A trainer of a WRN-10-1 on random images: 9 labelled, 30 unlabelled."""
-    settings = {"model": {"depth": 10, "width": 1}, "train": {"batch_size": 5}}
-    for section, values in sections.items():
-        settings[section] = settings.get(section, {}) | values if isinstance(values, dict) else values
-    split = Split("toy", "", list(range(9)), list(range(30)), list(range(30, 40)))
-    return Trainer(Config.model_validate(settings), toy_data(), split, torch.device("cpu"))
+    def mixing(self, mode, num_views):
+        """The mixing that a method drew next."""
+        return draw_mixing(mode, 5, num_views, 0.75, torch.Generator().set_state(self.generator_after))
 
 
 @pytest.fixture
-def float64(monkeypatch):
-    """Run the trainer in float64, and record what it draws."""
+def float64():
     torch.set_default_dtype(torch.float64)
-    drawn = {}
-
-    def record(name, convert):
-        real = getattr(mixmatch.trainer, name)
-
-        def wrapper(*args, **kwargs):
-            return convert(real(*args, **kwargs))
-
-        monkeypatch.setattr(mixmatch.trainer, name, wrapper)
-
-    record("random_views", lambda views: views.double())
-    record("one_hot", lambda labels: labels.double())
-    record("draw_mixing", lambda mixing: mixing._replace(share=mixing.share.double()))
-    real_mixmatch = mixmatch.trainer.mixmatch
-
-    def keep(model, x, p, u, temperature, mixing):
-        drawn.update(x=x, p=p, u=list(u), mixing=mixing)
-        return real_mixmatch(model, x, p, u, temperature, mixing)
-
-    monkeypatch.setattr(mixmatch.trainer, "mixmatch", keep)
-    yield drawn
+    yield
     torch.set_default_dtype(torch.float32)
+
+
+def double_trainer(**sections):
+    trainer = toy_trainer(**sections)
+    trainer.pool = DoublePool(toy_data(), SPLIT, CPU, seed=1)
+    return trainer
 
 
 def assert_same(trainer, reference, gradients):
@@ -71,15 +51,16 @@ def assert_same(trainer, reference, gradients):
 @pytest.mark.parametrize("mode", MODES)
 def test_mixmatch_step_equals_the_reference(float64, mode, num_views, guess_with_ema):
     method = {"mixup": mode, "num_views": num_views, "guess_with_ema": guess_with_ema, "ramp_up_steps": 4}
-    trainer = toy_trainer(mixmatch=method)
+    trainer = double_trainer(mixmatch=method)
     reference = Reference(trainer.model.state_dict(), dict(trainer.model.named_parameters()))
     for step in range(3):
         trainer.train_step()
-        mixing = float64["mixing"]
-        batch = [float64[name] for name in ("x", "p", "u")]
+        batch, mixing = trainer.pool.drawn, trainer.pool.mixing(mode, num_views)
 
         def losses(self, step=step, batch=batch, mixing=mixing):
-            return self.mixmatch_losses(*batch, mixing.partner, mixing.share, 0.5, 75 * step / 4, guess_with_ema)
+            return self.mixmatch_losses(
+                batch.x, batch.p, list(batch.u), mixing.partner, mixing.share, 0.5, 75 * step / 4, guess_with_ema
+            )
 
         gradients, (total, labeled, unlabeled, _) = reference.step(losses)
         assert_same(trainer, reference, gradients)
@@ -89,8 +70,8 @@ def test_mixmatch_step_equals_the_reference(float64, mode, num_views, guess_with
         assert statistics["loss_unlabeled"] == pytest.approx(unlabeled.item())
 
 
-def test_supervised_step_equals_the_reference(float64, monkeypatch):
-    trainer = toy_trainer(method="supervised")
+def test_supervised_step_equals_the_reference(float64):
+    trainer = double_trainer(method="supervised")
     reference = Reference(trainer.model.state_dict(), dict(trainer.model.named_parameters()))
     for _ in range(3):
         batch = trainer.preview()
@@ -177,13 +158,13 @@ def test_labelled_batches_use_every_label_equally():
     trainer = toy_trainer(train={"batch_size": 6})
     drawn = []
     for trainer.step in range(300):  # 1800 draws of 9 images
-        drawn.append(trainer._draw_places(len(trainer.labeled), 0))
+        drawn.append(trainer.pool.places(trainer.step, 6, 0).x_index)
     assert torch.cat(drawn).bincount(minlength=9).tolist() == [200] * 9
 
 
 def test_the_truth_of_unlabelled_images_trains_nothing():
     trainer, twin = toy_trainer(), toy_trainer()
-    twin.labels[9:] = -1
+    twin.pool.labels[9:] = -1
     for _ in range(3):
         trainer.train_step()
         twin.train_step()
@@ -227,4 +208,4 @@ def test_bfloat16_gradients_reach_every_weight():
 
 def test_auto_is_plain_float32_on_the_cpu():
     trainer = toy_trainer()
-    assert trainer.precision == torch.float32 and trainer.network is trainer.model and not trainer.capturing
+    assert trainer.precision == torch.float32 and trainer.networks.current is trainer.model and not trainer.capturing

@@ -13,8 +13,12 @@ import yaml
 
 import main
 from mixmatch.config import load_config
-from mixmatch.trainer import Trainer
-from tests.runs import ROOT, SMALL, assert_same_curves, assert_same_run, curves, metrics, run, signal_after
+from mixmatch.hooks import Hook
+from mixmatch.records.run import Progress
+from mixmatch.training.loop import train
+from mixmatch.training.trainer import Trainer
+from mixmatch.training.watch import CollapseWatch
+from tests.small_runs import ROOT, SMALL, assert_same_curves, assert_same_run, curves, metrics, run, signal_after
 
 
 @pytest.mark.parametrize("method", ["mixmatch", "supervised"])
@@ -24,7 +28,7 @@ def test_a_run_leaves_what_it_should(tmp_path, capsys, method):
     config = yaml.safe_load((path / "config.yml").read_text())
     assert config["train"]["steps"] == 12 and config["train"]["lr"] == 0.002
     split = json.loads((path / "split.json").read_text())
-    assert (len(split["labeled"]), len(split["validation"]), len(split["unlabeled"])) == (20, 50, 1347)
+    assert (len(split["labeled"]), len(split["validation"]), len(split["unlabeled"])) == (20, 50, 1327)
 
     entries = metrics(path)
     assert [entry["step"] for entry in entries] == [6, 12]
@@ -123,17 +127,45 @@ def test_a_split_file_can_be_given(tmp_path):
     assert (tmp_path / "second" / "split.json").read_text() == split.read_text()
 
 
-def test_collapse_is_said_once(tmp_path, monkeypatch, capsys):
-    read = Trainer.read_statistics
+def test_collapse_is_said_once():
+    progress = Progress()
+    watch = CollapseWatch(["cat", "dog", "fox"], 3.0, progress)
+    fine = {"step": 1, "guesses": [0.4, 0.3, 0.3], "most_guessed_share": 0.4, "guessed_classes": 2.9}
+    bad = {"step": 2, "guesses": [0.0, 0.95, 0.05], "most_guessed_share": 0.95, "guessed_classes": 1.2}
+    assert watch.warn([bad]) == watch.warn([bad, fine]) == watch.warn([fine, bad]) == watch.warn([{}, {}]) == []
+    (warning,) = watch.warn([fine, bad, bad])
+    assert warning.startswith("at step 2 the guessed labels go to few classes (95% to 'dog')")
+    assert "mixmatch.ramp_up_steps" in warning
+    assert watch.warn([bad, bad]) == CollapseWatch(["cat", "dog", "fox"], 3.0, progress).warn([bad, bad]) == []
 
-    def collapsed(self):
-        return read(self) | {"guesses": [0.91] + [0.01] * 9}
 
-    monkeypatch.setattr(Trainer, "read_statistics", collapsed)
-    assert run(tmp_path / "run", "train.eval_every=3") == 0
-    error = capsys.readouterr().err
-    assert error.count("warning: at step 6 the guessed labels go to few classes (91% to '0')") == 1
-    assert error.count("\n") == 1 and "mixmatch.ramp_up_steps" in error
+class Beside(Hook):
+    """A hook of one's own."""
+
+    def __init__(self):
+        self.steps = []
+
+    def before_step(self, step, recorder):
+        self.steps.append(step)
+        return ["halfway"] if step == 6 else []
+
+    def evaluate(self, step, recorder):
+        return {"step_squared": step**2}
+
+    def warn(self, history):
+        return [f"step {entry['step']} is beyond 10" for entry in history[-1:] if entry["step"] > 10]
+
+    def results(self):
+        return {"steps_seen": len(self.steps)}
+
+
+def test_a_hook_of_ones_own_reports_measures_warns_and_joins_the_results(tmp_path, capsys):
+    results = train(load_config(None, SMALL), tmp_path / "run", hooks=[Beside()])
+    printed = capsys.readouterr()
+    assert "\nhalfway\n" in printed.out and "warning: step 12 is beyond 10\n" in printed.err
+    assert [entry["step_squared"] for entry in metrics(tmp_path / "run")] == [36, 144]
+    assert curves(tmp_path / "run")[0]["train/step_squared"] == [(6, 36), (12, 144)]
+    assert results["steps_seen"] == 12 == json.loads((tmp_path / "run" / "results.json").read_text())["steps_seen"]
 
 
 @pytest.fixture
@@ -159,7 +191,7 @@ def test_own_photographs_few_labelled_and_a_heap_unlabelled(tmp_path, photograph
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["test_accuracy"] is None and results["best_validation"]["accuracy"] >= 0
     split = json.loads((tmp_path / "run" / "split.json").read_text())
-    assert len(split["labeled"]) == 9 and len(split["unlabeled"]) == 29
+    assert len(split["labeled"]) == 9 and len(split["unlabeled"]) == 20
 
 
 @pytest.mark.parametrize(
@@ -173,7 +205,7 @@ def test_own_photographs_few_labelled_and_a_heap_unlabelled(tmp_path, photograph
         (["data.dataset=folder", "data.root=nowhere"], "nowhere/train: is not there"),
         (["data.split_file=nowhere.json"], "nowhere.json: No such file"),
         (["device=cuda:99"], "device: cuda:99 is not there"),
-        (["data.labeled_as_unlabeled=false", "data.num_labeled=all"], "no image is left to be unlabelled"),
+        (["data.num_labeled=all"], "no image is left to be unlabelled"),
         (["data.crop_padding=8"], "data.crop_padding: must be below the image's 8 pixels, got 8"),
     ],
 )

@@ -1,0 +1,54 @@
+"""What a person sees of a run while it trains."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+
+class Console:
+    """A progress bar on a terminal, else a line at each evaluation; or nothing but warnings.
+
+    A rank that does not speak prints nothing at all.
+    """
+
+    def __init__(self, quiet: bool = False, speaks: bool = True) -> None:
+        """Choose what is shown.
+
+        Args:
+            quiet: print nothing but warnings.
+            speaks: False for a rank that is not the first.
+        """
+        self.speaks = speaks
+        self.quiet = quiet or not speaks
+        self.quiet_bars = self.quiet or not sys.stderr.isatty()
+        self._bar: tqdm | None = None
+
+    @contextmanager
+    def bar(self, step: int, steps: int) -> Iterator[None]:
+        """Show a progress bar, if there is a terminal to show it on."""
+        with tqdm(total=steps, initial=step, unit="step", disable=self.quiet_bars, dynamic_ncols=True) as self._bar:
+            yield
+
+    def advance(self, step: int, note: str) -> None:
+        """Move the bar to ``step``."""
+        if self._bar is not None and not self.quiet_bars:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def report(self, line: str) -> None:
+        """Print a line beside the bar."""
+        if not self.quiet:
+            tqdm.write(line)
+            sys.stdout.flush()
+
+    def say(self, line: str) -> None:
+        """Print a line about the run as a whole."""
+        if not self.quiet:
+            print(line, flush=True)
+
+    def warn(self, line: str) -> None:
+        """Print a warning, also where all else is quiet."""
+        if self.speaks:
+            tqdm.write(f"warning: {line}", file=sys.stderr)

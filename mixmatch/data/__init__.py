@@ -1,0 +1,30 @@
+"""Data sets, one file each. To add one: a function that returns an ``ImageData``, named in ``DATASETS``."""
+
+import torch
+
+from mixmatch.data.cifar import load_cifar10
+from mixmatch.data.digits import load_digits
+from mixmatch.data.folder import load_folder
+from mixmatch.data.images import Dataset, DataSettings, ImageData, prepare_images
+
+__all__ = ["DATASETS", "DataSettings", "Dataset", "ImageData", "load_data"]
+
+DATASETS: dict[str, Dataset] = {
+    "cifar10": Dataset(load_cifar10),
+    "digits": Dataset(load_digits),
+    "folder": Dataset(load_folder),
+}
+
+
+def load_data(settings: DataSettings, device: torch.device, quiet: bool = True) -> ImageData:
+    """Read the data set that ``settings`` names, downloading or decoding it if need be.
+
+    Args:
+        settings: the ``data`` section.
+        device: where the images will live; its memory is asked for first.
+        quiet: show no progress bars.
+
+    Raises:
+        UserError: if the data is missing, damaged, contradictory or too large.
+    """
+    return prepare_images(DATASETS[settings.dataset].load(settings, device, quiet), settings.image_size, device)

@@ -1,0 +1,44 @@
+"""CIFAR-10 (Krizhevsky, 2009), downloaded and checked by torchvision."""
+
+import pickle
+import urllib.error
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import torch
+
+from mixmatch.data.images import DataSettings, ImageData
+from mixmatch.errors import UserError
+
+
+def load_cifar10(settings: DataSettings, device: torch.device, quiet: bool) -> ImageData:
+    """Read CIFAR-10 below ``settings.root``, downloading it if need be.
+
+    Raises:
+        UserError: if it is not there, or damaged, and cannot be had.
+    """
+    from torchvision.datasets import CIFAR10  # a second of import that the other data sets need not pay
+
+    root = Path(settings.root)
+    folder = root / CIFAR10.base_folder
+    try:
+        # Checks the MD5 of every file, unpacks the archive if that is there, and downloads it if not.
+        with redirect_stdout(None):
+            root.mkdir(parents=True, exist_ok=True)
+            train, test = (CIFAR10(root, train=part, download=True) for part in (True, False))
+    except (urllib.error.URLError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        state = "is damaged" if folder.exists() else "is not there"
+        raise UserError(
+            f"{folder}: CIFAR-10 {state} and could not be downloaded ({reason}); put {CIFAR10.filename} "
+            f"(MD5 {CIFAR10.tgz_md5}) into {root}, or try configs/digits.yml, which needs no download"
+        ) from None
+    return ImageData(
+        "cifar10",
+        list(train.classes),
+        torch.from_numpy(train.data),
+        torch.tensor(train.targets),
+        torch.from_numpy(test.data),
+        torch.tensor(test.targets),
+        flip=True,
+    )

@@ -1,0 +1,164 @@
+"""Images as uint8 tensors, and the checks that every data set needs: sizes, labels, memory, fingerprint."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
+
+import psutil
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from mixmatch.errors import UserError
+from mixmatch.section import Count, CountOrZero, Section
+
+
+class DataSettings(Section):
+    """The ``data`` section of every data set; one that needs keys of its own adds them."""
+
+    dataset: str = Field(
+        "cifar10", description="cifar10 (downloaded), digits (bundled, 8x8) or folder (your own images)"
+    )
+    root: str = Field(
+        "data", description="where CIFAR-10 is or goes; for folder, holds train/<class>/, test/<class>/, unlabeled/"
+    )
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None = Field(
+        None, description="images become squares of so many pixels; null: as they are, of a folder 32"
+    )
+    num_labeled: Count | Literal["all"] = Field(
+        250, description="labelled images, equally many of each class, or all that train/ has"
+    )
+    num_validation: CountOrZero = Field(
+        0, description="images held out to watch and to pick the best checkpoint by, equally many of each class"
+    )
+    labeled_as_unlabeled: bool = Field(False, description="labelled images also serve, without label, as unlabelled")
+    split_file: str | None = Field(
+        None, description="a split.json to use instead of drawing a split from the seed and the counts above"
+    )
+    flip: bool | Literal["auto"] = Field(
+        "auto", description="mirror half of the views; auto: as the data set allows (not digits)"
+    )
+    crop_padding: CountOrZero | Literal["auto"] = Field(
+        "auto", description="pixels of reflection around an image before the crop; auto: an eighth of its side"
+    )
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What a network was trained to see, and what its outputs mean.
+
+    Attributes:
+        classes: names, in the order of the outputs.
+        size: pixels of an image's side.
+        channels: 3 for RGB, 1 for grey.
+        mean, std: the network is given (pixel - mean) / std, pixels 0 to 255.
+    """
+
+    classes: list[str]
+    size: int
+    channels: int
+    mean: float = 127.5
+    std: float = 127.5
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images and what is known of them. This is what the loader of a data set returns.
+
+    Attributes:
+        name: of the data set.
+        classes: names; a label is an index into them.
+        images: (n, h, w, c) uint8, all training images, labelled or not; h = w.
+        labels: (n,) int64, -1 where the class is not known.
+        test_images: (m, h, w, c) uint8, or None without a test set.
+        test_labels: (m,) int64, or None.
+        flip: whether mirrored images are still of their class.
+    """
+
+    name: str
+    classes: list[str]
+    images: Tensor
+    labels: Tensor
+    test_images: Tensor | None
+    test_labels: Tensor | None
+    flip: bool
+
+    def spec(self) -> ImageSpec:
+        """Return what a network trained on these images must be given."""
+        return ImageSpec(self.classes, self.images.shape[1], self.images.shape[3])
+
+    def fingerprint(self) -> str:
+        """Return a hash of the training images and labels."""
+        digest = hashlib.sha256(f"{tuple(self.images.shape)}".encode())
+        digest.update(self.images.contiguous().numpy())
+        digest.update(self.labels.numpy())
+        return digest.hexdigest()[:32]
+
+
+class Dataset(NamedTuple):
+    """A data set: how it is read, and the keys of its ``data`` section."""
+
+    # Called with the section, the device where the images will live, and whether to show no progress bars.
+    load: Callable[[DataSettings, torch.device, bool], ImageData]
+    Settings: type[DataSettings] = DataSettings
+
+
+def prepare_images(data: ImageData, image_size: int | None, device: torch.device) -> ImageData:
+    """Check what a loader returned, bring it to ``image_size``, and see that ``device`` has room for it.
+
+    Raises:
+        UserError: if the images don't fit into memory.
+        ValueError: if the loader returned what is no ImageData.
+    """
+    for images, labels in ((data.images, data.labels), (data.test_images, data.test_labels)):
+        if images is None or labels is None:
+            continue
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != images.shape[2]:
+            raise ValueError(f"{data.name}: images must be square, (n, h, w, c) uint8, got {tuple(images.shape)}")
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise ValueError(f"{data.name}: labels must be ({len(images)},) int64, got {tuple(labels.shape)}")
+        if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < len(data.classes):
+            raise ValueError(f"{data.name}: labels must be -1 or one of {len(data.classes)} classes")
+    if image_size is not None and image_size != data.images.shape[1]:
+        test = data.test_images
+        data = ImageData(
+            data.name,
+            data.classes,
+            resize(data.images, image_size),
+            data.labels,
+            None if test is None else resize(test, image_size),
+            data.test_labels,
+            data.flip,
+        )
+    if device.type != "cpu":  # in this machine's memory they are already
+        tests = 0 if data.test_images is None else data.test_images.numel()
+        check_memory(data.images.numel() + tests, device)
+    return data
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Bring (n, h, w, c) uint8 images to ``size`` pixels a side, bicubic and without aliasing, as Pillow does."""
+    parts = [
+        F.interpolate(part.movedim(3, 1), (size, size), mode="bicubic", antialias=True).movedim(1, 3).contiguous()
+        for part in images.split(1000)
+    ]
+    return torch.cat(parts)
+
+
+def check_memory(needed: int, device: torch.device) -> None:
+    """See that this machine and ``device`` have room for so many bytes of images.
+
+    Raises:
+        UserError: if one has not.
+    """
+    places = {"this machine": psutil.virtual_memory().available}
+    if device.type == "cuda":
+        places[str(device)] = torch.cuda.mem_get_info(device)[0]
+    for place, free in places.items():
+        if needed > 0.9 * free:
+            raise UserError(
+                f"data: the images take {needed / 2**30:.1f} GiB, {place} has {free / 2**30:.1f} GiB of memory free; "
+                "lower data.image_size or use fewer images"
+            )

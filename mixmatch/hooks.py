@@ -1,0 +1,28 @@
+"""What may be done beside the training loop, which knows none of the things that do it."""
+
+from typing import Any
+
+from mixmatch.records.recorder import Recorder
+
+
+class Hook:
+    """Something that the loop asks at fixed moments, of several processes in all alike. Each answer may be nothing.
+
+    What it has to remember goes into ``Progress.beside``, which is part of every checkpoint.
+    """
+
+    def before_step(self, step: int, recorder: Recorder) -> list[str]:
+        """Do what is due after ``step`` completed steps, and return lines to report."""
+        return []
+
+    def evaluate(self, step: int, recorder: Recorder) -> dict[str, float | None]:
+        """Return values by name: they join the line of metrics.jsonl and TensorBoard's curves."""
+        return {}
+
+    def warn(self, history: list[dict[str, Any]]) -> list[str]:
+        """Look at the evaluations so far, and return warnings."""
+        return []
+
+    def results(self) -> dict[str, Any]:
+        """Return what joins results.json."""
+        return {}

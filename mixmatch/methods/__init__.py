@@ -1,0 +1,9 @@
+"""Methods, one file each. To add one: a ``Method`` in a file, named in ``METHODS``."""
+
+from mixmatch.methods.method import Method
+from mixmatch.methods.mixmatch import MixMatch
+from mixmatch.methods.supervised import Supervised
+
+__all__ = ["METHODS", "Method"]
+
+METHODS: dict[str, type[Method]] = {"mixmatch": MixMatch, "supervised": Supervised}

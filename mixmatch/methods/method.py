@@ -1,0 +1,108 @@
+"""What a method is: its settings, the batch it needs, the loss of a step, its schedules, and any state of its own."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from mixmatch.data.pool import Batch
+from mixmatch.section import Section
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is told of the run that it serves.
+
+    Attributes:
+        classes: names of the C classes.
+        class_shares: (C,) float64 on the CPU, among the labelled images.
+        batch_size: B, labelled images a step, of this process.
+        steps: the length of the run.
+        device: where the step is computed.
+    """
+
+    classes: Sequence[str]
+    class_shares: Tensor
+    batch_size: int
+    steps: int
+    device: torch.device
+
+
+class Networks(NamedTuple):
+    """The network as it is trained, and with averaged weights. Both are called as ``Network.forward`` is."""
+
+    current: nn.Module
+    averaged: nn.Module
+
+
+class Examples(NamedTuple):
+    """What the network is trained on in a step."""
+
+    images: Tensor  # (n, c, h, w)
+    targets: Tensor  # (n, C)
+    guesses: Tensor | None = None  # (M, C) what was guessed of each unlabelled image, where there are any
+
+
+class Loss(NamedTuple):
+    """The loss of a step. All are scalars, means over examples."""
+
+    total: Tensor  # what is minimised
+    parts: dict[str, Tensor]  # by the names in ``Method.parts``: each becomes a curve, its mean over steps
+
+
+class Method(ABC):
+    """A way to train a network on labelled and unlabelled images.
+
+    Everything in ``prepare`` and ``loss`` is launched on the device and nothing is read back: the step may be recorded
+    once and replayed. What changes from step to step reaches it through its arguments.
+
+    Attributes:
+        Settings: the section of the config that bears the method's name.
+        parts: names of the parts of the loss.
+        num_views: K, views of each unlabelled image a step; 0: no unlabelled images are used.
+        unlabeled_ratio: unlabelled images a step for each labelled one, M = unlabeled_ratio * B.
+        state: tensors on the device that the method changes in place as it goes, floating point ones: saved and
+            restored with the weights, averaged over processes after each step.
+    """
+
+    Settings: ClassVar[type[Section]]
+    parts: ClassVar[tuple[str, ...]] = ()
+    num_views: int = 0
+    unlabeled_ratio: int = 1
+
+    def __init__(self, settings: Section, task: Task) -> None:
+        """Make ready for a run.
+
+        Args:
+            settings: an instance of ``Settings``.
+            task: what the run is.
+        """
+        self.settings, self.task = settings, task
+        self.state: dict[str, Tensor] = {}
+
+    def schedules(self, step: int) -> dict[str, float]:
+        """Return what changes with the number of completed steps, by name; each becomes a curve."""
+        return {}
+
+    @abstractmethod
+    def prepare(self, networks: Networks, batch: Batch, generator: Generator) -> Examples:
+        """Turn a batch into what the network is trained on, without gradient.
+
+        Args:
+            networks: to guess labels with.
+            batch: as the method asked for it.
+            generator: of all random numbers.
+        """
+
+    @abstractmethod
+    def loss(self, network: nn.Module, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
+        """Return the loss of what ``prepare`` returned.
+
+        Args:
+            network: called as ``Network.forward`` is.
+            examples: from ``prepare``.
+            schedules: scalars by the names of ``schedules``.
+        """

@@ -1,0 +1,38 @@
+"""The supervised baseline: cross-entropy on the labelled images alone, with or without MixUp among them."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from mixmatch.data.pool import Batch
+from mixmatch.methods.method import Examples, Loss, Method, Networks
+from mixmatch.methods.mixmatch import draw_mixing, labeled_loss, mix
+from mixmatch.section import Alpha, Section
+
+
+class SupervisedSettings(Section):
+    """The baseline's own setting."""
+
+    alpha: Alpha | Literal[0] = Field(
+        0, description="MixUp between labelled images with Beta(alpha, alpha); 0: no MixUp"
+    )
+
+
+class Supervised(Method):
+    """L_X of the labelled batch, and no unlabelled images."""
+
+    Settings = SupervisedSettings
+    parts = ("loss_labeled",)
+
+    def prepare(self, networks: Networks, batch: Batch, generator: Generator) -> Examples:
+        """Mix the labelled batch if the settings say so, see ``Method.prepare``."""
+        if not self.settings.alpha:
+            return Examples(batch.x, batch.p)
+        mixing = draw_mixing("joint", len(batch.x), 0, self.settings.alpha, generator)
+        return Examples(mix(batch.x, mixing), mix(batch.p, mixing))
+
+    def loss(self, network: nn.Module, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
+        """Cross-entropy, see ``Method.loss``."""
+        labeled = labeled_loss(network(examples.images).to(examples.targets.dtype), examples.targets)
+        return Loss(labeled, {"loss_labeled": labeled})

@@ -1,0 +1,1 @@
+"""What a run leaves: its directory, TensorBoard's curves and pictures, written in the background."""

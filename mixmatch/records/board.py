@@ -1,0 +1,95 @@
+"""What TensorBoard shows of a run: curves and pictures, under the names that metrics.jsonl uses."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from mixmatch.files import explain_os_errors
+from mixmatch.records.pictures import describe, draw_confusion, draw_grid, to_png
+
+# Curves that do not belong to the group ``train``, as losses, schedules and whatever a method adds do.
+GROUPS = {
+    **dict.fromkeys(["confidence", "guess_accuracy", "most_guessed_share", "guessed_classes"], "guesses"),
+    **dict.fromkeys(["validation_accuracy", "test_accuracy"], "accuracy"),
+}
+
+
+class Board:
+    """Writes one run's TensorBoard events, all to one file that only ever grows.
+
+    A resumed run cuts the file back to the size it had at the checkpoint: its curves are the uninterrupted run's.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        """Open the events of the run directory ``path`` at ``size`` bytes, 0 for a new run.
+
+        Raises:
+            UserError: if the file cannot be written, then or later.
+        """
+        # TensorBoard orders files by the number in their name, which is a time otherwise; one file needs no order.
+        self.path = path / "events.out.tfevents.0"
+        with explain_os_errors(self.path):
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
+            self._file.truncate(min(size, self._file.tell()))
+            self._file.seek(0, os.SEEK_END)
+        self._records = RecordWriter(self._file)
+        if not self._file.tell():
+            self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def save(self) -> int:
+        """Write everything through to the disk, and return the file's size in bytes."""
+        with explain_os_errors(self.path):
+            os.fsync(self._file.fileno())
+            return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def scalars(self, values: dict[str, Any], step: int) -> None:
+        """Add a point to each curve that ``values`` has a number for."""
+        points = [
+            Summary.Value(tag=f"{GROUPS.get(name, 'train')}/{name}", simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, int | float)
+        ]
+        self._add(points, step)
+
+    def batch(self, preview: dict[str, np.ndarray], classes: Sequence[str], step: int) -> None:
+        """Show the views with their guessed labels, and the mixed batch with its labels, of ``Trainer.preview``."""
+        if "views" in preview:
+            views = preview["views"][:, :8]  # a row for each image, a column for each view
+            captions = [describe(guess, classes) for guess in preview["guesses"][:8] for _ in views]
+            picture = draw_grid(views.swapaxes(0, 1).reshape(-1, *views.shape[2:]), captions, columns=len(views))
+            self.picture("views_and_guesses", picture, step)
+        total = len(preview["images"])
+        chosen = np.arange(0, total, max(1, total // 24))[:24]  # from labelled and unlabelled alike
+        captions = [describe(target, classes) for target in preview["targets"][chosen]]
+        picture = draw_grid(preview["images"][chosen], captions, columns=8)
+        self.picture("mixed_batch", picture, step)
+
+    def confusion(self, name: str, matrix: np.ndarray, classes: Sequence[str], step: int) -> None:
+        """Show a confusion matrix, (C, C) counts with the true class in rows."""
+        self.picture(f"confusion/{name}", draw_confusion(matrix, classes), step)
+
+    def picture(self, tag: str, picture: Image.Image, step: int) -> None:
+        """Show a picture under ``tag``."""
+        image = Summary.Image(
+            height=picture.height, width=picture.width, colorspace=3, encoded_image_string=to_png(picture)
+        )
+        self._add([Summary.Value(tag=tag, image=image)], step)
+
+    def _write(self, event: Event) -> None:
+        with explain_os_errors(self.path):
+            self._records.write(event.SerializeToString())
+
+    def _add(self, values: list[Summary.Value], step: int) -> None:
+        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))

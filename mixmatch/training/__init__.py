@@ -1,0 +1,1 @@
+"""Training: the step, and the run that is made of steps."""

@@ -1,0 +1,165 @@
+"""The story of a run, from its config to its results: what main.py, notebooks, benchmarks and tests call."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from mixmatch.config import Config, TrainSettings
+from mixmatch.console import Console
+from mixmatch.errors import Stopped, TimeUp
+from mixmatch.hooks import Hook
+from mixmatch.ranks import ALONE, Ranks
+from mixmatch.records.recorder import Recorder
+from mixmatch.records.run import RunDirectory, code_commit, open_run
+from mixmatch.training.prepare import Session, choose_device, explain_memory, prepare, read_finished
+from mixmatch.training.results import summarise, summarise_run
+
+
+@contextmanager
+def no_signals() -> Iterator[list[int]]:
+    """Leave signals to the caller: in a notebook or a thread they are not the run's business."""
+    yield []
+
+
+def train(
+    config: Config,
+    path: Path | str,
+    ranks: Ranks = ALONE,
+    quiet: bool = False,
+    deadline: float = math.inf,
+    hooks: Sequence[Hook] = (),
+    signals: Callable[[], AbstractContextManager[list[int]]] = no_signals,
+) -> dict[str, Any]:
+    """Train a run to its end, continuing it if ``path`` holds a part of it.
+
+    Args:
+        config: the run's.
+        path: the run directory.
+        ranks: the processes that train it together.
+        quiet: print nothing but warnings.
+        deadline: the reading of time.monotonic() at which to stop.
+        hooks: what else is done beside the loop.
+        signals: entered around the loop; gives the list of signals received, which stop the run after the step under
+            way. ``command.stop_signals`` is one.
+
+    Returns:
+        The contents of results.json.
+
+    Raises:
+        UserError: if anything that the user gave does not work.
+        Diverged: if a loss or weight is no longer finite; the last checkpoint is good.
+        Stopped: at a signal, after a checkpoint.
+        TimeUp: at the deadline, after a checkpoint.
+    """
+    console = Console(quiet, speaks=ranks.first)
+    device = choose_device(config.device, ranks)
+    with open_run(Path(path), config, ranks) as run, explain_memory(config, device):
+        results = read_finished(run, config, ranks)
+        if results is not None:
+            console.say(f"{path} is finished: {summarise(results)}")
+            return results
+
+        session = prepare(run, config, device, ranks, console, list(hooks))
+        commit = code_commit()
+        with (
+            Recorder(run, session.progress.events_size, ranks.first) as recorder,
+            console.bar(session.progress.step, config.train.steps),
+            signals() as received,
+        ):
+            for line in session.opening:
+                console.say(line)
+            run_steps(session, config.train, recorder, console, run, received, deadline)
+            recorder.wait()
+
+        results = summarise_run(config, session, commit)
+        if ranks.first:
+            run.write_results(results)
+        console.say(f"done: {summarise(results)}")
+        return results
+
+
+def run_steps(
+    session: Session,
+    settings: TrainSettings,
+    recorder: Recorder,
+    console: Console,
+    run: RunDirectory,
+    received: list[int],
+    deadline: float,
+) -> None:
+    """Take the steps that are left: train, log, evaluate, save, and stop when asked to. Raises as ``train``."""
+    trainer, progress, hooks = session.trainer, session.progress, session.hooks
+    clock = logged_at = time.monotonic()
+    logged = trainer.step
+    while trainer.step < settings.steps:
+        for hook in hooks:
+            for line in hook.before_step(trainer.step, recorder):
+                console.report(line)
+
+        trainer.train_step()
+        step = trainer.step
+        last = step == settings.steps
+        evaluating = last or step % settings.eval_every == 0
+        saving = last or step % settings.checkpoint_every == 0
+
+        if evaluating or step % settings.log_every == 0:
+            values: dict[str, Any] = trainer.read_statistics()
+            values["steps_per_second"] = (step - logged) / (time.monotonic() - logged_at)
+            logged = step
+            recorder.scalars(values, step)
+            console.advance(step, ", ".join([f"loss {values['loss']:.3f}", *_accuracies(progress.history[-1:])]))
+
+        if evaluating:
+            trainer.check_finite()
+            best = progress.best_validation()
+            evaluate(session, values, recorder, console, settings.steps)
+            saving = saving or progress.best_validation() != best
+
+        # Looked at once, by all ranks together: what arrives later waits for the next step.
+        stop, time_up = trainer.ranks.largest([max(received, default=0), time.monotonic() >= deadline])
+        if saving or stop or time_up:
+            trainer.check_finite()
+            now = time.monotonic()
+            progress.seconds, clock = progress.seconds + now - clock, now
+            progress.step = step
+            recorder.checkpoint(trainer.state(), progress)
+        if step == logged:
+            logged_at = time.monotonic()  # steps_per_second leaves evaluations and checkpoints out
+
+        if (stop or time_up) and not last:
+            recorder.wait()
+            if stop:
+                name = signal.Signals(stop).name
+                raise Stopped(stop, f"stopped by {name} at step {step}; the same command continues")
+            raise TimeUp(f"{run.path}: the time is up at step {step}; the same command continues")
+
+
+def evaluate(session: Session, values: dict[str, Any], recorder: Recorder, console: Console, steps: int) -> None:
+    """Ask every hook what it measures, keep it with the ``values`` logged at this step, and show it."""
+    trainer, history = session.trainer, session.progress.history
+    step = trainer.step
+    measured = session.evaluate(step, recorder)
+    recorder.scalars(measured, step)
+    history.append({"step": step, **values, **measured})
+    recorder.metrics(history)
+    if trainer.ranks.first:
+        recorder.batch(trainer.preview(), session.classes, step)
+    parts = [f"step {step} of {steps}", f"loss {values['loss']:.3f}", *_accuracies(history[-1:])]
+    console.report(", ".join([*parts, f"{values['steps_per_second']:.1f} steps/s"]))
+    for hook in session.hooks:
+        for warning in hook.warn(history):
+            console.warn(warning)
+
+
+def _accuracies(entries: list[dict[str, Any]]) -> list[str]:
+    """Return ``test accuracy 96.25%`` and the like, for each set that an evaluation was made on."""
+    return [
+        f"{name} accuracy {entry[f'{name}_accuracy']:.2f}%"
+        for entry in entries
+        for name in ("validation", "test")
+        if entry[f"{name}_accuracy"] is not None
+    ]

@@ -1,0 +1,227 @@
+"""What comes before the first step: the device, the images and their split, the trainer, and where it goes on from."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixmatch.config import Config
+from mixmatch.console import Console
+from mixmatch.data import ImageData, load_data
+from mixmatch.data.pool import Pool
+from mixmatch.data.split import Split, make_split, read_split
+from mixmatch.errors import UserError
+from mixmatch.hooks import Hook
+from mixmatch.methods import METHODS
+from mixmatch.methods.method import Task
+from mixmatch.models import build_network
+from mixmatch.ranks import ALONE, Ranks
+from mixmatch.records.recorder import Recorder
+from mixmatch.records.run import Progress, RunDirectory
+from mixmatch.rounds.round import Round, check_round
+from mixmatch.training.trainer import Trainer, effective_classes, share_batch
+from mixmatch.training.watch import Accuracy, CollapseWatch
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run that is ready to go on.
+
+    Attributes:
+        trainer: at the step that ``progress`` says.
+        progress: as the newest checkpoint has it.
+        hooks: what is done beside the loop.
+        classes: names.
+        split: which images are used for what.
+        opening: lines that say what is about to be trained.
+    """
+
+    trainer: Trainer
+    progress: Progress
+    hooks: list[Hook]
+    classes: list[str]
+    split: Split
+    opening: list[str]
+
+    def evaluate(self, step: int, recorder: Recorder) -> dict[str, float | None]:
+        """Return what all hooks measure."""
+        values: dict[str, float | None] = {}
+        for hook in self.hooks:
+            values |= hook.evaluate(step, recorder)
+        return values
+
+
+def prepare(
+    run: RunDirectory, config: Config, device: torch.device, ranks: Ranks, console: Console, hooks: list[Hook]
+) -> Session:
+    """Read the images, build what trains, and bring it to the run's newest checkpoint.
+
+    Args:
+        run: open.
+        config: the run's.
+        device: from ``choose_device``.
+        ranks: the processes that train together.
+        console: where progress of decoding is shown.
+        hooks: asked beside those that every run has.
+
+    Raises:
+        UserError: if the images, the split or the checkpoint cannot be had or don't fit.
+    """
+    with ranks.one_before_the_others():
+        data = load_data(config.data, device, console.quiet_bars)
+    split = ranks.from_first(lambda: find_split(run, config, data))
+    trainer = make_trainer(config, data, split, device, ranks)
+    if ranks.first:  # now that they are known to be good
+        run.write_split(split)
+        run.write_images(data.spec())
+    progress = resume(run, trainer)
+    check_round(run, config, progress.start)
+    here = environment(device, ranks)
+    if progress.step:
+        opening = say_where(run, progress, config.train.steps, here)
+    else:
+        opening = [f"{run.path}: {describe(config, data, split)} in {trainer.precision_name}, {here}"]
+    progress.environment = here
+
+    pool, classes, predict = trainer.pool, data.classes, trainer.predict
+    every = [Accuracy(name, pool.held_out.get(name), classes, predict) for name in ("validation", "test")]
+    every.append(CollapseWatch(classes, effective_classes(pool.class_shares().tolist()), progress))
+    session = Session(trainer, progress, [*every, *hooks], classes, split, opening)
+    if progress.start:
+        session.hooks.append(Round(config.pseudo_label, progress, pool, classes, predict, session.evaluate))
+    return session
+
+
+def read_finished(run: RunDirectory, config: Config, ranks: Ranks) -> dict[str, Any] | None:
+    """Return the results of a run that is finished, else None.
+
+    Raises:
+        UserError: if it is a round under other settings than ``config`` has.
+    """
+    results = ranks.from_first(run.read_results)
+    if results is not None:
+        check_round(run, config, results.get("pseudo_label", {}).get("start", 0))
+    return results
+
+
+def make_trainer(config: Config, data: ImageData, split: Split, device: torch.device, ranks: Ranks = ALONE) -> Trainer:
+    """Build what a config says, at step 0.
+
+    Raises:
+        UserError: if the config asks for what these images cannot give.
+    """
+    batch_size = share_batch(config.train.batch_size, ranks)
+    settings = config.data
+    strong = config.pseudo_label.strong_augmentation
+    pool = Pool(data, split, device, config.seed, settings.flip, settings.crop_padding, strong)
+    network = build_network(config.model, len(data.classes), data.images.shape[3], config.seed)
+    task = Task(data.classes, pool.class_shares(), batch_size, config.train.steps, device)
+    method = METHODS[config.method](config.method_settings, task)
+    if method.num_views and not split.unlabeled:
+        raise UserError("data: no image is left to be unlabelled; set data.labeled_as_unlabeled=true or fewer labels")
+    return Trainer(config.train, pool, network, method, ranks)
+
+
+def find_split(run: RunDirectory, config: Config, data: ImageData) -> Split:
+    """Return the run's split: the one it has, the one that the config names, or a new one.
+
+    Raises:
+        UserError: if the split cannot be had or does not fit the images.
+    """
+    settings, labels, fingerprint = config.data, data.labels.numpy(), data.fingerprint()
+    if run.split_file.exists():
+        return read_split(run.split_file, fingerprint, labels)
+    if settings.split_file is not None:
+        return read_split(Path(settings.split_file), fingerprint, labels)
+    return make_split(
+        data.name,
+        fingerprint,
+        labels,
+        data.classes,
+        config.seed,
+        settings.num_labeled,
+        settings.num_validation,
+        settings.labeled_as_unlabeled,
+    )
+
+
+def resume(run: RunDirectory, trainer: Trainer) -> Progress:
+    """Bring ``trainer`` to the newest checkpoint, if there is one, and return the progress saved with it.
+
+    Raises:
+        UserError: if there are checkpoints and none can be used.
+    """
+    saved = trainer.ranks.from_first(run.load_newest)
+    if saved is None:
+        return Progress()
+    state, progress = saved
+    try:
+        trainer.load_state(state, progress.step)
+    except ValueError as error:
+        raise UserError(f"{run.path}: the checkpoint at step {progress.step} does not fit ({error})") from None
+    if trainer.ranks.first:
+        run.write_metrics(progress.history)  # without the lines from after the checkpoint
+    return progress
+
+
+def say_where(run: RunDirectory, progress: Progress, steps: int, here: str) -> list[str]:
+    """Return lines that say where a run goes on, and whether that is still the uninterrupted run."""
+    fresh = progress.step == progress.start
+    what = f"{run.path}: a round of pseudo-labels, from step" if fresh else f"continuing {run.path} at step"
+    lines = [f"{what} {progress.step} of {steps}"]
+    if progress.environment != here:
+        lines.append(
+            f"note: so far it ran with {progress.environment}, now with {here}: "
+            "from here on it is not bit for bit the uninterrupted run"
+        )
+    return lines
+
+
+def describe(config: Config, data: ImageData, split: Split) -> str:
+    """Return in a line what is about to be trained, on what."""
+    size = "x".join(str(n) for n in data.images.shape[1:3])
+    return (
+        f"{config.method}, {data.name} {size}, {len(data.classes)} classes: {len(split.labeled)} labelled, "
+        f"{len(split.unlabeled)} unlabelled, {len(split.validation)} validation, "
+        f"{0 if data.test_labels is None else len(data.test_labels)} test images; "
+        f"{config.model.title()}, {config.train.steps} steps"
+    )
+
+
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """Turn the config's ``device`` into one that is there; each rank of a machine gets a GPU of its own.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(f"cuda:{ranks.local if ranks.world > 1 else 0}" if name == "cuda" else name)
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise UserError(f"device: {device} is not there ({torch.cuda.device_count()} GPUs found); use auto or cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # streams and graphs are made on the current one
+    return device
+
+
+@contextmanager
+def explain_memory(config: Config, device: torch.device) -> Iterator[None]:
+    """Turn the device's running out of memory into a UserError of one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{device} is out of memory with train.batch_size={config.train.batch_size}; lower that, model.width or "
+            "data.image_size, or free the device of other programs"
+        ) from None
+
+
+def environment(device: torch.device, ranks: Ranks) -> str:
+    """Return what bit-identity hangs on: the version of torch, the device, processes, and on the CPU threads."""
+    several = f" in {ranks.world} processes" if ranks.world > 1 else ""
+    if device.type == "cuda":
+        return f"torch {torch.__version__} on {torch.cuda.get_device_name(device)}{several}"
+    return f"torch {torch.__version__} on the CPU with {torch.get_num_threads()} threads{several}"

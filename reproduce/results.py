@@ -1,0 +1,225 @@
+"""Results of a table: the file that keeps them, a line for each run, and the table rendered from it alone."""
+
+import json
+import re
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, ValidationError
+from scipy.stats import t as student
+
+from mixmatch.config import build_config
+from mixmatch.errors import UserError
+from mixmatch.files import explain_os_errors, write_atomically
+from mixmatch.plain_yaml import read_yaml
+from mixmatch.records.run import ROOT
+from reproduce.tables import TABLES, Planned, Table, arguments_of, in_order, plan, read_table
+
+RESULTS = ROOT / "benchmarks" / "results"
+NOTHING = "-"  # what a table says of runs that are not there
+
+
+class Selected(BaseModel):
+    """What a table shows of a selection of pseudo-labels."""
+
+    model_config = ConfigDict(extra="allow")
+    selected: int
+    coverage: float
+    precision: float | None
+
+
+class OfRound(BaseModel):
+    """What a table shows of a round."""
+
+    model_config = ConfigDict(extra="allow")
+    selections: list[Selected]
+
+
+class Outcome(BaseModel):
+    """What a table shows of results.json; the rest is kept as it is."""
+
+    model_config = ConfigDict(extra="allow")
+    test_accuracy: float | None
+    steps: int
+    device: str
+    torch: str
+    commit: str
+    precision: str
+    processes: int = 1
+    pseudo_label: OfRound | None = None
+
+
+class Line(BaseModel):
+    """A line of a result file: what a finished run gave, and its curves."""
+
+    model_config = ConfigDict(extra="allow")
+    run: str
+    date: str
+    config: dict[str, Any]
+    results: Outcome
+
+    def differing(self, planned: Planned) -> list[str]:
+        """Return the keys in which the run was not what the table now says."""
+        return planned.differing(build_config(self.config))
+
+
+def result_file(table: Table, results: Path | None) -> Path:
+    """Return the file that keeps a table's results: in the folder ``results``, or where the table's are by default.
+
+    Those of this project's tables lie in benchmarks/results, those of others beside the table.
+    """
+    file = Path(table.file)
+    folder = results or (RESULTS if file.parent == TABLES else file.parent)
+    return folder / f"{file.stem}.jsonl"
+
+
+def read_lines(file: Path) -> dict[str, Line]:
+    """Return the lines of a result file by the names of their runs; none if there is no file.
+
+    Raises:
+        UserError: if it is no result file.
+    """
+    try:
+        lines = [Line.model_validate_json(text) for text in file.read_bytes().splitlines()]
+        for line in lines:
+            build_config(line.config)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValidationError, UserError) as error:
+        reason = " ".join(str(error).split("\n")[:3])
+        raise UserError(f"{file}: is no result file ({reason}); mend or remove it") from None
+    return {line.run: line for line in lines}
+
+
+def save_result(run: Path, table: Table, file: Path) -> None:
+    """Keep what a finished run gave, in place of what was kept of it before: config, results and curves, with the date.
+
+    Args:
+        run: the run directory.
+        table: says in which order lines stand.
+        file: from ``result_file``. Several processes may write to it.
+    """
+    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    content = {
+        "run": run.name,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "config": read_yaml(run / "config.yml"),
+        "results": json.loads((run / "results.json").read_bytes()),
+        **{f"metrics.{key}": [_brief(entry.get(key)) for entry in history] for key in history[-1] if key != "guesses"},
+    }
+    with explain_os_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        lines = {name: line.model_dump() for name, line in read_lines(file).items()} | {run.name: content}
+        order = [planned.name for planned in in_order(table)]
+        order += [name for name in lines if name not in order]
+        text = "".join(json.dumps(lines[name]) + "\n" for name in order if name in lines)
+        write_atomically(file, text.encode())
+
+
+def render(table: Table, results: Path | None = None) -> str:
+    """Return the table in Markdown, from its result file alone; what has not been run is a dash.
+
+    Args:
+        table: the table.
+        results: the folder of its result file, as for ``result_file``.
+
+    Raises:
+        UserError: if the result file is none.
+    """
+    kept = read_lines(result_file(table, results))
+    planned = plan(table)
+    rows = [{seed: kept[run.name].results for seed, run in runs.items() if run.name in kept} for runs in planned]
+    figures = [
+        {seed: outcome.test_accuracy for seed, outcome in row.items() if outcome.test_accuracy is not None}
+        for row in rows
+    ]
+    sources = list(dict.fromkeys(source for row in table.rows for source in row.published))
+    rounds = any(row.round for row in table.rows)
+    control = next((i for i, row in enumerate(table.rows) if row.label == table.control), None)
+
+    head = [table.data, "test accuracy (%)"]
+    head += [f"against {table.control}, 95% interval"] * (control is not None)
+    head += ["coverage (%)", "precision (%)"] * rounds + ["seeds", "steps", *sources]
+    lines = [head, ["---"] * len(head)]
+    for i, row in enumerate(table.rows):
+        line = [row.label, _spread(list(figures[i].values()))]
+        if control is not None:
+            pairs = [(figures[i][seed], figures[control][seed]) for seed in figures[i] if seed in figures[control]]
+            line.append(NOTHING if i == control else _interval([a - b for a, b in pairs]))
+        outcomes = list(rows[i].values())
+        if rounds:
+            line += _coverage_and_precision(outcomes)
+        count = len(outcomes)
+        line.append(str(count) if count in (0, len(table.seeds)) else f"{count} of {len(table.seeds)}")
+        steps = sorted({outcome.steps for outcome in outcomes})
+        line.append(" and ".join(f"{number:,}" for number in steps) or NOTHING)
+        lines.append(line + [row.published.get(source, NOTHING) for source in sources])
+
+    runs = [run for row in planned for run in row.values() if run.name in kept]
+    where = "; ".join(sorted({_origin(kept[run.name], run) for run in runs})) or "nothing has been run yet"
+    text = f"{table.about.strip()} Mean ± std over seeds of the median of the last 20 evaluations, or of all if fewer."
+    command = f"`python3 -m reproduce {arguments_of(Path(table.file))}` ({where})"
+    return "\n".join([text, "", *(f"| {' | '.join(line)} |" for line in lines), "", command])
+
+
+def render_into(text: str, tables: Path = TABLES, results: Path | None = None) -> str:
+    """Return Markdown with the tables in it rendered anew: what stands between ``<!-- table NAME -->`` and its end.
+
+    Args:
+        text: the Markdown.
+        tables: the folder of table files.
+        results: the folder of result files, as for ``result_file``.
+
+    Raises:
+        UserError: if a table is not there, or has no end.
+    """
+    pattern = re.compile(r"(<!-- table ([\w.-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+    if len(pattern.findall(text)) != text.count("<!-- table "):
+        raise UserError("a '<!-- table NAME -->' line has no '<!-- end of table -->' line")
+    return pattern.sub(lambda m: m[1] + render(read_table(tables / f"{m[2]}.yml"), results) + "\n" + m[3], text)
+
+
+def _brief(value: float | None) -> float | None:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _origin(line: Line, planned: Planned) -> str:
+    """Return what computed a run: device, precision, processes if several, torch, the commit, and what has changed."""
+    outcome = line.results
+    several = f" in {outcome.processes} processes" if outcome.processes > 1 else ""
+    text = f"{outcome.device}{several}, {outcome.precision}, torch {outcome.torch}, commit {outcome.commit}"
+    differing = line.differing(planned)
+    return text + (f", where the config was another: {', '.join(differing)}" if differing else "")
+
+
+def _coverage_and_precision(outcomes: list[Outcome]) -> list[str]:
+    selections = [outcome.pseudo_label.selections[-1] for outcome in outcomes if outcome.pseudo_label is not None]
+    chosen = [entry for entry in selections if entry.selected]
+    if not chosen:
+        return [NOTHING, NOTHING]
+    known = [entry.precision for entry in chosen if entry.precision is not None]
+    coverage = statistics.mean(entry.coverage for entry in selections)
+    return [f"{coverage:.1f}", f"{statistics.mean(known):.2f}" if known else NOTHING]
+
+
+def _spread(values: list[float]) -> str:
+    """Return mean ± standard deviation."""
+    if not values:
+        return NOTHING
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def _interval(differences: list[float]) -> str:
+    """Return the mean of paired differences with its 95% confidence interval (Student's t)."""
+    if not differences:
+        return NOTHING
+    mean = statistics.mean(differences)
+    if len(differences) < 2:
+        return f"{mean:+.2f}"
+    half = student.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
+    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"

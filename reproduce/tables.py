@@ -1,0 +1,153 @@
+"""Tables of results: which runs a table is made of.
+
+A table is a YAML file under benchmarks/tables/: rows, each a config by what differs, and seeds.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from mixmatch.config import (
+    Config,
+    PseudoLabelSettings,
+    differing_keys,
+    differing_keys_of_rounds,
+    load_config,
+    override,
+)
+from mixmatch.errors import UserError
+from mixmatch.plain_yaml import read_yaml
+from mixmatch.records.run import ROOT
+from mixmatch.rounds.round import config_of_round, round_path
+from mixmatch.section import Section, explain
+
+TABLES = ROOT / "benchmarks" / "tables"
+
+
+class Row(Section):
+    """A line of a table."""
+
+    label: str = Field(pattern=r"^[^|\n]+$")
+    config: str | None = None  # in place of the table's
+    set: list[str] = Field([])  # key=value, laid over the table's
+    round: list[str] | None = None  # key=value of pseudo_label: the row is a round on the run that the rest describes
+    published: dict[str, str] = Field({})  # figures to compare with, by source
+
+
+class Table(Section):
+    """What a table file holds, and which it is."""
+
+    file: str
+    data: str  # what the figures are of, such as CIFAR-10 (JPEG)
+    about: str  # said above the rendered table
+    config: str  # a config file; its path begins at the repository, or at the table file if it is there
+    set: list[str] = Field([])
+    seeds: list[int] = Field(min_length=1)
+    control: str | None = None  # label of the row that the others are compared with, seed by seed
+    rows: list[Row] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that a table needs.
+
+    Attributes:
+        name: of its run directory and its result file.
+        config: the run's; of a round, its parent's with the round's pseudo_label section.
+        parent: the run that a round goes on from, None for other runs.
+    """
+
+    name: str
+    config: Config
+    parent: "Planned | None" = None
+
+    def differing(self, stored: Config) -> list[str]:
+        """Return the keys in which a run's stored config is not this one's."""
+        if self.parent is None:
+            return differing_keys(stored, self.config)
+        expected = config_of_round(self.config, self.parent.config.train.steps)
+        return differing_keys(stored, expected) + differing_keys_of_rounds(stored, expected)
+
+
+def table_files(folder: Path = TABLES) -> list[Path]:
+    """Return the table files in a folder, by name."""
+    return sorted(folder.glob("*.yml"), key=lambda file: file.stem)
+
+
+def arguments_of(file: Path) -> str:
+    """Return the arguments that name a table: ``labels --data digits`` for this project's ``labels-digits.yml``."""
+    return file.stem.replace("-", " --data ", 1) if file.parent == TABLES else str(file)
+
+
+def find_table(name: str, data: str | None, folder: Path = TABLES) -> Path:
+    """Return the file of the table ``name`` for ``data``; a name that ends in .yml is a file itself.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if name.endswith((".yml", ".yaml")):
+        return Path(name)
+    named = [file for file in table_files(folder) if file.stem.startswith(f"{name}-")]
+    file = named[0] if data is None and len(named) == 1 else folder / f"{name}-{data or 'cifar10'}.yml"
+    if not file.exists():
+        known = ", ".join(map(arguments_of, table_files(folder)))
+        raise UserError(f"{name} --data {data}: is no table; there are {known}")
+    return file
+
+
+def read_table(file: Path) -> Table:
+    """Read a table file.
+
+    Raises:
+        UserError: in one line, if it cannot be read or is none.
+    """
+    values = read_yaml(file)
+    try:
+        table = Table.model_validate({**values, "file": str(file)})
+    except ValidationError as error:
+        raise UserError(f"{file}: {explain(error, Table)}") from None
+    labels = [row.label for row in table.rows]
+    if len({*labels}) < len(labels):
+        raise UserError(f"{file}: two rows have the same label")
+    if table.control is not None and table.control not in labels:
+        raise UserError(f"{file}: control: must be the label of a row, got {table.control!r}")
+    return table
+
+
+def plan(table: Table) -> list[dict[int, Planned]]:
+    """Return the runs of each row, by seed.
+
+    Raises:
+        UserError: if a row's config is not one, or two rows with different configs have one name.
+    """
+    rows = [{seed: _plan_run(table, row, seed) for seed in table.seeds} for row in table.rows]
+    known: dict[str, Planned] = {}
+    for run in (run for row in rows for run in row.values()):
+        if known.setdefault(run.name, run) != run:
+            raise UserError(f"{table.file}: two rows make different runs named {run.name}; set name=... in one")
+    return rows
+
+
+def _plan_run(table: Table, row: Row, seed: int) -> Planned:
+    beside = Path(table.file).parent / (row.config or table.config)
+    file = beside if beside.exists() else ROOT / (row.config or table.config)
+    config = load_config(file, [*table.set, *row.set, f"seed={seed}"])
+    # What the table says of rounds is no part of the run before them, which another table may need as well.
+    run = Planned(config.run_name(), config.model_copy(update={"pseudo_label": PseudoLabelSettings()}))
+    if row.round is None:
+        return run
+    config = override(config, [f"pseudo_label.{setting}" for setting in row.round])
+    return Planned(round_path(Path(run.name), config.pseudo_label).name, config, run)
+
+
+def in_order(table: Table) -> list[Planned]:
+    """Return every run that a table needs once: by seed, then by row, and a run before the rounds on it."""
+    found: dict[str, Planned] = {}
+    rows = plan(table)
+    for seed in table.seeds:
+        for row in rows:
+            for run in (row[seed].parent, row[seed]):
+                if run is not None:
+                    found.setdefault(run.name, run)
+    return list(found.values())

@@ -1,0 +1,245 @@
+"""A method, a network and a data set from a file outside the package; and which way imports run."""
+
+import ast
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+
+import pytest
+import torch
+
+import main
+import pseudo_label
+from mixmatch.classifier import load_model
+from mixmatch.config import load_config, to_yaml
+from mixmatch.data import DATASETS
+from mixmatch.errors import UserError
+from mixmatch.methods import METHODS
+from mixmatch.models import MODELS
+from tests.small_runs import ROOT, assert_same_curves, assert_same_run, curves, final, metrics
+
+TOYS = ROOT / "tests" / "fixtures" / "toys.py"
+SETTINGS = [
+    "method=toy",
+    "model.network=tiny",
+    "model.channels=6",
+    "model.bn_momentum=0.1",
+    "data.dataset=stripes",
+    "data.noise=10",
+    "data.num_labeled=8",
+    "data.num_validation=10",
+    "train.ema_decay=0.9",
+    "train.batch_size=8",
+    "train.eval_every=20",
+    "train.checkpoint_every=4",
+    "train.log_every=10",
+    "toy.weight=2.0",
+]
+
+
+@pytest.fixture
+def registries():
+    """Leave the registries as they were."""
+    before = [(registry, dict(registry)) for registry in (METHODS, MODELS, DATASETS)]
+    yield
+    for registry, entries in before:
+        registry.clear()
+        registry.update(entries)
+
+
+def command(path, *overrides):
+    return [sys.executable, "main.py", "--import", str(TOYS), "--run", str(path), *SETTINGS, *overrides]
+
+
+def test_a_toy_method_network_and_data_set_train_by_the_command_and_survive_a_kill(tmp_path, registries):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    settings = ["train.steps=400"]
+    options = {"cwd": ROOT, "env": environment, "text": True}
+    done = subprocess.run(command(tmp_path / "whole", *settings), capture_output=True, **options)
+    assert done.returncode == 0, done.stderr
+    assert "toy, stripes 8x8, 2 classes: 8 labelled, 182 unlabelled, 10 validation, 40 test images; tiny" in done.stdout
+    for pause in (0.2, 0.1):
+        process = subprocess.Popen(command(tmp_path / "cut", *settings), stdout=subprocess.PIPE, **options)
+        process.stdout.readline()
+        time.sleep(pause)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    subprocess.run(command(tmp_path / "cut", *settings), capture_output=True, check=True, **options)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_same_curves(tmp_path / "whole", tmp_path / "cut")
+
+    scalars = curves(tmp_path / "whole")[0]
+    assert len(scalars["train/distance"]) == 40 and scalars["train/toy_weight"][-1] == (400, 2.0)
+    assert {"distance", "toy_weight", "guess_accuracy"} <= metrics(tmp_path / "whole")[0].keys()
+    state = final(tmp_path / "whole")[0]["method.shares"]
+    assert state.sum().item() == pytest.approx(1, abs=1e-3) and not torch.equal(state, torch.full((2,), 0.5))
+    assert json.loads((tmp_path / "whole" / "results.json").read_text())["test_accuracy_last"] > 90
+
+    # The run says what it needs, in one line; nothing of it was run. With the file it opens anywhere.
+    with pytest.raises(UserError, match=r"config.yml: method: must be .*, got 'toy'; --import FILE brings others"):
+        load_model(tmp_path / "whole")
+    import_toys()
+    model = load_model(tmp_path / "whole")
+    assert model.classes == ["lying", "standing"] and model.network.conv.out_channels == 6
+    to = ["--to", str(tmp_path / "round"), "pseudo_label.steps=20"]
+    assert pseudo_label.main(["--import", str(TOYS), "--run", str(tmp_path / "whole"), *to]) == 0
+    assert "method.shares" in final(tmp_path / "round")[0]
+
+
+def import_toys():
+    from mixmatch.command import import_files
+
+    import_files(["--import", str(TOYS)])
+
+
+def test_help_lists_imported_keys_and_slips_are_one_line(tmp_path, registries, capsys):
+    with pytest.raises(SystemExit):
+        main.main(["--import", str(TOYS), "--help"])
+    printed = capsys.readouterr().out
+    for key in ("toy.weight", "model.channels", "data.noise", "mixmatch.alpha", "model.depth"):
+        assert f"\n  {key} " in printed
+    arguments = ["--import", str(TOYS), "--run", str(tmp_path / "run"), *SETTINGS]
+    for slip, message in {
+        "toy.wieght=1": "toy.wieght: unknown key; did you mean toy.weight?",
+        "toy.weight=-1": "toy.weight: must be greater than or equal to 0, got -1",
+        "model.depth=10": "model.depth: unknown key",
+        "data.noise=x": "data.noise: must be a valid integer, got 'x'",
+    }.items():
+        assert main.main([*arguments, slip]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "No such file"),
+        ("1 +", "SyntaxError"),
+        ("raise RuntimeError('no\\nluck')", "RuntimeError: no luck"),
+        ("from mixmatch.methods import METHODS\nMETHODS['train'] = METHODS['mixmatch']", "'train' cannot be the name"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_one_line(tmp_path, registries, capsys, text, message):
+    file = tmp_path / "mine.py"
+    if text is not None:
+        file.write_text(text)
+    assert main.main(["--import", str(file), "--run", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_run_that_uses_nothing_imported_opens_without_the_import(tmp_path, registries):
+    import_toys()
+    (tmp_path / "plain.yml").write_text(to_yaml(load_config(ROOT / "configs" / "digits.yml")))
+    (tmp_path / "mine.yml").write_text(to_yaml(load_config(ROOT / "configs" / "digits.yml", ["method=toy"])))
+    plain, mine = ((tmp_path / name).read_text() for name in ("plain.yml", "mine.yml"))
+    assert "toy" not in plain and "supervised:" not in plain and "\ntoy:\n" in mine and str(TOYS) not in mine
+    del METHODS["toy"]
+    assert load_config(tmp_path / "plain.yml") == load_config(ROOT / "configs" / "digits.yml")
+
+
+def modules():
+    """Every module of the package and the commands, by name, with the names of those it imports."""
+    graph = {}
+    packages = {"mixmatch": ROOT / "mixmatch", "mixmatch.models": ROOT / "models", "reproduce": ROOT / "reproduce"}
+    for package, folder in packages.items():
+        for file in folder.rglob("*.py"):
+            parts = [package, *file.relative_to(folder).with_suffix("").parts]
+            graph[".".join(part for part in parts if part != "__init__")] = file
+    graph |= {name: ROOT / f"{name}.py" for name in ("main", "pseudo_label")}
+    imports = {}
+    for name, file in graph.items():
+        found = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                named = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= (named & graph.keys()) or ({node.module} & graph.keys())
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names} & graph.keys()
+        imports[name] = found - {name}
+    return imports
+
+
+def assert_no_circle(graph):
+    state = {}
+
+    def visit(name, path):
+        assert state.get(name) != "open", f"a circle: {' -> '.join([*path, name])}"
+        if name in state:
+            return
+        state[name] = "open"
+        for other in sorted(graph[name]):
+            visit(other, [*path, name])
+        state[name] = "done"
+
+    for name in graph:
+        visit(name, [])
+
+
+def test_imports_run_one_way():
+    graph = modules()
+    assert len(graph) > 30
+    assert_no_circle(graph)
+
+
+def test_packages_import_each_other_one_way():
+    """mixmatch.data, mixmatch.methods and so on, each as a whole."""
+    packages = {}
+    for name, others in modules().items():
+        package = ".".join(name.split(".")[:2])
+        packages.setdefault(package, set()).update(".".join(other.split(".")[:2]) for other in others)
+    assert_no_circle({package: others - {package} for package, others in packages.items()})
+
+
+def test_no_file_and_no_function_is_too_long():
+    folders = ("mixmatch", "models", "reproduce", "benchmarks")
+    for file in [*ROOT.glob("*.py"), *(file for folder in folders for file in (ROOT / folder).rglob("*.py"))]:
+        text = file.read_text()
+        assert len(text.splitlines()) <= 300 or file == ROOT / "mixmatch" / "config.py", file
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                docstring = len((ast.get_docstring(node) or "").splitlines())
+                assert node.end_lineno - node.lineno + 1 - docstring <= 60, (file.name, node.name)
+
+
+def test_every_package_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {file.parent.relative_to(ROOT) for file in (ROOT / "mixmatch").rglob("__init__.py")}
+    assert set(listed) == {".".join(folder.parts) for folder in folders} | {"mixmatch.models"}
+
+
+@pytest.mark.parametrize("editable", [False, True])
+def test_it_works_from_anywhere_once_installed(tmp_path, editable):
+    checkout = tmp_path / "checkout"
+    for folder in ("mixmatch", "models"):
+        shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    (site,) = (tmp_path / "venv").rglob("site-packages")
+    (site / "dependencies.pth").write_text(next(path for path in sys.path if path.endswith("site-packages")))
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", *options]
+    subprocess.run([*pip, *["--editable"] * editable, "."], cwd=checkout, check=True)
+    # Another project, which has folders of these names itself.
+    for name in ("models", "data", "tests"):
+        (tmp_path / "elsewhere" / name).mkdir(parents=True)
+        (tmp_path / "elsewhere" / name / "__init__.py").write_text("raise RuntimeError('not this one')")
+    script = """
+import mixmatch
+from mixmatch.models import WideResNet
+config = mixmatch.build_config({"data": {"dataset": "digits", "num_labeled": 20}, "model": {"depth": 10, "width": 0.5},
+                                "train": {"steps": 2, "batch_size": 8}})
+print(mixmatch.train(config, "run", quiet=True)["steps"], mixmatch.load_model("run").classes[3], mixmatch.__file__)
+"""
+    done = subprocess.run([python, "-c", script], cwd=tmp_path / "elsewhere", capture_output=True, text=True)
+    assert done.stdout.startswith("2 3 "), done.stderr
+    assert (str(checkout) in done.stdout) is editable

@@ -1,0 +1,32 @@
+"""A trainer of a small network on random images, for tests of the step."""
+
+import torch
+
+from mixmatch.config import build_config
+from mixmatch.data import ImageData
+from mixmatch.data.split import Split
+from mixmatch.models import WideResNet
+from mixmatch.ranks import ALONE
+from mixmatch.training.prepare import make_trainer
+
+CPU = torch.device("cpu")
+SPLIT = Split("toy", "", list(range(9)), list(range(30)), list(range(30, 40)))
+
+
+def toy_data(classes=3, size=8, channels=3, count=40):
+    source = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, size, size, channels), generator=source, dtype=torch.uint8)
+    labels = torch.arange(count) % classes
+    return ImageData("toy", [f"c{i}" for i in range(classes)], images, labels, images, labels, flip=True)
+
+
+def toy_trainer(device=CPU, ranks=ALONE, split=SPLIT, data=None, **sections):
+    """A trainer of a WRN-10-1 on random images: 9 labelled, 30 unlabelled."""
+    settings = {"model": {"depth": 10, "width": 1}, "train": {"batch_size": 5}}
+    for section, values in sections.items():
+        settings[section] = settings.get(section, {}) | values if isinstance(values, dict) else values
+    return make_trainer(build_config(settings), data or toy_data(), split, device, ranks)
+
+
+def wide_resnet(depth, width, num_classes, in_channels=3, **settings):
+    return WideResNet(WideResNet.Settings(depth=depth, width=width, **settings), num_classes, in_channels)
