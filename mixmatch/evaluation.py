@@ -51,7 +51,7 @@ def predict(
         model.train(training)
 
 
-def evaluate(probabilities: Tensor, labels: Tensor) -> Evaluation:
+def score(probabilities: Tensor, labels: Tensor) -> Evaluation:
     """Compare predictions with the truth.
 
     Args:

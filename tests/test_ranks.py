@@ -17,7 +17,7 @@ from mixmatch.config import load_config
 from mixmatch.data import load_data
 from mixmatch.data.pool import step_seed
 from mixmatch.errors import UserError
-from mixmatch.evaluation import evaluate, predict
+from mixmatch.evaluation import predict, score
 from mixmatch.ranks import Ranks, join_ranks
 from mixmatch.training.prepare import choose_device
 from tests.ranks_worker import STEPS, gradients, make_trainer
@@ -167,7 +167,7 @@ def test_two_processes_stopped_and_killed_continue_to_the_same_weights_or_with_o
     # Split evaluation: what two processes reported of the last checkpoint is what one finds.
     config = load_config(tmp_path / "whole" / "config.yml")
     data = load_data(config.data, torch.device("cpu"))
-    alone = evaluate(load_model(tmp_path / "whole").predict(data.test_images), data.test_labels).accuracy
+    alone = score(load_model(tmp_path / "whole").predict(data.test_images), data.test_labels).accuracy
     assert alone == json.loads((tmp_path / "whole" / "results.json").read_text())["test_accuracy_last"]
 
 

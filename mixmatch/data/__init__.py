@@ -5,7 +5,7 @@ import torch
 from mixmatch.data.cifar import load_cifar10
 from mixmatch.data.digits import load_digits
 from mixmatch.data.folder import load_folder
-from mixmatch.data.images import Dataset, DataSettings, ImageData, prepare_images
+from mixmatch.data.images import Dataset, DataSettings, ImageData, check_images
 
 __all__ = ["DATASETS", "DataSettings", "Dataset", "ImageData", "load_data"]
 
@@ -27,4 +27,4 @@ def load_data(settings: DataSettings, device: torch.device, quiet: bool = True) 
     Raises:
         UserError: if the data is missing, damaged, contradictory or too large.
     """
-    return prepare_images(DATASETS[settings.dataset].load(settings, device, quiet), settings.image_size, device)
+    return check_images(DATASETS[settings.dataset].load(settings, device, quiet), settings.image_size, device)

@@ -105,7 +105,7 @@ class Dataset(NamedTuple):
     Settings: type[DataSettings] = DataSettings
 
 
-def prepare_images(data: ImageData, image_size: int | None, device: torch.device) -> ImageData:
+def check_images(data: ImageData, image_size: int | None, device: torch.device) -> ImageData:
     """Check what a loader returned, bring it to ``image_size``, and see that ``device`` has room for it.
 
     Raises:

@@ -56,7 +56,7 @@ class Loss(NamedTuple):
 class Method(ABC):
     """A way to train a network on labelled and unlabelled images.
 
-    Everything in ``prepare`` and ``loss`` is launched on the device and nothing is read back: the step may be recorded
+    All in ``make_examples`` and ``loss`` is launched on the device and nothing is read back: a step may be recorded
     once and replayed. What changes from step to step reaches it through its arguments.
 
     Attributes:
@@ -88,7 +88,7 @@ class Method(ABC):
         return {}
 
     @abstractmethod
-    def prepare(self, networks: Networks, batch: Batch, generator: Generator) -> Examples:
+    def make_examples(self, networks: Networks, batch: Batch, generator: Generator) -> Examples:
         """Turn a batch into what the network is trained on, without gradient.
 
         Args:
@@ -99,10 +99,10 @@ class Method(ABC):
 
     @abstractmethod
     def loss(self, network: nn.Module, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
-        """Return the loss of what ``prepare`` returned.
+        """Return the loss of what ``make_examples`` returned.
 
         Args:
             network: called as ``Network.forward`` is.
-            examples: from ``prepare``.
+            examples: from ``make_examples``.
             schedules: scalars by the names of ``schedules``.
         """

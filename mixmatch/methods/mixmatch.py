@@ -207,8 +207,8 @@ class MixMatch(Method):
         """Return lambda_U of the next step."""
         return {"lambda_u": ramp_up(step, self.settings.lambda_u, self.settings.ramp_up_steps)}
 
-    def prepare(self, networks: Networks, batch: Batch, generator: Generator) -> Examples:
-        """Guess, sharpen and mix, see ``Method.prepare``."""
+    def make_examples(self, networks: Networks, batch: Batch, generator: Generator) -> Examples:
+        """Guess, sharpen and mix, see ``Method.make_examples``."""
         settings = self.settings
         mixing = draw_mixing(settings.mixup, len(batch.x), settings.num_views, settings.alpha, generator)
         guesser = networks.averaged if settings.guess_with_ema else networks.current

@@ -25,8 +25,8 @@ class Supervised(Method):
     Settings = SupervisedSettings
     parts = ("loss_labeled",)
 
-    def prepare(self, networks: Networks, batch: Batch, generator: Generator) -> Examples:
-        """Mix the labelled batch if the settings say so, see ``Method.prepare``."""
+    def make_examples(self, networks: Networks, batch: Batch, generator: Generator) -> Examples:
+        """Mix the labelled batch if the settings say so, see ``Method.make_examples``."""
         if not self.settings.alpha:
             return Examples(batch.x, batch.p)
         mixing = draw_mixing("joint", len(batch.x), 0, self.settings.alpha, generator)

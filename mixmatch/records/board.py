@@ -13,7 +13,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from mixmatch.files import explain_os_errors
-from mixmatch.records.pictures import describe, draw_confusion, draw_grid, to_png
+from mixmatch.records.pictures import describe_guess, draw_confusion, draw_grid, to_png
 
 # Curves that do not belong to the group ``train``, as losses, schedules and whatever a method adds do.
 GROUPS = {
@@ -67,12 +67,12 @@ class Board:
         """Show the views with their guessed labels, and the mixed batch with its labels, of ``Trainer.preview``."""
         if "views" in preview:
             views = preview["views"][:, :8]  # a row for each image, a column for each view
-            captions = [describe(guess, classes) for guess in preview["guesses"][:8] for _ in views]
+            captions = [describe_guess(guess, classes) for guess in preview["guesses"][:8] for _ in views]
             picture = draw_grid(views.swapaxes(0, 1).reshape(-1, *views.shape[2:]), captions, columns=len(views))
             self.picture("views_and_guesses", picture, step)
         total = len(preview["images"])
         chosen = np.arange(0, total, max(1, total // 24))[:24]  # from labelled and unlabelled alike
-        captions = [describe(target, classes) for target in preview["targets"][chosen]]
+        captions = [describe_guess(target, classes) for target in preview["targets"][chosen]]
         picture = draw_grid(preview["images"][chosen], captions, columns=8)
         self.picture("mixed_batch", picture, step)
 

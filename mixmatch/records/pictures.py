@@ -65,7 +65,7 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str]) -> Image.Image:
     return canvas
 
 
-def describe(distribution: np.ndarray, classes: Sequence[str]) -> str:
+def describe_guess(distribution: np.ndarray, classes: Sequence[str]) -> str:
     """Name the two most likely classes with their percentages, a line each; one alone if the other has none."""
     likely = distribution.argsort(kind="stable")[::-1][:2]
     lines = [f"{classes[i][:8]} {100 * distribution[i]:.0f}%" for i in likely]

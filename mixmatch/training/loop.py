@@ -116,7 +116,7 @@ def run_steps(
         if evaluating:
             trainer.check_finite()
             best = progress.best_validation()
-            evaluate(session, values, recorder, console, settings.steps)
+            record_evaluation(session, values, recorder, console, settings.steps)
             saving = saving or progress.best_validation() != best
 
         # Looked at once, by all ranks together: what arrives later waits for the next step.
@@ -138,7 +138,9 @@ def run_steps(
             raise TimeUp(f"{run.path}: the time is up at step {step}; the same command continues")
 
 
-def evaluate(session: Session, values: dict[str, Any], recorder: Recorder, console: Console, steps: int) -> None:
+def record_evaluation(
+    session: Session, values: dict[str, Any], recorder: Recorder, console: Console, steps: int
+) -> None:
     """Ask every hook what it measures, keep it with the ``values`` logged at this step, and show it."""
     trainer, history = session.trainer, session.progress.history
     step = trainer.step

@@ -125,7 +125,7 @@ class Trainer:
         with torch.no_grad():
             batch = self.pool.batch(self.places, self.method.num_views, self.generator)
             with self.autocast():
-                return batch, self.method.prepare(self.networks, batch, self.generator)
+                return batch, self.method.make_examples(self.networks, batch, self.generator)
 
     def _sum_up(self, loss: Loss, examples: Examples) -> Tensor:
         """Return what this step adds to ``totals``, in the order of ``self.sums``."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mixmatch.evaluation import evaluate
+from mixmatch.evaluation import score
 from mixmatch.hooks import Hook
 from mixmatch.records.recorder import Recorder
 from mixmatch.records.run import Progress
@@ -36,7 +36,7 @@ class Accuracy(Hook):
         if self.held_out is None:
             return {f"{self.name}_accuracy": None}
         images, labels = self.held_out
-        evaluation = evaluate(self.predict(images), labels)
+        evaluation = score(self.predict(images), labels)
         recorder.confusion(self.name, evaluation.confusion, self.classes, step)
         return {f"{self.name}_accuracy": evaluation.accuracy}
 
