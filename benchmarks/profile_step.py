@@ -25,7 +25,8 @@ def main() -> int:
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"
     variant = (options.variants or ["captured" if on_gpu else "float32"])[0]
-    step, _, precision = our_step(variant, *random_images(options), device, options)
+    trainer, _, precision = our_step(variant, *random_images(options), device, options)
+    step = trainer.train_step
     for _ in range(3):
         step()
     synchronize(device)

@@ -9,6 +9,7 @@ synchronised steps after a warm-up; every variant must compute finite losses.
 """
 
 import argparse
+import ctypes
 import json
 import math
 import os
@@ -33,16 +34,20 @@ from mixmatch.config import build_config  # noqa: E402 - after the path is set
 from mixmatch.data import ImageData  # noqa: E402
 from mixmatch.data.split import make_split  # noqa: E402
 from mixmatch.models import BatchNorm  # noqa: E402
+from mixmatch.training.capture import COMPILED, COMPILED_AND_RECORDED, PLAIN, RECORDED  # noqa: E402
 from mixmatch.training.prepare import make_trainer  # noqa: E402
+from mixmatch.training.trainer import Trainer  # noqa: E402
 
 VARIANTS = {
     "textbook": "PIL transforms in a DataLoader, separate passes, float32, EMA tensor by tensor",
     **{f"+ {name}": text for name, text in MEASURES.items()},
     "float32": "ours, plain, float32",
     "bfloat16": "ours, plain, bfloat16",
+    "recorded": "ours, recorded as a CUDA graph",
     "compiled": "ours, compiled",
     "captured": "ours, compiled and recorded as a CUDA graph",
 }
+RUNGS = {"recorded": RECORDED, "compiled": COMPILED, "captured": COMPILED_AND_RECORDED}
 
 
 def parse() -> argparse.Namespace:
@@ -72,7 +77,7 @@ def main() -> int:
     if options.one:
         print(json.dumps(time_variant(options.one, options)))
         return 0
-    here = [name for name in VARIANTS if on_gpu or name not in ("compiled", "captured")]
+    here = [name for name in VARIANTS if on_gpu or name not in RUNGS]
     variants = options.variants or here
     device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     product, copy = ceilings(options.device)
@@ -84,12 +89,15 @@ def main() -> int:
     print(
         "| variant | ms a step (middle half) | steps/s | images/s | ratio | TFLOP/s | share | GB/s | share | ", end=""
     )
-    print("peak memory (GB) | first step after (s) |\n|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    print(
+        "peak memory (GB) | first step after (s) | nodes |\n|---|---|---|---|---|---|---|---|---|---|---|---|",
+        flush=True,
+    )
     textbook = None
     for variant in variants:
         answer = subprocess.run(command(options, variant), capture_output=True, text=True, check=False)
         if answer.returncode:
-            print(f"| {variant} | failed: {answer.stderr.strip().splitlines()[-1]} |" + " |" * 9, flush=True)
+            print(f"| {variant} | failed: {answer.stderr.strip().splitlines()[-1]} |" + " |" * 10, flush=True)
             continue
         result = json.loads(answer.stdout.splitlines()[-1])
         seconds = result["median"]
@@ -108,6 +116,7 @@ def main() -> int:
             f"{100 * bytes_moved / seconds / copy:.0f}%",
             f"{result['memory'] / 1e9:.2f}",
             f"{result['first_step']:.1f}",
+            str(result["nodes"] or "-"),
         ]
         print("| " + " | ".join(cells) + " |", flush=True)
     print("\nratio: to textbook. share: of the measured ceiling. " + "; ".join(f"{v}: {VARIANTS[v]}" for v in variants))
@@ -144,10 +153,12 @@ def time_variant(variant: str, options: argparse.Namespace) -> dict:
     device = torch.device(options.device)
     images, labels = random_images(options)
     if variant == "textbook" or variant.startswith("+"):
+        trainer = None
         measures = list(MEASURES)[: list(VARIANTS).index(variant)]
         step, loss, precision = textbook_step(measures, images, labels, device, options)
     else:
-        step, loss, precision = our_step(variant, images, labels, device, options)
+        trainer, loss, precision = our_step(variant, images, labels, device, options)
+        step = trainer.train_step
 
     def timed() -> float:
         begun = time.perf_counter()
@@ -157,6 +168,7 @@ def time_variant(variant: str, options: argparse.Namespace) -> dict:
 
     timed()
     first = time.perf_counter() - STARTED
+    nodes = count_nodes(trainer.graph) if trainer is not None and trainer.graph is not None else None
     for _ in range(max(2, options.steps // 10)):
         timed()
     if options.meet:
@@ -177,7 +189,23 @@ def time_variant(variant: str, options: argparse.Namespace) -> dict:
         "memory": memory,
         "first_step": first,
         "precision": str(precision),
+        "nodes": nodes,
     }
+
+
+def count_nodes(graph: torch.cuda.CUDAGraph) -> int:
+    """Return how many kernels, copies and fills a recorded step is made of: a measure that needs no clock.
+
+    Asked of the CUDA runtime: torch does not tell.
+    """
+    runtime = ctypes.CDLL(None)  # where a stand-in for the runtime is, if there is one
+    if not hasattr(runtime, "cudaGraphGetNodes"):
+        runtime = ctypes.CDLL(f"libcudart.so.{(torch.version.cuda or '').split('.')[0]}")
+    count = ctypes.c_size_t()
+    code = runtime.cudaGraphGetNodes(ctypes.c_void_p(graph.raw_cuda_graph()), None, ctypes.byref(count))
+    if code:
+        raise RuntimeError(f"cudaGraphGetNodes failed with code {code}")
+    return count.value
 
 
 def random_images(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
@@ -190,8 +218,8 @@ def random_images(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tens
 
 def our_step(
     variant: str, images: torch.Tensor, labels: torch.Tensor, device: torch.device, options: argparse.Namespace
-) -> tuple[Callable[[], None], Callable[[], float], torch.dtype]:
-    """Return this project's step, its mean loss so far, and its precision."""
+) -> tuple[Trainer, Callable[[], float], torch.dtype]:
+    """Return this project's trainer, its mean loss so far, and its precision."""
     config = build_config(
         {
             "data": {"dataset": "folder"},
@@ -200,7 +228,6 @@ def our_step(
             "train": {
                 "batch_size": options.batch_size,
                 "precision": variant if variant in ("float32", "bfloat16") else "auto",
-                "compile": variant in ("compiled", "captured"),
             },
         }
     )
@@ -208,8 +235,9 @@ def our_step(
     data = ImageData("random", names, images, labels, None, None, flip=True)
     split = make_split("random", "", labels.numpy(), names, 1, 250, 0, True)
     trainer = make_trainer(config, data, split, device)
-    trainer.capturing = variant == "captured"
-    return trainer.train_step, lambda: float(trainer.read_statistics()["loss"]), trainer.precision
+    trainer.keep_graph = True
+    trainer.use(RUNGS.get(variant, PLAIN))
+    return trainer, lambda: float(trainer.read_statistics()["loss"]), trainer.precision
 
 
 def synchronize(device: torch.device) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from mixmatch.errors import Diverged, Stopped, UserError, one_line
+from mixmatch.errors import Diverged, Received, Stopped, UserError, one_line
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -65,12 +65,12 @@ def import_files(arguments: Sequence[str] | None) -> None:
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[Received]:
     """Collect SIGINT and SIGTERM, so that the step under way can end; a second SIGINT stops at once."""
-    received: list[int] = []
+    received = Received()
 
     def note(number: int, frame: object) -> None:
-        if received and number == signal.SIGINT:
+        if number == signal.SIGINT and (received or received.at_once):
             raise KeyboardInterrupt
         received.append(number)
 

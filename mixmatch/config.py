@@ -21,8 +21,9 @@ from mixmatch.models import MODELS, NetworkSettings
 from mixmatch.plain_yaml import parse_yaml, read_yaml
 from mixmatch.section import Count, NonNegative, Positive, Section, brief, explain, list_keys
 
-# Keys that may change on a run under way: it may go on elsewhere, and its split knows the images.
-NOT_OF_THE_RUN = ("device", "data.root")
+# Keys that may change on a run under way: it may go on elsewhere and be computed in other ways, its split knows the
+# images, and its checkpoints the precision, see ``training.prepare``.
+NOT_OF_THE_RUN = ("device", "data.root", "train.precision", "train.compile", "train.record")
 
 
 class TrainSettings(Section):
@@ -49,11 +50,12 @@ class TrainSettings(Section):
         1024, description="steps between checkpoints; a kill loses at most those since the last one written"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of convolutions and the dense layer; auto: bfloat16 on GPUs that have it"
+        "auto", description="of convolutions and the dense layer; auto: bfloat16 where it is faster, kept by the run"
     )
     compile: bool | Literal["auto"] = Field(
-        "auto", description="compile the network, and on a GPU record the whole step; auto: on a GPU"
+        "auto", description="compile the step; auto: on a GPU, in runs long enough to gain by it"
     )
+    record: bool | Literal["auto"] = Field("auto", description="record the step as a CUDA graph; auto: on a GPU")
     log_every: Count = Field(64, description="steps between points on the TensorBoard curves")
 
     @model_validator(mode="after")

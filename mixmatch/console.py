@@ -1,6 +1,7 @@
 """What a person sees of a run while it trains."""
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,6 +31,28 @@ class Console:
         """Show a progress bar, if there is a terminal to show it on."""
         with tqdm(total=steps, initial=step, unit="step", disable=self.quiet_bars, dynamic_ncols=True) as self._bar:
             yield
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        """Say what is being done while nothing moves: with a running clock on a terminal, else in a line."""
+        if self.quiet_bars:
+            self.say(f"{what} ...")
+            yield
+            return
+        ended = threading.Event()
+        with tqdm(bar_format="{desc} {elapsed}", desc=what, leave=False) as clock:
+
+            def tick() -> None:
+                while not ended.wait(1):
+                    clock.refresh()
+
+            thread = threading.Thread(target=tick, daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                thread.join()
 
     def advance(self, step: int, note: str) -> None:
         """Move the bar to ``step``."""

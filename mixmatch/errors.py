@@ -25,6 +25,16 @@ class Diverged(Exception):
     """A loss or a weight is no longer finite. Commands print it in one line and exit with code 1."""
 
 
+class Received(list[int]):
+    """The numbers of the signals that a run has received, which end it after the step under way.
+
+    Attributes:
+        at_once: while it is set, an interrupt does not wait for that.
+    """
+
+    at_once = False
+
+
 class Stopped(Exception):
     """A run was asked to stop, by SIGINT or SIGTERM, and has written a checkpoint.
 

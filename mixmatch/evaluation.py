@@ -1,5 +1,6 @@
 """Predictions and accuracy of a network on images that stay as they are."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -67,3 +68,9 @@ def confusion_matrix(truth: Tensor, predicted: Tensor, num_classes: int) -> Tens
     """Count pairs of true and predicted class, both (n,) int64: (C, C), the true class in rows."""
     pairs = truth * num_classes + predicted
     return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def effective_classes(counts: list[float]) -> float:
+    """Return exp(entropy) of a histogram: how many classes equally used would spread as widely."""
+    total = sum(counts)
+    return math.exp(-sum(count / total * math.log(count / total) for count in counts if count))

@@ -56,6 +56,20 @@ class Ranks:
         size = count // self.world
         return slice(self.rank * size, (self.rank + 1) * size)
 
+    def share_batch(self, batch_size: int) -> int:
+        """Return how many of ``batch_size`` labelled images a step each process takes.
+
+        Raises:
+            UserError: if they cannot share.
+        """
+        share, rest = divmod(batch_size, self.world)
+        if rest or share < 2:
+            raise UserError(
+                f"train.batch_size: {batch_size} cannot be shared by {self.world} processes; "
+                "it must be a multiple of their number, with 2 or more for each"
+            )
+        return share
+
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Put the mean over ranks in place of each tensor, all of them in one message.
 

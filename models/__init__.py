@@ -4,7 +4,8 @@ import threading
 
 import torch
 
-from mixmatch.models.network import BatchNorm, Network, NetworkSettings
+from mixmatch.models.batch_norm import BatchNorm
+from mixmatch.models.network import Network, NetworkSettings
 from mixmatch.models.wide_resnet import WideResNet
 
 __all__ = ["MODELS", "BatchNorm", "Network", "NetworkSettings", "WideResNet", "build_network"]

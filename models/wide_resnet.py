@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from mixmatch.models.network import BatchNorm, Network, NetworkSettings
+from mixmatch.models.batch_norm import BatchNorm
+from mixmatch.models.network import Network, NetworkSettings
 
 LEAKY_SLOPE = 0.1
 

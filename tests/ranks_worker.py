@@ -27,8 +27,8 @@ def main(folder: Path) -> None:
     """Do one step by DDP and by the trainer, then the rest, and save what came of it."""
     with join_ranks("cpu") as ranks:
         twin = make_trainer(Ranks(ranks.rank, ranks.world, ranks.local))
-        twin._give_inputs()
-        _, examples = twin._draw_examples()
+        twin.give_inputs()
+        _, examples = twin._make_examples(*twin._draw())
         wrapped = DistributedDataParallel(twin.model, broadcast_buffers=False)
         twin.method.loss(wrapped, examples, twin.schedules).total.backward()
         left = {"ddp": gradients(twin.model)}

@@ -30,6 +30,7 @@ SMALL = [
     "train.eval_every=6",
     "train.checkpoint_every=4",
     "train.log_every=3",
+    "device=cpu",
 ]
 
 

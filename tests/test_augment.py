@@ -9,10 +9,13 @@ from scipy import stats
 
 from mixmatch.data.views import (
     OPERATIONS,
-    random_cutout,
-    random_distortions,
-    random_strong_views,
+    Distortions,
+    Offsets,
+    cut_out,
+    distort,
+    draw_distortions,
     random_views,
+    strong_views,
     to_float,
     views,
 )
@@ -36,9 +39,7 @@ def test_a_view_is_a_crop_of_the_reflected_image(height, width, channels, paddin
     result = views(
         torch.from_numpy(images),
         torch.tensor([index]),
-        torch.tensor([top]),
-        torch.tensor([left]),
-        torch.tensor([mirrored]),
+        Offsets(torch.tensor([top]), torch.tensor([left]), torch.tensor([mirrored])),
         padding,
     )
     assert result.shape == (1, channels, height, width)
@@ -93,14 +94,14 @@ def seeded(seed=0):
 
 def test_strong_views_without_magnitude_are_the_views():
     x = torch.rand(5, 3, 9, 7, generator=seeded()) * 2 - 1
-    torch.testing.assert_close(random_distortions(x, seeded(), dict.fromkeys(OPERATIONS, 0.0)), x)
+    torch.testing.assert_close(distort(x, draw_distortions(len(x), seeded()), dict.fromkeys(OPERATIONS, 0.0)), x)
 
 
 @pytest.mark.parametrize("operation", ["brightness", "contrast"])
 def test_each_strong_view_draws_its_own_amount_within_range(operation):
     limits = dict.fromkeys(OPERATIONS, 0.0) | {operation: OPERATIONS[operation]}
     x = torch.tensor([-0.2, 0.2]).view(1, 1, 1, 2).expand(4000, 1, 4, 2)
-    y = random_distortions(x, seeded(), limits)
+    y = distort(x, draw_distortions(len(x), seeded()), limits)
     low, high = y[:, 0, :, 0].mean(1), y[:, 0, :, 1].mean(1)
     amount = (low + high) / 2 if operation == "brightness" else (high - low) / 0.4 - 1
     used = amount.abs() > 1e-4
@@ -109,25 +110,25 @@ def test_each_strong_view_draws_its_own_amount_within_range(operation):
     assert stats.kstest(uniform.numpy(), "uniform").pvalue > 0.001
 
 
-def test_a_quarter_turn_by_hand(monkeypatch):
-    """With every image turned by 90 degrees either way, each is numpy's rot90 of the original."""
-    monkeypatch.setattr(torch, "rand", lambda *size, **options: torch.ones(*size))
-    x = torch.rand_like(torch.empty(1, 1, 6, 6)) * 2 - 1
+def test_a_quarter_turn_by_hand():
+    """Turned by 90 degrees, the image is numpy's rot90 of it."""
+    x = torch.rand(1, 1, 6, 6, generator=seeded()) * 2 - 1
+    farthest = Distortions(torch.ones(1, 6), torch.ones(1, 6), torch.zeros(3, 1, 1))
     limits = dict.fromkeys(OPERATIONS, 0.0) | {"rotate": np.pi / 2}
-    turned = random_distortions(x, seeded(), limits, per_image=len(OPERATIONS))
+    turned = distort(x, farthest, limits, per_image=len(OPERATIONS))
     torch.testing.assert_close(turned[0, 0], torch.from_numpy(np.rot90(x[0, 0].numpy()).copy()), atol=1e-5, rtol=0)
 
 
 def test_strong_views_stay_in_range_and_differ_between_images():
     x = (torch.rand(1, 3, 16, 16, generator=seeded()) * 2 - 1).expand(50, 3, 16, 16)
-    y = random_strong_views(x, seeded(1))
+    y = strong_views(x, draw_distortions(len(x), seeded(1)))
     assert y.shape == x.shape and y.abs().max() <= 1
     assert len(y.flatten(1).unique(dim=0)) == 50
-    assert torch.equal(y, random_strong_views(x, seeded(1)))
+    assert torch.equal(y, strong_views(x, draw_distortions(len(x), seeded(1))))
 
 
 def test_cutout_blanks_squares_of_up_to_half_the_side():
-    blank = random_cutout(torch.ones(4000, 1, 32, 32), seeded()) < 0.5
+    blank = cut_out(torch.ones(4000, 1, 32, 32), draw_distortions(4000, seeded())) < 0.5
     side = blank.any(dim=3).sum(dim=2).float()
     assert side.max() <= 17 and side.min() == 0
     assert side.mean().item() == pytest.approx(8, abs=1)  # uniform up to 16, less what hangs over the edge

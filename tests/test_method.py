@@ -14,10 +14,11 @@ from torch import nn
 from mixmatch.methods.mixmatch import (
     Mixing,
     draw_mixing,
-    draw_shares,
+    fold_shares,
     guess_labels,
     interleave_order,
     labeled_loss,
+    make_mixing,
     mix,
     ramp_up,
     sharpen,
@@ -33,6 +34,14 @@ def generator(seed=0):
 
 def distributions(n, classes, seed=0):
     return torch.rand(n, classes, generator=generator(seed), dtype=torch.float64).softmax(dim=1)
+
+
+def shares_of(n, alpha, source):
+    return fold_shares(draw_mixing(n, alpha, source), alpha)
+
+
+def mixing_of(mode, batch_size, num_views, alpha, source):
+    return make_mixing(draw_mixing((num_views + 1) * batch_size, alpha, source), mode, batch_size, alpha)
 
 
 def test_sharpen_by_hand():
@@ -97,7 +106,7 @@ def test_mix_by_hand():
 
 @given(st.sampled_from(MODES), st.integers(1, 9), st.integers(1, 4), st.floats(1e-4, 20), st.integers(0, 2**32))
 def test_mixing_keeps_to_its_mode(mode, batch_size, num_views, alpha, seed):
-    partner, share = draw_mixing(mode, batch_size, num_views, alpha, generator(seed))
+    partner, share = mixing_of(mode, batch_size, num_views, alpha, generator(seed))
     n = (num_views + 1) * batch_size
     assert sorted(partner.tolist()) == list(range(n))
     assert ((share >= 0.5) & (share <= 1)).all()
@@ -117,20 +126,20 @@ def test_mixing_keeps_to_its_mode(mode, batch_size, num_views, alpha, seed):
 
 @pytest.mark.parametrize("alpha", [0.25, 0.75, 1.0, 4.0])
 def test_shares_are_beta_folded_at_one_half(alpha):
-    shares = draw_shares(20000, alpha, generator()).double().numpy()
+    shares = shares_of(20000, alpha, generator()).double().numpy()
     beta = stats.beta(alpha, alpha)
     uniform = beta.cdf(shares) - beta.cdf(1 - shares)
     assert stats.chisquare(np.histogram(uniform, bins=50, range=(0, 1))[0]).pvalue > 0.001
 
 
 def test_every_example_has_a_share_of_its_own():
-    shares = draw_shares(1000, 0.75, generator())
+    shares = shares_of(1000, 0.75, generator())
     assert len(shares.unique()) > 990
     assert abs(stats.pearsonr(shares[:-1], shares[1:]).statistic) < 0.1
 
 
 def test_tiny_alpha_draws_no_nan():
-    shares = draw_shares(10000, 1e-4, generator())
+    shares = shares_of(10000, 1e-4, generator())
     assert shares.isfinite().all() and (shares > 0.99).float().mean() > 0.99
 
 
@@ -140,7 +149,7 @@ def test_partners_are_uniform_over_what_may_be_mixed(mode):
     counts = torch.zeros(12, 12)
     source = generator(1)
     for _ in range(trials):
-        counts[torch.arange(12), draw_mixing(mode, batch_size, num_views, 0.75, source).partner] += 1
+        counts[torch.arange(12), mixing_of(mode, batch_size, num_views, 0.75, source).partner] += 1
     if mode == "joint":
         assert stats.chisquare(counts.flatten()).pvalue > 0.001
     else:

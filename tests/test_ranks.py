@@ -19,7 +19,7 @@ from mixmatch.data.pool import step_seed
 from mixmatch.errors import UserError
 from mixmatch.evaluation import predict, score
 from mixmatch.ranks import Ranks, join_ranks
-from mixmatch.training.prepare import choose_device
+from mixmatch.training.device import choose_device
 from tests.ranks_worker import STEPS, gradients, make_trainer
 from tests.small_runs import ROOT, SMALL, assert_same_run, run
 
@@ -76,7 +76,7 @@ def test_ranks_draw_different_shares_of_one_batch():
     alone, *ranks = make_trainer(Ranks()), make_trainer(Ranks(0, 2)), make_trainer(Ranks(1, 2))
     for trainer in (alone, *ranks):
         trainer.step = 3
-        trainer._give_inputs()
+        trainer.give_inputs()
     for whole, *shares in zip(alone.places, *(trainer.places for trainer in ranks), strict=True):
         assert torch.equal(torch.cat(shares), whole)
     assert len({step_seed(1, 3, rank) for rank in range(4)}) == 4 and step_seed(1, 3) == step_seed(1, 3, 0)
@@ -90,6 +90,8 @@ def test_each_rank_of_a_machine_takes_the_gpu_of_its_number(monkeypatch, name, r
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90"])
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device.index))
     assert choose_device(name, Ranks(*ranks)) == torch.device("cuda", index)
     assert chosen == [index]

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from mixmatch.data.pool import Batch, Pool
-from mixmatch.methods.mixmatch import draw_mixing
+from mixmatch.methods.mixmatch import draw_mixing, make_mixing
+from mixmatch.models import BatchNorm
+from mixmatch.training.capture import COMPILED
 from tests.reference import Reference
 from tests.toys import CPU, SPLIT, toy_data, toy_trainer
 
@@ -12,16 +14,21 @@ MODES = ["joint", "labeled", "unlabeled", "separate", "none"]
 
 
 class DoublePool(Pool):
-    """Draws in float64, and remembers the batch and where the generator was after it."""
+    """Gives the batch in float64, and remembers it and where the generator was after its draws."""
 
-    def batch(self, places, num_views, generator):
-        self.drawn = Batch(*(tensor.double() for tensor in super().batch(places, num_views, generator)))
+    def draw(self, num_labeled, num_unlabeled, num_views, generator):
+        draws = super().draw(num_labeled, num_unlabeled, num_views, generator)
         self.generator_after = generator.get_state()
+        return draws
+
+    def batch(self, places, draws):
+        self.drawn = Batch(*(tensor.double() for tensor in super().batch(places, draws)))
         return self.drawn
 
     def mixing(self, mode, num_views):
         """The mixing that a method drew next."""
-        return draw_mixing(mode, 5, num_views, 0.75, torch.Generator().set_state(self.generator_after))
+        generator = torch.Generator().set_state(self.generator_after)
+        return make_mixing(draw_mixing(5 * (num_views + 1), 0.75, generator), mode, 5, 0.75)
 
 
 @pytest.fixture
@@ -180,8 +187,13 @@ def test_supervised_mixup_mixes_labelled_images_alone():
 
 
 @pytest.mark.timeout(600)
-def test_the_compiled_step_computes_what_the_plain_one_does():
-    plain, compiled = toy_trainer(), toy_trainer(train={"compile": True})
+@pytest.mark.parametrize("joint", [False, True])  # joint as on a GPU
+def test_the_compiled_step_computes_what_the_plain_one_does(joint):
+    plain, compiled = toy_trainer(), toy_trainer()
+    compiled.use(COMPILED)
+    for module in compiled.working.modules():
+        if isinstance(module, BatchNorm):
+            module.joint = joint
     for _ in range(20):
         plain.train_step()
         compiled.train_step()
@@ -208,4 +220,4 @@ def test_bfloat16_gradients_reach_every_weight():
 
 def test_auto_is_plain_float32_on_the_cpu():
     trainer = toy_trainer()
-    assert trainer.precision == torch.float32 and trainer.networks.current is trainer.model and not trainer.capturing
+    assert trainer.precision == torch.float32 and trainer.networks.current is trainer.model

@@ -85,6 +85,12 @@ class ImageData:
     test_labels: Tensor | None
     flip: bool
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of an image, as networks have it."""
+        _, height, width, channels = self.images.shape
+        return channels, height, width
+
     def spec(self) -> ImageSpec:
         """Return what a network trained on these images must be given."""
         return ImageSpec(self.classes, self.images.shape[1], self.images.shape[3])

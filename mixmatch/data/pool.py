@@ -2,7 +2,7 @@
 
     pool = Pool(load_data(settings, device), split, device, seed=1)
     generator = torch.Generator(device).manual_seed(step_seed(1, step))
-    batch = pool.batch(pool.places(step, 64, 64), num_views=2, generator=generator)
+    batch = pool.batch(pool.places(step, 64, 64), pool.draw(64, 64, num_views=2, generator=generator))
 
 Orders are drawn by numpy's legacy RandomState, whose streams are frozen for good, and are functions of (seed, step):
 the state of a pool is which images serve as labelled, and nothing else.
@@ -16,11 +16,12 @@ from torch import Generator, Tensor
 
 from mixmatch.data.images import ImageData
 from mixmatch.data.split import Split
-from mixmatch.data.views import random_strong_views, random_views
+from mixmatch.data.views import Distortions, Offsets, draw_distortions, draw_offsets, strong_views, views
 from mixmatch.errors import UserError
 
 # Batches are looked up this many steps ahead, so that the host is asked for them rarely.
 STEPS_PER_REFILL = 256
+REFILL_AT = 225  # first refilled before this step: not on one that logs or evaluates
 LABELED_STREAM, UNLABELED_STREAM = 0, 1
 
 
@@ -31,6 +32,14 @@ class Places(NamedTuple):
     x_labels: Tensor  # (B,) int64, their labels
     x_added: Tensor  # (B,) bool, whether a label was added to the split's by ``add_labels``
     u_index: Tensor  # (M,) int64, the unlabelled images
+
+
+class Draws(NamedTuple):
+    """The random numbers of a step's batch."""
+
+    x: Offsets  # of B views
+    strong: Distortions | None  # of B views, if images with added labels are distorted
+    u: Offsets | None  # of K * M views, view by view, if there are unlabelled images
 
 
 class Batch(NamedTuple):
@@ -134,21 +143,30 @@ class Pool:
             u = self.unlabeled[self._draw(len(self.unlabeled), UNLABELED_STREAM, step, num_unlabeled, rank, world)]
         return Places(self.labeled[x], self.targets[x], x >= len(self.split_labeled), u)
 
-    def batch(self, places: Places, num_views: int, generator: Generator) -> Batch:
-        """Draw views of the images at ``places``: device work alone, in a fixed order.
+    def draw(self, num_labeled: int, num_unlabeled: int, num_views: int, generator: Generator) -> Draws:
+        """Draw what sets the views of a batch apart, in a fixed order.
 
         Args:
-            places: from ``places``.
+            num_labeled: B.
+            num_unlabeled: M, not used if ``num_views`` is 0.
             num_views: K, views of each unlabelled image.
             generator: on this pool's device.
         """
-        x = random_views(self.images, places.x_index, self.flip, self.padding, generator)
-        if self.distort_added:
-            x = torch.where(places.x_added[:, None, None, None], random_strong_views(x, generator), x)
+        x = draw_offsets(num_labeled, self.flip, self.padding, generator)
+        strong = draw_distortions(num_labeled, generator) if self.distort_added else None
+        u = draw_offsets(num_views * num_unlabeled, self.flip, self.padding, generator) if num_views else None
+        return Draws(x, strong, u)
+
+    def batch(self, places: Places, draws: Draws) -> Batch:
+        """Cut the views of the images at ``places``."""
+        x = views(self.images, places.x_index, draws.x, self.padding)
+        if draws.strong is not None:
+            x = torch.where(places.x_added[:, None, None, None], strong_views(x, draws.strong), x)
         u = x[:0].unsqueeze(0)
-        if num_views:
+        if draws.u is not None:
+            num_views = len(draws.u.top) // len(places.u_index)
             index = places.u_index.repeat(num_views)
-            u = random_views(self.images, index, self.flip, self.padding, generator).unflatten(0, (num_views, -1))
+            u = views(self.images, index, draws.u, self.padding).unflatten(0, (num_views, -1))
         return Batch(x, one_hot(places.x_labels, self.num_classes), u)
 
     def state(self) -> dict[str, Tensor]:
@@ -157,7 +175,7 @@ class Pool:
 
     def _draw(self, count: int, stream: int, step: int, size: int, rank: int, world: int) -> Tensor:
         """Return a rank's share of a step's ``size`` places out of ``count``, (size / world,) in 0 .. count - 1."""
-        first = step - step % STEPS_PER_REFILL
+        first = max(0, step - (step - REFILL_AT) % STEPS_PER_REFILL)
         if self._orders.get(stream, (-1,))[0] != first:
             span = first * size, (first + STEPS_PER_REFILL) * size
             order = torch.from_numpy(shuffled_stream(count, *span, self.seed, stream))

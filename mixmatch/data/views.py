@@ -6,6 +6,7 @@ after padding by 4 pixels of reflection.
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,78 +29,101 @@ def to_float(images: Tensor) -> Tensor:
     return images.movedim(-1, -3).float() / 127.5 - 1
 
 
-def views(images: Tensor, index: Tensor, top: Tensor, left: Tensor, mirror: Tensor, padding: int) -> Tensor:
+class Offsets(NamedTuple):
+    """What sets each of n views apart."""
+
+    top: Tensor  # (n,) int64 in 0 .. 2 * padding, with left the corner of the crop in the padded image
+    left: Tensor  # (n,) int64
+    mirror: Tensor  # (n,) bool, whether it is flipped left to right
+
+
+def draw_offsets(n: int, flip: bool, padding: int, generator: Generator) -> Offsets:
+    """Draw crop and flip of n views, every one its own.
+
+    Args:
+        n: how many.
+        flip: whether views are mirrored with probability 1/2.
+        padding: pixels of reflection on each side of an image.
+        generator: its device is where the draws are made.
+    """
+    device = generator.device
+    top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=generator, device=device)
+    mirror = torch.rand(n, generator=generator, device=device) < (0.5 if flip else 0.0)
+    return Offsets(top, left, mirror)
+
+
+def views(images: Tensor, index: Tensor, offsets: Offsets, padding: int) -> Tensor:
     """Cut one view of each of the images ``index``.
 
     Args:
         images: (count, h, w, c) uint8, the whole data set on its device.
         index: (n,) int64, which images.
-        top, left: (n,) int64 in 0 .. 2 * padding, the corner of each crop in the padded image.
-        mirror: (n,) bool, which views are flipped left to right.
+        offsets: of each view.
         padding: pixels of reflection on each side (the edge itself is not repeated); below h and w.
 
     Returns:
         (n, c, h, w) float32 in [-1, 1], in channels_last memory order.
     """
     height, width = images.shape[1:3]
-    rows = _reflect(torch.arange(height, device=images.device) + top[:, None] - padding, height)
-    columns = _reflect(torch.arange(width, device=images.device) + left[:, None] - padding, width)
-    columns = torch.where(mirror[:, None], columns.flip(1), columns)
+    rows = _reflect(torch.arange(height, device=images.device) + offsets.top[:, None] - padding, height)
+    columns = _reflect(torch.arange(width, device=images.device) + offsets.left[:, None] - padding, width)
+    columns = torch.where(offsets.mirror[:, None], columns.flip(1), columns)
     return to_float(images[index[:, None, None], rows[:, :, None], columns[:, None, :]])
 
 
 def random_views(images: Tensor, index: Tensor, flip: bool, padding: int, generator: Generator) -> Tensor:
-    """Cut one random view of each of the images ``index``, every one with draws of its own.
-
-    Args:
-        images, index, padding: as for ``views``.
-        flip: whether views are mirrored with probability 1/2.
-        generator: on the device of ``images``.
-
-    Returns:
-        (n, c, h, w) float32 in [-1, 1].
-    """
-    n, device = len(index), images.device
-    top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=generator, device=device)
-    mirror = torch.rand(n, generator=generator, device=device) < (0.5 if flip else 0.0)
-    return views(images, index, top, left, mirror, padding)
+    """Cut one random view of each of the images ``index``. Arguments as for ``draw_offsets`` and ``views``."""
+    return views(images, index, draw_offsets(len(index), flip, padding, generator), padding)
 
 
-def random_strong_views(x: Tensor, generator: Generator) -> Tensor:
-    """Distort views strongly, each by draws of its own, in the manner of RandAugment and Cutout.
+class Distortions(NamedTuple):
+    """What sets each of n strong views apart: uniform numbers in [0, 1)."""
+
+    rank: Tensor  # (n, 6), the operations of the smallest are applied
+    amount: Tensor  # (n, 6), how far each goes
+    cutout: Tensor  # (3, n, 1), side, row and column of the blanked square
+
+
+def draw_distortions(n: int, generator: Generator) -> Distortions:
+    """Draw the distortions of n strong views, every one its own, where ``generator`` is."""
+    device = generator.device
+    rank = torch.rand(n, len(OPERATIONS), generator=generator, device=device)
+    amount = torch.rand(n, len(OPERATIONS), generator=generator, device=device)
+    return Distortions(rank, amount, torch.rand(3, n, 1, generator=generator, device=device))
+
+
+def strong_views(x: Tensor, distortions: Distortions) -> Tensor:
+    """Distort views strongly, in the manner of RandAugment and Cutout.
 
     Args:
         x: (n, c, h, w) in [-1, 1], weak views.
-        generator: on the device of ``x``.
+        distortions: of each view.
 
     Returns:
         (n, c, h, w) in [-1, 1].
     """
-    return random_cutout(random_distortions(x, generator), generator)
+    return cut_out(distort(x, distortions), distortions)
 
 
-def random_distortions(
+def distort(
     x: Tensor,
-    generator: Generator,
+    distortions: Distortions,
     operations: Mapping[str, float] = OPERATIONS,
     per_image: int = OPERATIONS_PER_IMAGE,
 ) -> Tensor:
-    """Apply random operations to each view, as RandAugment does (arXiv:1909.13719), to a whole batch at once.
+    """Apply some of the operations to each view, as RandAugment does (arXiv:1909.13719), to a whole batch at once.
 
     The geometric operations of an image are one affine map, sampled with reflection at the edges.
 
     Args:
-        x, generator: as for ``random_strong_views``.
+        x, distortions: as for ``strong_views``.
         operations: how far each of ``OPERATIONS`` goes, either way.
         per_image: how many of them an image gets.
 
     Returns:
-        As ``random_strong_views``.
+        As ``strong_views``.
     """
-    n = len(x)
-    rank = torch.rand(n, len(operations), generator=generator, device=x.device).argsort(dim=1)
-    amount = 2 * torch.rand(n, len(operations), generator=generator, device=x.device) - 1
-    amounts = (amount * (rank < per_image)).unbind(dim=1)
+    amounts = ((2 * distortions.amount - 1) * (distortions.rank.argsort(dim=1) < per_image)).unbind(dim=1)
     angle, shear_x, shear_y, zoom, brightness, contrast = (
         share * most for share, most in zip(amounts, operations.values(), strict=True)
     )
@@ -113,13 +137,13 @@ def random_distortions(
     return (mean + (x - mean) * (1 + contrast)[:, None, None, None] + brightness[:, None, None, None]).clamp(-1, 1)
 
 
-def random_cutout(x: Tensor, generator: Generator) -> Tensor:
+def cut_out(x: Tensor, distortions: Distortions) -> Tensor:
     """Blank a square of each view, of up to half its side, anywhere (Cutout, arXiv:1708.04552).
 
-    Arguments and result as for ``random_strong_views``.
+    Arguments and result as for ``strong_views``.
     """
-    n, _, height, width = x.shape
-    side, row, column = torch.rand(3, n, 1, generator=generator, device=x.device)
+    height, width = x.shape[2:]
+    side, row, column = distortions.cutout
     rows = (torch.arange(height, device=x.device) + 0.5 - row * height).abs() < side * height / 4
     columns = (torch.arange(width, device=x.device) + 0.5 - column * width).abs() < side * width / 4
     return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)

@@ -56,8 +56,9 @@ class Loss(NamedTuple):
 class Method(ABC):
     """A way to train a network on labelled and unlabelled images.
 
-    All in ``make_examples`` and ``loss`` is launched on the device and nothing is read back: a step may be recorded
-    once and replayed. What changes from step to step reaches it through its arguments.
+    All of a step is launched on the device and nothing is read back: it may be recorded once and replayed, and
+    ``make_examples`` and ``loss`` may be compiled. What changes from step to step reaches them through their arguments,
+    random numbers included.
 
     Attributes:
         Settings: the section of the config that bears the method's name.
@@ -87,14 +88,18 @@ class Method(ABC):
         """Return what changes with the number of completed steps, by name; each becomes a curve."""
         return {}
 
+    def draw(self, generator: Generator) -> tuple[Tensor, ...]:
+        """Draw the random numbers of a step that the method needs beside those of its views."""
+        return ()
+
     @abstractmethod
-    def make_examples(self, networks: Networks, batch: Batch, generator: Generator) -> Examples:
+    def make_examples(self, networks: Networks, batch: Batch, draws: tuple[Tensor, ...]) -> Examples:
         """Turn a batch into what the network is trained on, without gradient.
 
         Args:
             networks: to guess labels with.
             batch: as the method asked for it.
-            generator: of all random numbers.
+            draws: from ``draw``.
         """
 
     @abstractmethod

@@ -52,24 +52,35 @@ class Mixing(NamedTuple):
     share: Tensor  # (n,) float32 in [0.5, 1], lambda' = max(lambda, 1 - lambda), one per example
 
 
-def draw_mixing(mode: str, batch_size: int, num_views: int, alpha: float, generator: Generator) -> Mixing:
-    """Draw the shuffle and the lambdas of one step (equations 8 and 9, and the ablations of the paper's table 4).
+class MixingDraws(NamedTuple):
+    """The random numbers of a Mixing of n examples."""
+
+    gamma: Tensor  # (2, n), from Gamma(alpha + 1)
+    uniform: Tensor  # (2, n), in [0, 1)
+    order: Tensor  # (n,), in [0, 1), whose ranks are the shuffle
+
+
+def draw_mixing(n: int, alpha: float, generator: Generator) -> MixingDraws:
+    """Draw what the mixing of n examples with lambda ~ Beta(alpha, alpha) needs, where ``generator`` is."""
+    device = generator.device
+    concentration = torch.full((2, n), alpha + 1, device=device)
+    gamma = torch._standard_gamma(concentration, generator=generator)
+    uniform = torch.rand((2, n), generator=generator, device=device)
+    return MixingDraws(gamma, uniform, torch.rand(n, generator=generator, device=device))
+
+
+def make_mixing(draws: MixingDraws, mode: str, batch_size: int, alpha: float) -> Mixing:
+    """Turn draws into shuffle and lambdas (equations 8 and 9, and the ablations of the paper's table 4).
 
     Args:
+        draws: from ``draw_mixing`` with the same alpha; the first examples are the labelled ones.
         mode: ``joint`` shuffles over the union of X-hat and U-hat; ``separate`` each by itself; ``labeled`` and
             ``unlabeled`` mix only the one, by itself, and leave the other (lambda' = 1); ``none`` mixes nothing.
-        batch_size: B.
-        num_views: K, 0 for a labelled batch alone.
+        batch_size: B, how many are labelled.
         alpha: lambda ~ Beta(alpha, alpha).
-        generator: its device is where the draws are made.
-
-    Returns:
-        A Mixing of (K + 1) * B examples, the labelled first.
     """
-    n, device = (num_views + 1) * batch_size, generator.device
-    share = draw_shares(n, alpha, generator)
-    order = torch.rand(n, generator=generator, device=device)
-    labeled = torch.arange(n, device=device) < batch_size
+    share, order = fold_shares(draws, alpha), draws.order
+    labeled = torch.arange(len(order), device=order.device) < batch_size
     if mode != "joint":
         order = order + ~labeled  # sorted, the labelled stay in front: each part is shuffled by itself
     if mode in ("unlabeled", "none"):
@@ -79,14 +90,11 @@ def draw_mixing(mode: str, batch_size: int, num_views: int, alpha: float, genera
     return Mixing(order.argsort(), share)
 
 
-def draw_shares(n: int, alpha: float, generator: Generator) -> Tensor:
-    """Draw lambda' = max(lambda, 1 - lambda) with lambda ~ Beta(alpha, alpha) (equations 8 and 9): (n,) in [0.5, 1]."""
+def fold_shares(draws: MixingDraws, alpha: float) -> Tensor:
+    """Return lambda' = max(lambda, 1 - lambda), lambda ~ Beta(alpha, alpha) (equations 8 and 9): (n,) in [0.5, 1]."""
     # lambda = a / (a + b) with a, b ~ Gamma(alpha). Gamma(alpha) is Gamma(alpha + 1) * U^(1 / alpha), which underflows
     # for small alpha; its logarithm does not.
-    concentration = torch.full((2, n), alpha + 1, device=generator.device)
-    gamma = torch._standard_gamma(concentration, generator=generator)
-    uniform = 1 - torch.rand((2, n), generator=generator, device=generator.device)
-    log_a, log_b = gamma.log() + uniform.log() / alpha
+    log_a, log_b = draws.gamma.log() + (1 - draws.uniform).log() / alpha
     return (log_a - log_b).abs().sigmoid()
 
 
@@ -110,7 +118,7 @@ def mixmatch(model: nn.Module, x: Tensor, p: Tensor, u: Tensor, temperature: flo
         p: (B, C), the labels as distributions.
         u: (K, B, c, h, w), K views of each unlabelled image.
         temperature: T of sharpening.
-        mixing: from ``draw_mixing``.
+        mixing: from ``make_mixing``.
 
     Returns:
         (K + 1) * B examples, of which X' is the first B and U' the others, and q, one guess for all views of an image.
@@ -207,12 +215,15 @@ class MixMatch(Method):
         """Return lambda_U of the next step."""
         return {"lambda_u": ramp_up(step, self.settings.lambda_u, self.settings.ramp_up_steps)}
 
-    def make_examples(self, networks: Networks, batch: Batch, generator: Generator) -> Examples:
+    def draw(self, generator: Generator) -> MixingDraws:
+        """Draw the mixing of (K + 1) * B examples, see ``Method.draw``."""
+        return draw_mixing((self.num_views + 1) * self.task.batch_size, self.settings.alpha, generator)
+
+    def make_examples(self, networks: Networks, batch: Batch, draws: MixingDraws) -> Examples:
         """Guess, sharpen and mix, see ``Method.make_examples``."""
-        settings = self.settings
-        mixing = draw_mixing(settings.mixup, len(batch.x), settings.num_views, settings.alpha, generator)
-        guesser = networks.averaged if settings.guess_with_ema else networks.current
-        return mixmatch(guesser, *batch, settings.temperature, mixing)
+        mixing = make_mixing(draws, self.settings.mixup, self.task.batch_size, self.settings.alpha)
+        guesser = networks.averaged if self.settings.guess_with_ema else networks.current
+        return mixmatch(guesser, *batch, self.settings.temperature, mixing)
 
     def loss(self, network: nn.Module, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
         """L_X and L_U of the mixed batch, see ``Method.loss``."""

@@ -7,7 +7,7 @@ from torch import Generator, Tensor, nn
 
 from mixmatch.data.pool import Batch
 from mixmatch.methods.method import Examples, Loss, Method, Networks
-from mixmatch.methods.mixmatch import draw_mixing, labeled_loss, mix
+from mixmatch.methods.mixmatch import draw_mixing, labeled_loss, make_mixing, mix
 from mixmatch.section import Alpha, Section
 
 
@@ -25,11 +25,15 @@ class Supervised(Method):
     Settings = SupervisedSettings
     parts = ("loss_labeled",)
 
-    def make_examples(self, networks: Networks, batch: Batch, generator: Generator) -> Examples:
+    def draw(self, generator: Generator) -> tuple[Tensor, ...]:
+        """Draw the mixing of B examples, if the settings ask for it, see ``Method.draw``."""
+        return draw_mixing(self.task.batch_size, self.settings.alpha, generator) if self.settings.alpha else ()
+
+    def make_examples(self, networks: Networks, batch: Batch, draws: tuple[Tensor, ...]) -> Examples:
         """Mix the labelled batch if the settings say so, see ``Method.make_examples``."""
         if not self.settings.alpha:
             return Examples(batch.x, batch.p)
-        mixing = draw_mixing("joint", len(batch.x), 0, self.settings.alpha, generator)
+        mixing = make_mixing(draws, "joint", self.task.batch_size, self.settings.alpha)
         return Examples(mix(batch.x, mixing), mix(batch.p, mixing))
 
     def loss(self, network: nn.Module, examples: Examples, schedules: dict[str, Tensor]) -> Loss:

@@ -46,6 +46,7 @@ class Progress:
         history: one entry per evaluation, the lines of metrics.jsonl.
         events_size: bytes of the TensorBoard file that belong to the run so far.
         environment: torch, device and threads that computed it.
+        precision: that it began with; empty in checkpoints of earlier versions.
         beside: what things beside the loop have to remember, by names of their own.
     """
 
@@ -55,6 +56,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     events_size: int = 0
     environment: str = ""
+    precision: str = ""
     beside: dict[str, Any] = field(default_factory=dict)
 
     def to_meta(self) -> dict[str, Any]:

@@ -190,7 +190,13 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
         spec = run.read_images()
         if spec is not None:
             child.write_images(spec)
-        child.save(state, Progress(step=progress.step, start=progress.step, environment=progress.environment))
+        start = Progress(
+            step=progress.step,
+            start=progress.step,
+            environment=progress.environment,
+            precision=progress.precision,
+        )
+        child.save(state, start)
     return config
 
 

@@ -1,10 +1,13 @@
-"""A CUDA graph of a whole training step: hundreds of kernels for the cost of one launch.
+"""The ways to compute a step, and one of them: a CUDA graph of it all, hundreds of kernels for the cost of one launch.
 
 The step must do nothing but launch work on the device: what changes from step to step reaches it through tensors that
 are filled beforehand, and its random numbers come from a generator that the graph knows.
 """
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -12,15 +15,38 @@ from torch import Generator, Tensor
 WARM_UP_STEPS = 3  # on a side stream, as CUDA graphs ask for: libraries choose and load their kernels
 
 
+class Rung(NamedTuple):
+    """A way to compute a step.
+
+    Attributes:
+        name: for a person.
+        compiled: by torch.compile.
+        recorded: as a CUDA graph, replayed at each step.
+        skip: what to set to leave it out.
+    """
+
+    name: str
+    compiled: bool
+    recorded: bool
+    skip: str = ""
+
+
+COMPILED = Rung("compiled", True, False, "train.compile=false")
+COMPILED_AND_RECORDED = Rung("compiled and recorded", True, True, "train.compile=false")
+RECORDED = Rung("recorded", False, True, "train.record=false")
+PLAIN = Rung("plain", False, False)
+
+
 def capture(
-    step: Callable[[], None], state: Callable[[], dict[str, Tensor]], generator: Generator
-) -> Callable[[], None]:
-    """Record ``step`` and return what replays it. Nothing that ``state`` names is changed by the recording.
+    step: Callable[[], None], state: Callable[[], dict[str, Tensor]], generator: Generator, keep_graph: bool = False
+) -> torch.cuda.CUDAGraph:
+    """Record ``step`` and return the graph that replays it. Nothing that ``state`` names is changed by the recording.
 
     Args:
         step: launches one training step on the current stream.
         state: returns, by name, every tensor that a step changes. Those that the first step creates start at zero.
         generator: of the step's random numbers, on the same device.
+        keep_graph: keep what was recorded, to look at it.
     """
     seed, offset = generator.initial_seed(), generator.get_offset()
     before = {name: value.clone() for name, value in state().items()}
@@ -33,10 +59,30 @@ def capture(
     with torch.no_grad():
         for name, value in state().items():
             value.copy_(before[name]) if name in before else value.zero_()
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(generator)
-    with torch.cuda.graph(graph):
+    graph = torch.cuda.CUDAGraph(keep_graph=True) if keep_graph else torch.cuda.CUDAGraph()
+    if needs_registration(torch.__version__):
+        graph.register_generator_state(generator)
+    with no_garbage(), torch.cuda.graph(graph):
         step()
     generator.manual_seed(seed)
     generator.set_offset(offset)
-    return graph.replay
+    return graph
+
+
+def needs_registration(version: str) -> bool:
+    """Tell whether this version of torch must be told of a graph's generators: later ones do it, and warn if told."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return (major, minor) < (2, 14)
+
+
+@contextmanager
+def no_garbage() -> Iterator[None]:
+    """Keep Python from freeing what it finds unused meanwhile: to free a device's memory would break a recording."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

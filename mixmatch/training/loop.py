@@ -10,19 +10,21 @@ from typing import Any
 
 from mixmatch.config import Config, TrainSettings
 from mixmatch.console import Console
-from mixmatch.errors import Stopped, TimeUp
+from mixmatch.errors import Received, Stopped, TimeUp
 from mixmatch.hooks import Hook
 from mixmatch.ranks import ALONE, Ranks
 from mixmatch.records.recorder import Recorder
 from mixmatch.records.run import RunDirectory, code_commit, open_run
-from mixmatch.training.prepare import Session, choose_device, explain_memory, prepare, read_finished
+from mixmatch.training.device import choose_device, explain_memory
+from mixmatch.training.prepare import Session, prepare, read_finished
 from mixmatch.training.results import summarise, summarise_run
+from mixmatch.training.rungs import climb, list_rungs
 
 
 @contextmanager
-def no_signals() -> Iterator[list[int]]:
+def no_signals() -> Iterator[Received]:
     """Leave signals to the caller: in a notebook or a thread they are not the run's business."""
-    yield []
+    yield Received()
 
 
 def train(
@@ -32,7 +34,7 @@ def train(
     quiet: bool = False,
     deadline: float = math.inf,
     hooks: Sequence[Hook] = (),
-    signals: Callable[[], AbstractContextManager[list[int]]] = no_signals,
+    signals: Callable[[], AbstractContextManager[Received]] = no_signals,
 ) -> dict[str, Any]:
     """Train a run to its end, continuing it if ``path`` holds a part of it.
 
@@ -56,7 +58,7 @@ def train(
         TimeUp: at the deadline, after a checkpoint.
     """
     console = Console(quiet, speaks=ranks.first)
-    device = choose_device(config.device, ranks)
+    device = choose_device(config.device, ranks, console.say)
     with open_run(Path(path), config, ranks) as run, explain_memory(config, device):
         results = read_finished(run, config, ranks)
         if results is not None:
@@ -64,15 +66,15 @@ def train(
             return results
 
         session = prepare(run, config, device, ranks, console, list(hooks))
-        commit = code_commit()
-        with (
-            Recorder(run, session.progress.events_size, ranks.first) as recorder,
-            console.bar(session.progress.step, config.train.steps),
-            signals() as received,
-        ):
+        commit, trainer, steps = code_commit(), session.trainer, config.train.steps
+        with signals() as received, Recorder(run, session.progress.events_size, ranks.first) as recorder:
             for line in session.opening:
                 console.say(line)
-            run_steps(session, config.train, recorder, console, run, received, deadline)
+            received.at_once = True  # compiling takes minutes
+            climb(trainer, list_rungs(config.train, device, steps - trainer.step), console.warn, console.busy)
+            received.at_once = False
+            with console.bar(trainer.step, steps):
+                run_steps(session, config.train, recorder, console, run, received, deadline)
             recorder.wait()
 
         results = summarise_run(config, session, commit)
@@ -88,7 +90,7 @@ def run_steps(
     recorder: Recorder,
     console: Console,
     run: RunDirectory,
-    received: list[int],
+    received: Received,
     deadline: float,
 ) -> None:
     """Take the steps that are left: train, log, evaluate, save, and stop when asked to. Raises as ``train``."""

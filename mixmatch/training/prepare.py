@@ -1,12 +1,11 @@
 """What comes before the first step: the device, the images and their split, the trainer, and where it goes on from."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mixmatch.config import Config
 from mixmatch.console import Console
@@ -14,6 +13,7 @@ from mixmatch.data import ImageData, load_data
 from mixmatch.data.pool import Pool
 from mixmatch.data.split import Split, make_split, read_split
 from mixmatch.errors import UserError
+from mixmatch.evaluation import effective_classes
 from mixmatch.hooks import Hook
 from mixmatch.methods import METHODS
 from mixmatch.methods.method import Task
@@ -22,7 +22,9 @@ from mixmatch.ranks import ALONE, Ranks
 from mixmatch.records.recorder import Recorder
 from mixmatch.records.run import Progress, RunDirectory
 from mixmatch.rounds.round import Round, check_round
-from mixmatch.training.trainer import Trainer, effective_classes, share_batch
+from mixmatch.training.device import environment
+from mixmatch.training.precision import choose_precision
+from mixmatch.training.trainer import Trainer
 from mixmatch.training.watch import Accuracy, CollapseWatch
 
 
@@ -73,18 +75,21 @@ def prepare(
     with ranks.one_before_the_others():
         data = load_data(config.data, device, console.quiet_bars)
     split = ranks.from_first(lambda: find_split(run, config, data))
-    trainer = make_trainer(config, data, split, device, ranks)
+    saved = ranks.from_first(run.load_newest)
+    progress = Progress() if saved is None else saved[1]
+    trainer = make_trainer(config, data, split, device, ranks, kept_precision(run, config, progress))
     if ranks.first:  # now that they are known to be good
         run.write_split(split)
         run.write_images(data.spec())
-    progress = resume(run, trainer)
+    if saved is not None:
+        resume(run, trainer, saved[0], progress)
     check_round(run, config, progress.start)
     here = environment(device, ranks)
     if progress.step:
         opening = say_where(run, progress, config.train.steps, here)
     else:
         opening = [f"{run.path}: {describe(config, data, split)} in {trainer.precision_name}, {here}"]
-    progress.environment = here
+    progress.environment, progress.precision = here, trainer.precision_name
 
     pool, classes, predict = trainer.pool, data.classes, trainer.predict
     every = [Accuracy(name, pool.held_out.get(name), classes, predict) for name in ("validation", "test")]
@@ -107,13 +112,20 @@ def read_finished(run: RunDirectory, config: Config, ranks: Ranks) -> dict[str, 
     return results
 
 
-def make_trainer(config: Config, data: ImageData, split: Split, device: torch.device, ranks: Ranks = ALONE) -> Trainer:
-    """Build what a config says, at step 0.
+def make_trainer(
+    config: Config,
+    data: ImageData,
+    split: Split,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    precision: str | None = None,
+) -> Trainer:
+    """Build what a config says, at step 0; ``precision`` is chosen if not given.
 
     Raises:
         UserError: if the config asks for what these images cannot give.
     """
-    batch_size = share_batch(config.train.batch_size, ranks)
+    batch_size = ranks.share_batch(config.train.batch_size)
     settings = config.data
     strong = config.pseudo_label.strong_augmentation
     pool = Pool(data, split, device, config.seed, settings.flip, settings.crop_padding, strong)
@@ -122,7 +134,9 @@ def make_trainer(config: Config, data: ImageData, split: Split, device: torch.de
     method = METHODS[config.method](config.method_settings, task)
     if method.num_views and not split.unlabeled:
         raise UserError("data: no image is left to be unlabelled; set data.labeled_as_unlabeled=true or fewer labels")
-    return Trainer(config.train, pool, network, method, ranks)
+    if precision is None:
+        precision = choose_precision(config.train.precision, device, network, data.shape)
+    return Trainer(config.train, pool, network, method, precision, ranks)
 
 
 def find_split(run: RunDirectory, config: Config, data: ImageData) -> Split:
@@ -148,23 +162,38 @@ def find_split(run: RunDirectory, config: Config, data: ImageData) -> Split:
     )
 
 
-def resume(run: RunDirectory, trainer: Trainer) -> Progress:
-    """Bring ``trainer`` to the newest checkpoint, if there is one, and return the progress saved with it.
+def kept_precision(run: RunDirectory, config: Config, progress: Progress) -> str | None:
+    """Return the precision that a run began with, None if it has not begun.
 
     Raises:
-        UserError: if there are checkpoints and none can be used.
+        UserError: if the config asks for another.
     """
-    saved = trainer.ranks.from_first(run.load_newest)
-    if saved is None:
-        return Progress()
-    state, progress = saved
+    if not progress.step:
+        return None
+    kept = progress.precision
+    if not kept and " on the CPU " in progress.environment:  # earlier versions wrote none, and chose so
+        kept = "float32" if run.config.train.precision == "auto" else run.config.train.precision
+    asked = config.train.precision
+    if kept and asked not in ("auto", kept):
+        raise UserError(
+            f"{run.path}: has been trained in {kept}; train.precision={asked} would make it another run: "
+            "use another run directory, or train.precision=auto"
+        )
+    return kept or None
+
+
+def resume(run: RunDirectory, trainer: Trainer, state: dict[str, Tensor], progress: Progress) -> None:
+    """Bring ``trainer`` to a checkpoint.
+
+    Raises:
+        UserError: if it is not one of this trainer.
+    """
     try:
         trainer.load_state(state, progress.step)
     except ValueError as error:
         raise UserError(f"{run.path}: the checkpoint at step {progress.step} does not fit ({error})") from None
     if trainer.ranks.first:
         run.write_metrics(progress.history)  # without the lines from after the checkpoint
-    return progress
 
 
 def say_where(run: RunDirectory, progress: Progress, steps: int, here: str) -> list[str]:
@@ -189,39 +218,3 @@ def describe(config: Config, data: ImageData, split: Split) -> str:
         f"{0 if data.test_labels is None else len(data.test_labels)} test images; "
         f"{config.model.title()}, {config.train.steps} steps"
     )
-
-
-def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
-    """Turn the config's ``device`` into one that is there; each rank of a machine gets a GPU of its own.
-
-    Raises:
-        UserError: if it is not.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(f"cuda:{ranks.local if ranks.world > 1 else 0}" if name == "cuda" else name)
-    if device.type == "cuda" and device.index >= torch.cuda.device_count():
-        raise UserError(f"device: {device} is not there ({torch.cuda.device_count()} GPUs found); use auto or cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # streams and graphs are made on the current one
-    return device
-
-
-@contextmanager
-def explain_memory(config: Config, device: torch.device) -> Iterator[None]:
-    """Turn the device's running out of memory into a UserError of one line."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"{device} is out of memory with train.batch_size={config.train.batch_size}; lower that, model.width or "
-            "data.image_size, or free the device of other programs"
-        ) from None
-
-
-def environment(device: torch.device, ranks: Ranks) -> str:
-    """Return what bit-identity hangs on: the version of torch, the device, processes, and on the CPU threads."""
-    several = f" in {ranks.world} processes" if ranks.world > 1 else ""
-    if device.type == "cuda":
-        return f"torch {torch.__version__} on {torch.cuda.get_device_name(device)}{several}"
-    return f"torch {torch.__version__} on the CPU with {torch.get_num_threads()} threads{several}"

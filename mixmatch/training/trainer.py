@@ -7,19 +7,22 @@ the step number alone (see data/pool.py), so the state to save is weights, optim
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixmatch.config import TrainSettings
-from mixmatch.data.pool import Batch, Places, Pool, one_hot, step_seed
-from mixmatch.errors import Diverged, UserError
+from mixmatch.data.pool import Draws, Places, Pool, step_seed
+from mixmatch.errors import Diverged
 from mixmatch.evaluation import predict
-from mixmatch.methods.method import Examples, Loss, Method, Networks
-from mixmatch.models import Network
+from mixmatch.methods.method import Examples, Method, Networks
+from mixmatch.models import BatchNorm, Network
 from mixmatch.ranks import ALONE, Ranks
-from mixmatch.training.capture import capture
+from mixmatch.training.capture import PLAIN, Rung, capture
 from mixmatch.training.optimizer import learning_rate, load_optimizer, make_optimizer, set_learning_rate
+from mixmatch.training.precision import make_twin
+from mixmatch.training.totals import Totals
 
 
 class Trainer:
@@ -32,10 +35,22 @@ class Trainer:
             authors' code. Every reported accuracy is its.
         pool: what is trained on.
         method: how.
+        rung: how its steps are computed.
+        graph: of the recorded step, None if it is not recorded.
+        keep_graph: let ``graph`` be looked at; set it before the first step.
     """
 
+    keep_graph = False
+    capture = staticmethod(capture)
+
     def __init__(
-        self, settings: TrainSettings, pool: Pool, network: Network, method: Method, ranks: Ranks = ALONE
+        self,
+        settings: TrainSettings,
+        pool: Pool,
+        network: Network,
+        method: Method,
+        precision: str = "float32",
+        ranks: Ranks = ALONE,
     ) -> None:
         """Make ready for step 0.
 
@@ -44,6 +59,7 @@ class Trainer:
             pool: the images, on this rank's device.
             network: is moved to that device, and trained.
             method: computes the loss.
+            precision: of convolutions and the dense layer, ``float32`` or ``bfloat16``.
             ranks: the processes that train together. Each draws views and mixes among its own share, with
                 BatchNorm's statistics of it; gradients, running statistics and the method's state are averaged.
         """
@@ -56,33 +72,52 @@ class Trainer:
         for averaged, module in zip(self.ema_model.modules(), self.model.modules(), strict=True):
             averaged._buffers = module._buffers
         self.kernels = [p for p in self.model.parameters() if p.dim() > 1]
+        self.precision = getattr(torch, precision)
+        # What computes: the model itself, or a twin whose kernels are cast once a step instead of at each use.
+        self.working = self.model if self.precision == torch.float32 else make_twin(self.model, self.precision)
+        self.working_kernels = [p for p in self.working.parameters() if p.dim() > 1]
+        self.networks = Networks(self.working, self.ema_model)
         self.optimizer = make_optimizer(settings, self.model.parameters(), self.device)
         self.generator = torch.Generator(self.device)
-        # Sums over steps, by name with their length; see read_statistics.
-        self.sums = {"steps": 1, "loss": 1, **dict.fromkeys(method.parts, 1)}
-        if method.num_views:
-            self.sums |= {"confidence": 1, "correct": 1, "known": 1, "guesses": pool.num_classes}
-        self.totals = torch.zeros(sum(self.sums.values()), device=self.device)
+        self.totals = Totals(method.parts, pool.num_classes if method.num_views else 0, self.device)
 
-        # What the host gives a step; see _give_inputs.
+        # What the host gives a step; see give_inputs.
         self.places = Places(*(tensor.clone() for tensor in self._look_up_places()))
         self.schedules = {name: torch.zeros((), device=self.device) for name in method.schedules(0)}
         self.decay = torch.zeros((), device=self.device)
+        self.use(PLAIN)
 
-        self.precision = choose_precision(settings.precision, self.device)
-        compiling = self.device.type == "cuda" if settings.compile == "auto" else settings.compile
-        self.networks = Networks(self.model, self.ema_model)
-        if compiling:
+    def use(self, rung: Rung) -> None:
+        """Compute steps in this way from now on."""
+        self.rung = rung
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self._examples, self._loss = self._make_examples, self._compute_loss
+        for module in self.working.modules():
+            if isinstance(module, BatchNorm):
+                module.joint = rung.compiled and self.device.type == "cuda"
+        if rung.compiled:
             torch.compiler.reset()  # compiled code of the runs before in this process counts towards a limit
-            self.networks = Networks(*(torch.compile(network, dynamic=False) for network in self.networks))
-        self.capturing = compiling and self.device.type == "cuda"
-        self._launch: Callable[[], None] | None = None  # a step's work on the device, made ready by the first one
+            # On a GPU what does not depend on each other is put into one kernel: hundreds of these are tiny.
+            options = {"combo_kernels": True} if self.device.type == "cuda" else None
+            self._examples, self._loss = (
+                torch.compile(function, dynamic=False, options=options)
+                for function in (self._make_examples, self._compute_loss)
+            )
+        self._launch: Callable[[], None] | None = None  # a step's work on the device, made ready by get_ready
+
+    def get_ready(self) -> None:
+        """Record the step, if that is how it is computed and it has not been done. Nothing is changed by it."""
+        if self._launch is None:
+            self.give_inputs()
+            self._launch = self._run_step
+            if self.rung.recorded:
+                self.graph = self.capture(self._run_step, self.state, self.generator, self.keep_graph)
+                self._launch = self.graph.replay
 
     def train_step(self) -> None:
         """Do one training step. The host only gives its inputs and launches it; nothing is read back."""
-        self._give_inputs()
-        if self._launch is None:
-            self._launch = capture(self._run_step, self.state, self.generator) if self.capturing else self._run_step
+        self.get_ready()
+        self.give_inputs()
         self._launch()
         self.step += 1
 
@@ -91,7 +126,7 @@ class Trainer:
         num_unlabeled = num_labeled * self.method.unlabeled_ratio if self.method.num_views else 0
         return self.pool.places(self.step, num_labeled, num_unlabeled, self.ranks.rank, self.ranks.world)
 
-    def _give_inputs(self) -> None:
+    def give_inputs(self) -> None:
         """Put on the device what sets this step apart: its images, its schedules, the seed of its draws."""
         for place, value in zip(self.places, self._look_up_places(), strict=True):
             place.copy_(value)
@@ -103,12 +138,26 @@ class Trainer:
 
     def _run_step(self) -> None:
         """Draw views, compute the loss, update, decay, average: all on the device."""
-        _, examples = self._draw_examples()
-        with self.autocast():
-            loss = self.method.loss(self.networks.current, examples, self.schedules)
-        sums = self._sum_up(loss, examples)
+        self.update(self.compute_gradients())
+
+    def compute_gradients(self) -> Tensor:
+        """Compute the loss of this step's inputs and its gradients, and return what is added to ``totals``."""
+        if self.working is not self.model:
+            with torch.no_grad():
+                torch._foreach_copy_(self.working_kernels, self.kernels)
+        loss, sums = self._loss(self._examples(*self._draw())[1])
         self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
+        self.working.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.working is not self.model:
+            for kernel in self.kernels:
+                kernel.grad = torch.empty_like(kernel)
+            gradients = [kernel.grad for kernel in self.working_kernels]
+            torch._foreach_copy_([kernel.grad for kernel in self.kernels], gradients)
+        return sums
+
+    def update(self, sums: Tensor) -> None:
+        """Update weights by their gradients, decay kernels, move averages and totals."""
         # With the gradients go BatchNorm's running statistics, the method's state and the sums: what ranks hold is
         # always the same.
         gradients = [parameter.grad for parameter in self.model.parameters()]
@@ -119,23 +168,26 @@ class Trainer:
             torch._foreach_mul_(self.kernels, self.decay)
             averaged, current = list(self.ema_model.parameters()), list(self.model.parameters())
             torch._foreach_lerp_(averaged, current, 1 - self.settings.ema_decay)
-            self.totals += sums
+            self.totals.sums += sums
 
-    def _draw_examples(self) -> tuple[Batch, Examples]:
+    def _draw(self) -> tuple[Draws, tuple[Tensor, ...]]:
+        """Draw all random numbers of this step."""
+        num_labeled, num_unlabeled = len(self.places.x_index), len(self.places.u_index)
+        draws = self.pool.draw(num_labeled, num_unlabeled, self.method.num_views, self.generator)
+        return draws, self.method.draw(self.generator)
+
+    def _make_examples(self, draws: Draws, method_draws: tuple[Tensor, ...]) -> tuple[Tensor, Examples]:
+        """Return the views of unlabelled images, and what the network is trained on."""
         with torch.no_grad():
-            batch = self.pool.batch(self.places, self.method.num_views, self.generator)
+            batch = self.pool.batch(self.places, draws)
             with self.autocast():
-                return batch, self.method.make_examples(self.networks, batch, self.generator)
+                return batch.u, self.method.make_examples(self.networks, batch, method_draws)
 
-    def _sum_up(self, loss: Loss, examples: Examples) -> Tensor:
-        """Return what this step adds to ``totals``, in the order of ``self.sums``."""
-        sums = [torch.ones_like(loss.total), loss.total, *(loss.parts[name] for name in self.method.parts)]
-        if examples.guesses is None:
-            return torch.stack(sums).detach()
-        confidence, guess = examples.guesses.max(dim=1)
-        truth = self.pool.labels[self.places.u_index]
-        sums += [confidence.mean(), (guess == truth).sum(), (truth >= 0).sum()]
-        return torch.cat([torch.stack(sums), one_hot(guess, self.pool.num_classes).sum(0)]).detach()
+    def _compute_loss(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Return the loss, and what this step adds to ``totals``."""
+        with self.autocast():
+            loss = self.method.loss(self.networks.current, examples, self.schedules)
+        return loss.total, self.totals.of_step(loss, examples.guesses, self.pool.labels[self.places.u_index])
 
     @property
     def precision_name(self) -> str:
@@ -157,33 +209,19 @@ class Trainer:
         with self.autocast():
             return predict(self.ema_model, images, self.device, index, self.ranks)
 
-    def read_statistics(self) -> dict[str, float | list[float] | None]:
+    def read_statistics(self) -> dict[str, Any]:
         """Read and reset the means over the steps since the last call, and say where the schedules are.
 
         Returns:
-            ``loss``, the parts of the method's loss, ``lr`` and the method's schedules. If it guesses labels also
-            ``confidence`` (mean largest entry of the guesses), ``guess_accuracy`` (percent, None where no class is
-            known), ``guesses`` (share of each class among them), the largest of these, ``most_guessed_share``, and
-            ``guessed_classes``, how many classes equally used would spread as widely.
+            ``lr`` and the method's schedules, and the means of ``Totals.read``.
 
         Raises:
             Diverged: if a loss was not finite in one of these steps.
         """
-        sums = dict(zip(self.sums, self.totals.clone().cpu().split(list(self.sums.values())), strict=True))
-        self.totals.zero_()
-        steps, loss = sums["steps"].item(), sums["loss"].item()
-        if not math.isfinite(loss):
+        means = self.totals.read()
+        if not math.isfinite(means["loss"]):
             raise Diverged(f"the loss is no longer finite at step {self.step}; lower train.lr")
-        means = {name: sums[name].item() / steps for name in ("loss", *self.method.parts)}
-        means |= {"lr": self.lr(), **self.method.schedules(self.step)}
-        if self.method.num_views:
-            known, guesses = sums["known"].item(), sums["guesses"].tolist()
-            means["confidence"] = sums["confidence"].item() / steps
-            means["guess_accuracy"] = 100 * sums["correct"].item() / known if known else None
-            means["guesses"] = [guess / sum(guesses) for guess in guesses]
-            means["most_guessed_share"] = max(means["guesses"])
-            means["guessed_classes"] = effective_classes(means["guesses"])
-        return means
+        return {"lr": self.lr(), **self.method.schedules(self.step), **means}
 
     def check_finite(self) -> None:
         """Raise Diverged if any weight is not finite."""
@@ -198,14 +236,14 @@ class Trainer:
             ``images`` (n, c, h, w) in [-1, 1] and ``targets`` (n, C). If the method guesses labels also ``views``
             (K, M, c, h, w) and ``guesses`` (M, C).
         """
-        self._give_inputs()
+        self.give_inputs()
         before = {name: value.clone() for name, value in self.method.state.items()}
-        batch, examples = self._draw_examples()
+        views, examples = self._make_examples(*self._draw())
         for name, value in before.items():
             self.method.state[name].copy_(value)
         shown = {"images": examples.images, "targets": examples.targets}
         if examples.guesses is not None:
-            shown |= {"views": batch.u, "guesses": examples.guesses}
+            shown |= {"views": views, "guesses": examples.guesses}
         return shown
 
     def state(self) -> dict[str, Tensor]:
@@ -216,7 +254,7 @@ class Trainer:
             state |= {f"optimizer.{number}.{key}": value for key, value in values.items() if value is not None}
         state |= {f"method.{name}": value for name, value in self.method.state.items()}
         state |= {f"pseudo.{name}": value for name, value in self.pool.state().items()}
-        return state | {"totals": self.totals}
+        return state | {"totals": self.totals.sums}
 
     def load_state(self, state: dict[str, Tensor], step: int) -> None:
         """Continue from ``state``, as after ``step`` steps.
@@ -246,7 +284,7 @@ class Trainer:
                     averaged[name].copy_(value)
                 for name, value in parts["method"].items():
                     self.method.state[name].copy_(value)
-                self.totals.copy_(state["totals"])
+                self.totals.sums.copy_(state["totals"])
             load_optimizer(self.optimizer, parts["optimizer"])
             if parts["pseudo"]:
                 self.pool.add_labels(parts["pseudo"]["index"], parts["pseudo"]["labels"])
@@ -254,32 +292,3 @@ class Trainer:
             raise ValueError(str(error).splitlines()[0]) from None
         self.step = step
         self._launch = None  # a recorded step knows the optimiser's old tensors
-
-
-def share_batch(batch_size: int, ranks: Ranks) -> int:
-    """Return how many labelled images a step each of several processes takes.
-
-    Raises:
-        UserError: if they cannot share.
-    """
-    share, rest = divmod(batch_size, ranks.world)
-    if rest or share < 2:
-        raise UserError(
-            f"train.batch_size: {batch_size} cannot be shared by {ranks.world} processes; "
-            "it must be a multiple of their number, with 2 or more for each"
-        )
-    return share
-
-
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Turn the config's ``train.precision`` into a type; ``auto`` is bfloat16 on GPUs that compute in it."""
-    if name == "auto":
-        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        name = "bfloat16" if on_gpu else "float32"
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
-
-
-def effective_classes(counts: list[float]) -> float:
-    """Return exp(entropy) of a histogram: how many classes equally used would spread as widely."""
-    total = sum(counts)
-    return math.exp(-sum(count / total * math.log(count / total) for count in counts if count))

@@ -1,0 +1,53 @@
+"""In which type convolutions and the dense layer are computed."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+# Networks below so many operations for the forward pass of an image are no faster in bfloat16 on a CPU.
+LEAST_FLOP_ON_CPU = 20e6
+
+
+def choose_precision(name: str, device: torch.device, network: nn.Module, shape: tuple[int, int, int]) -> str:
+    """Turn the config's ``train.precision`` into ``float32`` or ``bfloat16``.
+
+    ``auto`` is bfloat16 on GPUs that compute in it, and on processors that do if the network is large enough to gain.
+
+    Args:
+        name: of the config.
+        device: that will compute.
+        network: that will be trained.
+        shape: (c, h, w) of an image.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    features = torch.cpu.get_capabilities()
+    able = features.get("amx_bf16") or features.get("avx512_bf16")
+    return "bfloat16" if able and count_flop(network, shape) >= LEAST_FLOP_ON_CPU else "float32"
+
+
+def count_flop(network: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Count the floating-point operations of a forward pass of one image (c, h, w), multiply and add apart."""
+    parameter = next(network.parameters())
+    training = network.training
+    network.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
+    network.train(training)
+    return counter.get_total_flops()
+
+
+def make_twin(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a network that shares all of ``model`` but its kernels, which are copies of another type."""
+    twin = copy.deepcopy(model)
+    for ours, theirs in zip(twin.modules(), model.modules(), strict=True):
+        ours._buffers = theirs._buffers
+        for name, parameter in theirs._parameters.items():
+            if parameter is not None:
+                kernel = parameter.dim() > 1
+                ours._parameters[name] = nn.Parameter(parameter.detach().to(dtype)) if kernel else parameter
+    return twin
