@@ -17,7 +17,11 @@ def make_parser() -> Parser:
 
     keys = []
     for key, field in all_keys():
-        default = yaml.safe_dump(field.default, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+        default = (
+            yaml.safe_dump(field.get_default(call_default_factory=True), default_flow_style=True)
+            .removesuffix("\n")
+            .removesuffix("\n...")
+        )
         keys.append(f"  {key:<34}{default:<10} {field.description or ''}")
     parser = Parser(
         usage="python3 main.py [--config FILE] [--run DIRECTORY] [--import FILE] [key=value ...]",
@@ -38,22 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def body() -> None:
         import_files(arguments)
         options = make_parser().parse_intermixed_args(arguments)
-        from mixmatch.config import PseudoLabelSettings, load_config
+        from mixmatch.config import load_config
         from mixmatch.ranks import join_ranks
-        from mixmatch.rounds.round import round_path, start_round
         from mixmatch.training.loop import train
 
         config = load_config(options.config, options.overrides)
-        path = options.run or Path("runs", config.run_name())
         with join_ranks(config.device) as ranks:
-            if not config.pseudo_label.enabled:
-                train(config, path, ranks, signals=stop_signals)
-            else:
-                alone = config.model_copy(update={"pseudo_label": PseudoLabelSettings()})
-                train(alone, path, ranks, signals=stop_signals)
-                beside = round_path(path, config.pseudo_label)
-                of_round = ranks.from_first(lambda: start_round(path, beside, config))
-                train(of_round, beside, ranks, signals=stop_signals)
+            train(config, options.run or Path("runs", config.run_name()), ranks, signals=stop_signals)
 
     return run_command(body)
 

@@ -13,7 +13,7 @@ MAY_CHANGE = ("device", "data.root", "train.eval_every", "train.checkpoint_every
 def make_parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(
-        usage="python3 pseudo_label.py --run DIRECTORY [--to DIRECTORY] [--allow-unfinished] [key=value ...]",
+        usage="python3 pseudo_label.py --run DIRECTORY [--to DIRECTORY] [options] [key=value ...]",
         description="Go on with a trained run, its most confident predictions as labels. "
         "The same command again continues an unfinished round.",
         overrides="pseudo_label.select=top and the like, listed by main.py --help; other keys stay the run's, but "

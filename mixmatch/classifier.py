@@ -72,6 +72,8 @@ def load_model(path: Path | str, device: str = "cpu") -> Classifier:
         raise UserError(f"{path}: has no checkpoint; train it first with main.py --run {path}")
     state, progress = saved
     spec = run.read_images() or load_data(config.data, torch.device("cpu")).spec()
+    if (spec.mean, spec.std) != (127.5, 127.5):
+        raise UserError(f"{run.images_file}: pixels are scaled in a way that this version does not know")
     network = build_network(config.model, len(spec.classes), spec.channels)
     parts = {"model.": {}, "ema.": {}}
     for name, value in state.items():

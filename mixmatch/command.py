@@ -59,7 +59,9 @@ def import_files(arguments: Sequence[str] | None) -> None:
             spec = importlib.util.spec_from_file_location(f"imported_{path.stem}", path)
             if spec is None or spec.loader is None:
                 raise ImportError("its name must end in .py")
-            spec.loader.exec_module(importlib.util.module_from_spec(spec))
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # annotations and pickles look there
+            spec.loader.exec_module(module)
         except Exception as error:  # whatever its code does
             raise UserError(f"{path}: cannot be imported ({type(error).__name__}: {error})") from error
 

@@ -124,6 +124,10 @@ class Config(Section):
         """The section of the run's method."""
         return getattr(self, self.method)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the values: the class is made anew, from the registries there."""
+        return build_config, (self.model_dump(),)
+
     def run_name(self) -> str:
         """Return the name of the run's folder under ``runs/``."""
         name = self.name
@@ -133,6 +137,13 @@ class Config(Section):
         return f"{name}-seed{self.seed}"
 
 
+# What metrics call otherwise than the parts of a method's loss.
+RESERVED = frozenset(
+    {
+        *("step", "steps", "loss", "lr", "steps_per_second", "validation_accuracy", "test_accuracy"),
+        *("confidence", "correct", "known", "guesses", "guess_accuracy", "most_guessed_share", "guessed_classes"),
+    }
+)
 # What the config calls by name, and the registry that knows the names.
 CHOICES: dict[str, dict[str, Any]] = {"method": METHODS, "data.dataset": DATASETS, "model.network": MODELS}
 
@@ -165,10 +176,27 @@ def _make_schema(
 ) -> type[Config]:
     fields: dict[str, Any] = {"data": (data, data(dataset=dataset)), "model": (model, model(network=network))}
     for name, method in methods:
-        if name in Config.model_fields:
-            raise UserError(f"METHODS: {name!r} cannot be the name of a method, it is a key of the config")
-        fields[name] = (method.Settings, method.Settings())
+        if hasattr(Config, name) or name in Config.model_fields or not name.isidentifier():
+            raise UserError(f"METHODS: {name!r} cannot be the name of a method; the config has that, or it is no word")
+        reserved = {*method.parts} & RESERVED
+        if reserved:
+            raise UserError(
+                f"METHODS: {name}: parts cannot be called {', '.join(reserved)}; metrics have these already"
+            )
+        fields[name] = (method.Settings, defaults_of(method.Settings))
     return create_model("Config", __base__=Config, **fields)
+
+
+def defaults_of(settings: type[Section]) -> Section:
+    """Return a section of defaults.
+
+    Raises:
+        UserError: if a key has none.
+    """
+    try:
+        return settings()
+    except ValidationError as error:
+        raise UserError(f"{settings.__name__}: every key needs a default: {explain(error, settings)}") from None
 
 
 def all_keys() -> Iterator[tuple[str, FieldInfo]]:
@@ -179,8 +207,8 @@ def all_keys() -> Iterator[tuple[str, FieldInfo]]:
             for section, field in _in_order(dict(_schema(dataset, network).model_fields)).items():
                 keys = list_keys(field.annotation, f"{section}.") if _is_section(field) else [(section, field)]
                 for key, key_field in keys:
-                    if key not in seen:
-                        seen.add(key)
+                    if (key, key_field.description) not in seen:
+                        seen.add((key, key_field.description))
                         yield key, key_field
 
 
@@ -221,13 +249,17 @@ def build_config(values: dict[str, Any], source: str = "config") -> Config:
         UserError: in one line, if any key or value is not allowed.
     """
     try:
+        if not isinstance(values, dict):
+            raise UserError(f"must be a dict of sections and keys, got {brief(values)}")
         schema = schema_for(values)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source}: {explain(error, schema, 'main.py --help lists the keys')}") from None
+        raise UserError(
+            f"{source}: {explain(error, schema, 'main.py --help lists the keys, --import FILE brings others')}"
+        ) from None
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
@@ -261,21 +293,23 @@ def _lay_over(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
 
 
 def _drop_keys_of_former_choices(values: dict[str, Any], overrides: dict[str, Any]) -> None:
-    """Where an override chooses another network or data set, take the keys out that only the one before it has."""
-    for section, name, registry in (("data", "dataset", DATASETS), ("model", "network", MODELS)):
+    """Where an override chooses another network or data set, take out the keys that are the former one's own."""
+    for section, name, common in (("data", "dataset", DataSettings), ("model", "network", NetworkSettings)):
+        registry = CHOICES[f"{section}.{name}"]
         chosen, keys = overrides.get(f"{section}.{name}"), values.get(section)
         if not isinstance(keys, dict) or not isinstance(chosen, str) or chosen not in registry:
             continue
-        before = registry.get(str(keys.get(name)), next(iter(registry.values())))
-        only = before.Settings.model_fields.keys() - registry[chosen].Settings.model_fields.keys()
-        values[section] = {key: value for key, value in keys.items() if key not in only}
+        before = keys.get(name) or next(iter(registry))
+        if before in registry and before != chosen:
+            only = registry[before].Settings.model_fields.keys() - common.model_fields.keys()
+            values[section] = {key: value for key, value in keys.items() if key not in only}
 
 
 def to_yaml(config: Config) -> str:
-    """Return every key with its resolved value, as YAML that ``load_config`` reads back to the same config.
+    """Return every key with its value, as YAML that ``load_config`` reads back to the same config.
 
-    A method that the run does not use, and whose section holds defaults alone, is left out: a run can then be opened
-    where that method is not known.
+    Only the section of a method that the run does not use is left out, if it holds defaults alone: a run can then be
+    opened where that method is not known.
     """
     values = config.model_dump()
     for name, method in METHODS.items():

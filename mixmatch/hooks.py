@@ -6,10 +6,16 @@ from mixmatch.records.recorder import Recorder
 
 
 class Hook:
-    """Something that the loop asks at fixed moments, of several processes in all alike. Each answer may be nothing.
+    """Something that the loop asks at fixed moments, of several processes in all alike. Each answer may be nothing."""
 
-    What it has to remember goes into ``Progress.beside``, which is part of every checkpoint.
-    """
+    def start(self, trainer: Any, memory: dict[str, Any]) -> None:  # noqa: ANN401 - imports run one way
+        """Take up the run.
+
+        Args:
+            trainer: the run's ``Trainer``, at the step that the run is at.
+            memory: what the hook has to remember, JSON-able; part of every checkpoint. It is kept under the name of
+                the hook's class.
+        """
 
     def before_step(self, step: int, recorder: Recorder) -> list[str]:
         """Do what is due after ``step`` completed steps, and return lines to report."""

@@ -38,7 +38,7 @@ def explain(error: ValidationError, schema: type[Section], where_keys_are: str =
         where_keys_are: what to say of an unknown key that resembles none; all keys of the schema if empty.
     """
     keys = dict(list_keys(schema))
-    sections = {key.rpartition(".")[0] for key in keys} - {""}
+    sections = {key.rpartition(".")[0] for key in keys} | {*schema.model_fields} - {""}
     problems: dict[str, tuple[Any, list[str]]] = {}
     for item in error.errors(include_url=False):
         # A union's location ends in the name of the member that was tried: cut back to the key itself.
@@ -54,7 +54,8 @@ def explain(error: ValidationError, schema: type[Section], where_keys_are: str =
             everything = where_keys_are or f"there are {', '.join(keys)}"
             allowed = f"unknown key; did you mean {close[0]}?" if close else f"unknown key; {everything}"
         elif item["type"] == "model_type":
-            allowed = f"must be a section with keys such as {next(k for k in keys if k.startswith(key + '.'))}"
+            example = next((k for k in keys if k.startswith(f"{key}.")), None)
+            allowed = f"must be a section with keys such as {example}" if example else "must be a section without keys"
         else:
             allowed = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         problems.setdefault(key, (item["input"], []))[1].append(allowed)

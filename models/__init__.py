@@ -8,6 +8,9 @@ from mixmatch.models.batch_norm import BatchNorm
 from mixmatch.models.network import Network, NetworkSettings
 from mixmatch.models.wide_resnet import WideResNet
 
+if __name__ != "mixmatch.models":
+    raise ImportError("the networks are imported as mixmatch.models")
+
 __all__ = ["MODELS", "BatchNorm", "Network", "NetworkSettings", "WideResNet", "build_network"]
 
 MODELS: dict[str, type[Network]] = {"wide_resnet": WideResNet}

@@ -30,7 +30,7 @@ class Network(nn.Module, ABC):
     what an evaluation uses. Parameters of two dimensions and more are kernels, which training decays.
     """
 
-    Settings: ClassVar[type[NetworkSettings]]
+    Settings: ClassVar[type[NetworkSettings]] = NetworkSettings
 
     @abstractmethod
     def __init__(self, settings: NetworkSettings, num_classes: int, in_channels: int) -> None:

@@ -211,18 +211,36 @@ def test_any_data_set_can_be_resized_and_as_pillow_does(size):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"images": torch.zeros(2, 4, 5, 3, dtype=torch.uint8)}, "must be square"),
+        ({"images": torch.zeros(2, 4, 5, 3, dtype=torch.uint8)}, r"training images must be \(n, h, h, c\) uint8"),
         ({"images": torch.zeros(2, 4, 4, 3)}, "uint8"),
-        ({"labels": torch.zeros(3, dtype=torch.int64)}, "labels must be"),
-        ({"labels": torch.tensor([0, 2])}, "one of 2 classes"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, r"training labels must be \(2,\) int64"),
+        ({"labels": torch.tensor([0, 2])}, "labels must be -1 to 1"),
+        ({"test_labels": torch.tensor([-1])}, "test labels must be 0 to 1"),
+        ({"test_labels": None}, "test images without labels"),
+        ({"test_images": torch.zeros(1, 4, 4, 1, dtype=torch.uint8)}, "test images are"),
+        (
+            {"test_images": torch.zeros(0, 4, 4, 3, dtype=torch.uint8), "test_labels": torch.zeros(0).long()},
+            "test images",
+        ),
     ],
 )
 def test_a_loader_that_returns_what_is_no_data_set(monkeypatch, change, message):
-    whole = {"images": torch.zeros(2, 4, 4, 3, dtype=torch.uint8), "labels": torch.tensor([0, -1])}
-    data = ImageData("odd", ["a", "b"], **(whole | change), test_images=None, test_labels=None, flip=True)
+    whole = {
+        "images": torch.zeros(2, 4, 4, 3, dtype=torch.uint8),
+        "labels": torch.tensor([0, -1]),
+        "test_images": torch.zeros(1, 4, 4, 3, dtype=torch.uint8),
+        "test_labels": torch.tensor([1]),
+    }
+    data = ImageData("odd", ["a", "b"], **(whole | change), flip=True)
     monkeypatch.setitem(DATASETS, "odd", Dataset(lambda settings, device, quiet: data))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=f"data set odd: .*{message}"):
         load_named("odd")
+
+
+def test_too_large_is_said_before_resizing(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10**8}))
+    with pytest.raises(UserError, match=r"images take 1.8 GiB, this machine has 0.1 GiB"):
+        load_named("digits", image_size=1024)
 
 
 @pytest.fixture

@@ -115,6 +115,13 @@ def test_threads_train_at_once_to_the_weights_that_they_train_to_alone(tmp_path)
         assert_same_run(tmp_path / f"alone-{seed}", tmp_path / f"thread-{seed}")
 
 
+def test_a_round_that_the_config_asks_for_is_done(tmp_path):
+    settings = ["pseudo_label.enabled=true", "pseudo_label.select=top", "pseudo_label.steps=4"]
+    results = mixmatch.train(mixmatch.load_config(None, [*SMALL, *settings]), tmp_path / "run", quiet=True)
+    assert results["steps"] == 16 and results["pseudo_label"]["start"] == 12
+    assert (tmp_path / "run" / "results.json").exists() and (tmp_path / "run-top-0.1" / "results.json").exists()
+
+
 def test_what_is_public_is_there_and_nothing_else():
     assert all(getattr(mixmatch, name) is not None for name in mixmatch.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):

@@ -173,6 +173,14 @@ def test_two_processes_stopped_and_killed_continue_to_the_same_weights_or_with_o
     assert alone == json.loads((tmp_path / "whole" / "results.json").read_text())["test_accuracy_last"]
 
 
+def test_two_processes_do_a_round(tmp_path):
+    settings = ["pseudo_label.enabled=true", "pseudo_label.select=top", "pseudo_label.steps=4"]
+    code, out, err = finish(torchrun("main.py", "--run", tmp_path / "run", *SMALL, *settings))
+    assert code == 0, err
+    assert "a round of pseudo-labels, from step 12 of 16" in out
+    assert json.loads((tmp_path / "run-top-0.1" / "results.json").read_text())["processes"] == 2
+
+
 def test_a_batch_that_cannot_be_shared_is_said(tmp_path):
     code, _, err = finish(torchrun("main.py", "--run", tmp_path / "run", *SMALL, "train.batch_size=9"))
     assert code != 0 and "error: train.batch_size: 9 cannot be shared by 2 processes" in err

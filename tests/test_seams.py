@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -16,14 +17,17 @@ import torch
 import main
 import pseudo_label
 from mixmatch.classifier import load_model
-from mixmatch.config import load_config, to_yaml
+from mixmatch.config import all_keys, load_config, to_yaml
 from mixmatch.data import DATASETS
+from mixmatch.data.pool import Pool
 from mixmatch.errors import UserError
-from mixmatch.methods import METHODS
+from mixmatch.methods import METHODS, Method
+from mixmatch.methods.method import Examples, Loss
 from mixmatch.models import MODELS
 from tests.small_runs import ROOT, assert_same_curves, assert_same_run, curves, final, metrics
+from tests.toys import CPU, SPLIT, toy_data, toy_trainer
 
-TOYS = ROOT / "tests" / "fixtures" / "toys.py"
+TOYS = ROOT / "tests" / "fixtures" / "outside.py"
 SETTINGS = [
     "method=toy",
     "model.network=tiny",
@@ -117,9 +121,24 @@ def test_help_lists_imported_keys_and_slips_are_one_line(tmp_path, registries, c
     assert not (tmp_path / "run").exists()
 
 
+HEAD = "from mixmatch.methods import METHODS\nfrom mixmatch.methods.method import Method\n"
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
+        (
+            HEAD + "class Mine(Method):\n    parts = ('loss', 'x')\nMETHODS['mine'] = Mine",
+            "parts cannot be called loss",
+        ),
+        (HEAD + "METHODS['run_name'] = METHODS['mixmatch']", "'run_name' cannot be the name"),
+        (
+            HEAD + "from mixmatch.section import Section\nclass S(Section):\n    k: int\n"
+            "class Mine(Method):\n    Settings = S\nMETHODS['mine'] = Mine",
+            "S: every key needs a default: k: Field required",
+        ),
+        ("import models", "the networks are imported as mixmatch.models"),
+        ("import mixmatch.main", "ModuleNotFoundError"),
         (None, "No such file"),
         ("1 +", "SyntaxError"),
         ("raise RuntimeError('no\\nluck')", "RuntimeError: no luck"),
@@ -133,6 +152,77 @@ def test_a_file_that_cannot_be_imported_is_one_line(tmp_path, registries, capsys
     assert main.main(["--import", str(file), "--run", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_postponed_annotations_and_sections_without_keys_work(tmp_path, registries, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom typing import Annotated\n"
+        "from pydantic import Field\nfrom mixmatch.methods import METHODS, Method\n"
+        "from mixmatch.section import Section\n\n@dataclass\nclass Thing:\n    a: int = 1\n\n"
+        "class S(Section):\n    rate: Annotated[float, Field(gt=0)] = Field(1.0, description='a rate')\n\n"
+        "class Mine(Method):\n    Settings = S\n\nclass Plain(Method):\n    pass\n"
+        "METHODS |= {'mine': Mine, 'plain': Plain}\n"
+    )
+    assert main.main(["--import", str(file), "mine.rate=-1"]) == 2
+    assert "mine.rate: must be greater than 0, got -1" in capsys.readouterr().err
+    assert main.main(["--import", str(file), "plain=3"]) == 2
+    assert "plain: must be a section without keys" in capsys.readouterr().err
+
+
+def test_another_network_starts_from_its_own_defaults_not_the_former_ones(registries):
+    class Deep(MODELS["wide_resnet"].Settings):
+        depth: int = 3
+
+    class Other(MODELS["wide_resnet"]):
+        Settings = Deep
+
+    MODELS["deep"] = Other
+    config = load_config(ROOT / "config.yml", ["model.network=deep", "model.bn_momentum=0.5"])
+    assert (config.model.depth, config.model.bn_momentum) == (3, 0.5)
+    assert load_config(ROOT / "config.yml", ["model.network=wide_resnet"]).model.depth == 28
+    assert [key for key, _ in all_keys()].count("model.depth") == 2
+
+
+class Unguessed(Method):
+    """Mean Teacher in kind: unlabelled images, and no guesses. Its parts are none."""
+
+    num_views = 1
+    guesses = False
+
+    def make_examples(self, networks, batch, draws):
+        return Examples(torch.cat([batch.x, batch.u[0]]), torch.cat([batch.p, batch.p]))
+
+    def loss(self, network, examples, schedules):
+        logits = network(examples.images, num_batches=2)
+        return Loss(logits[: self.task.batch_size].logsumexp(dim=1).mean() - 0 * logits.sum(), {})
+
+
+def test_a_method_that_guesses_nothing_trains_and_one_that_says_it_does_is_named(registries):
+    METHODS["unguessed"] = Unguessed
+    trainer = toy_trainer(method="unguessed")
+    trainer.train_step()
+    assert trainer.read_statistics().keys() == {"lr", "loss"} and "views" not in trainer.preview()
+    METHODS["unguessed"] = type("Wrong", (Unguessed,), {"guesses": True})
+    with pytest.raises(ValueError, match="let it say guesses = False"):
+        toy_trainer(method="unguessed").train_step()
+
+
+def test_a_pool_answers_by_what_is_asked():
+    pool = Pool(toy_data(), SPLIT, CPU, seed=1)
+    assert [len(pool.places(3, size, size).x_index) for size in (8, 4, 8)] == [8, 4, 8]
+    whole = pool.places(3, 8, 16)
+    shares = [pool.places(3, 8, 16, rank, 2) for rank in (0, 1)]
+    for together, *parts in zip(whole, *shares, strict=True):
+        assert torch.equal(torch.cat(parts), together)
+    generator = torch.Generator().manual_seed(0)
+    batch = pool.batch(whole, pool.draw(8, 16, num_views=3, generator=generator))
+    assert batch.x.shape == (8, 3, 8, 8) and batch.p.shape == (8, 3) and batch.u.shape == (3, 16, 3, 8, 8)
+
+
+def test_a_config_can_be_pickled():
+    for config in (load_config(None), load_config(ROOT / "configs" / "digits.yml", ["model.width=0.5"])):
+        assert pickle.loads(pickle.dumps(config)) == config
 
 
 def test_a_run_that_uses_nothing_imported_opens_without_the_import(tmp_path, registries):

@@ -129,24 +129,29 @@ def test_a_split_file_can_be_given(tmp_path):
 
 def test_collapse_is_said_once():
     progress = Progress()
-    watch = CollapseWatch(["cat", "dog", "fox"], 3.0, progress)
+    watch = CollapseWatch(["cat", "dog", "fox"], 3.0, "do something", progress)
     fine = {"step": 1, "guesses": [0.4, 0.3, 0.3], "most_guessed_share": 0.4, "guessed_classes": 2.9}
     bad = {"step": 2, "guesses": [0.0, 0.95, 0.05], "most_guessed_share": 0.95, "guessed_classes": 1.2}
     assert watch.warn([bad]) == watch.warn([bad, fine]) == watch.warn([fine, bad]) == watch.warn([{}, {}]) == []
     (warning,) = watch.warn([fine, bad, bad])
     assert warning.startswith("at step 2 the guessed labels go to few classes (95% to 'dog')")
-    assert "mixmatch.ramp_up_steps" in warning
-    assert watch.warn([bad, bad]) == CollapseWatch(["cat", "dog", "fox"], 3.0, progress).warn([bad, bad]) == []
+    assert warning.endswith("; do something")
+    assert (
+        watch.warn([bad, bad])
+        == CollapseWatch(["cat", "dog", "fox"], 3.0, "do something", progress).warn([bad, bad])
+        == []
+    )
 
 
 class Beside(Hook):
     """A hook of one's own."""
 
-    def __init__(self):
-        self.steps = []
+    def start(self, trainer, memory):
+        self.trainer, self.memory = trainer, memory
 
     def before_step(self, step, recorder):
-        self.steps.append(step)
+        assert self.trainer.step == step
+        self.memory["seen"] = self.memory.get("seen", 0) + 1
         return ["halfway"] if step == 6 else []
 
     def evaluate(self, step, recorder):
@@ -156,10 +161,17 @@ class Beside(Hook):
         return [f"step {entry['step']} is beyond 10" for entry in history[-1:] if entry["step"] > 10]
 
     def results(self):
-        return {"steps_seen": len(self.steps)}
+        return {"steps_seen": self.memory["seen"]}
 
 
 def test_a_hook_of_ones_own_reports_measures_warns_and_joins_the_results(tmp_path, capsys):
+    class Stop(Beside):
+        def warn(self, history):
+            raise KeyboardInterrupt
+
+    Stop.__name__ = "Beside"
+    with pytest.raises(KeyboardInterrupt):
+        train(load_config(None, SMALL), tmp_path / "run", hooks=[Stop()])  # after the checkpoint at step 4
     results = train(load_config(None, SMALL), tmp_path / "run", hooks=[Beside()])
     printed = capsys.readouterr()
     assert "\nhalfway\n" in printed.out and "warning: step 12 is beyond 10\n" in printed.err

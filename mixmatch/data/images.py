@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
 import psutil
@@ -112,36 +112,37 @@ class Dataset(NamedTuple):
 
 
 def check_images(data: ImageData, image_size: int | None, device: torch.device) -> ImageData:
-    """Check what a loader returned, bring it to ``image_size``, and see that ``device`` has room for it.
+    """Check what a loader returned, see that ``device`` has room for it, and bring it to ``image_size``.
 
     Raises:
-        UserError: if the images don't fit into memory.
-        ValueError: if the loader returned what is no ImageData.
+        UserError: if the loader returned what is no ImageData, or the images don't fit into memory.
     """
-    for images, labels in ((data.images, data.labels), (data.test_images, data.test_labels)):
-        if images is None or labels is None:
-            continue
-        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != images.shape[2]:
-            raise ValueError(f"{data.name}: images must be square, (n, h, w, c) uint8, got {tuple(images.shape)}")
+    sets = {"training": (data.images, data.labels, -1)}
+    if (data.test_images is None) != (data.test_labels is None):
+        raise UserError(f"data set {data.name}: has test images without labels, or labels without images")
+    if data.test_images is not None and data.test_labels is not None:
+        sets["test"] = data.test_images, data.test_labels, 0
+    for name, (images, labels, least) in sets.items():
+        shape = tuple(images.shape)
+        if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != shape[2] or not len(images):
+            raise UserError(
+                f"data set {data.name}: {name} images must be (n, h, h, c) uint8, got {shape} {images.dtype}"
+            )
+        if shape[1:] != data.images.shape[1:]:
+            raise UserError(f"data set {data.name}: test images are {shape[1:]}, others {tuple(data.images.shape[1:])}")
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise ValueError(f"{data.name}: labels must be ({len(images)},) int64, got {tuple(labels.shape)}")
-        if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < len(data.classes):
-            raise ValueError(f"{data.name}: labels must be -1 or one of {len(data.classes)} classes")
-    if image_size is not None and image_size != data.images.shape[1]:
-        test = data.test_images
-        data = ImageData(
-            data.name,
-            data.classes,
-            resize(data.images, image_size),
-            data.labels,
-            None if test is None else resize(test, image_size),
-            data.test_labels,
-            data.flip,
-        )
-    if device.type != "cpu":  # in this machine's memory they are already
-        tests = 0 if data.test_images is None else data.test_images.numel()
-        check_memory(data.images.numel() + tests, device)
-    return data
+            raise UserError(f"data set {data.name}: {name} labels must be ({len(images)},) int64")
+        if not least <= int(labels.min()) <= int(labels.max()) < len(data.classes):
+            raise UserError(f"data set {data.name}: {name} labels must be {least} to {len(data.classes) - 1}")
+    count = sum(len(images) for images, _, _ in sets.values())
+    size = image_size or data.images.shape[1]
+    here = size == data.images.shape[1] and device.type == "cpu"  # in this machine's memory already
+    if not here:
+        check_memory(count * size * size * data.images.shape[3], device)
+    if size == data.images.shape[1]:
+        return data
+    test = data.test_images
+    return replace(data, images=resize(data.images, size), test_images=None if test is None else resize(test, size))
 
 
 def resize(images: Tensor, size: int) -> Tensor:

@@ -120,8 +120,8 @@ class Pool:
         self.targets = torch.cat([self.labels[self.split_labeled], self.added_labels])
         left = ~torch.isin(self.split_unlabeled, self.added_index)
         self.unlabeled = self.split_unlabeled[left] if left.any() else self.split_unlabeled
-        # For each stream the first step of the orders looked up, and the orders (STEPS_PER_REFILL, n).
-        self._orders: dict[int, tuple[int, Tensor]] = {}
+        # For each stream what was looked up last, and the orders (STEPS_PER_REFILL, n).
+        self._orders: dict[int, tuple[tuple[int, ...], Tensor]] = {}
 
     def class_shares(self) -> Tensor:
         """Return the shares of the classes among the split's labelled images, (C,) float64 on the CPU."""
@@ -176,11 +176,12 @@ class Pool:
     def _draw(self, count: int, stream: int, step: int, size: int, rank: int, world: int) -> Tensor:
         """Return a rank's share of a step's ``size`` places out of ``count``, (size / world,) in 0 .. count - 1."""
         first = max(0, step - (step - REFILL_AT) % STEPS_PER_REFILL)
-        if self._orders.get(stream, (-1,))[0] != first:
+        key = first, count, size, rank, world
+        if stream not in self._orders or self._orders[stream][0] != key:
             span = first * size, (first + STEPS_PER_REFILL) * size
             order = torch.from_numpy(shuffled_stream(count, *span, self.seed, stream))
             mine = order.view(STEPS_PER_REFILL, world, size // world)[:, rank]
-            self._orders[stream] = first, mine.to(self.device)
+            self._orders[stream] = key, mine.to(self.device)
         return self._orders[stream][1][step - first]
 
 

@@ -102,7 +102,8 @@ def strong_views(x: Tensor, distortions: Distortions) -> Tensor:
     Returns:
         (n, c, h, w) in [-1, 1].
     """
-    return cut_out(distort(x, distortions), distortions)
+    with torch.autocast(x.device.type, enabled=False):  # geometry in bfloat16 would be off by pixels
+        return cut_out(distort(x, distortions), distortions)
 
 
 def distort(

@@ -65,14 +65,18 @@ class Method(ABC):
         parts: names of the parts of the loss.
         num_views: K, views of each unlabelled image a step; 0: no unlabelled images are used.
         unlabeled_ratio: unlabelled images a step for each labelled one, M = unlabeled_ratio * B.
+        guesses: whether ``make_examples`` tells what it guessed of unlabelled images, if it uses any.
+        if_guesses_collapse: advice for when guesses go to few classes.
         state: tensors on the device that the method changes in place as it goes, floating point ones: saved and
             restored with the weights, averaged over processes after each step.
     """
 
-    Settings: ClassVar[type[Section]]
+    Settings: ClassVar[type[Section]] = Section
     parts: ClassVar[tuple[str, ...]] = ()
     num_views: int = 0
     unlabeled_ratio: int = 1
+    guesses: bool = True
+    if_guesses_collapse: str = "start again with other settings"
 
     def __init__(self, settings: Section, task: Task) -> None:
         """Make ready for a run.

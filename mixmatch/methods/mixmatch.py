@@ -205,6 +205,7 @@ class MixMatch(Method):
 
     Settings = MixMatchSettings
     parts = ("loss_labeled", "loss_unlabeled")
+    if_guesses_collapse = "start again with a longer mixmatch.ramp_up_steps or a lower mixmatch.lambda_u"
 
     def __init__(self, settings: MixMatchSettings, task: Task) -> None:
         super().__init__(settings, task)

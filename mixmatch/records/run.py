@@ -1,6 +1,6 @@
 """The run directory: its config, split, metrics, checkpoints and results, and who may write to it.
 
-config.yml       every key, resolved
+config.yml       every key of what it uses, resolved
 split.json       which training images are labelled, unlabelled, held out
 images.json      what the network sees: class names, size and channels of images, how pixels are scaled
 metrics.jsonl    a line per evaluation

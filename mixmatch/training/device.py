@@ -1,6 +1,7 @@
 """The device that a run is computed on: which one, what it has kernels for, and what running out of it means."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -33,7 +34,9 @@ def choose_device(name: str, ranks: Ranks = ALONE, say: Callable[[str], None] = 
         return device
     if device.index >= torch.cuda.device_count():
         raise UserError(f"device: {device} is not there ({torch.cuda.device_count()} GPUs found); use auto or cpu")
-    capability = torch.cuda.get_device_capability(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's page about a GPU that it has no kernels for: said in a line below
+        capability = torch.cuda.get_device_capability(device)
     if not has_kernels(capability, torch.cuda.get_arch_list()):
         line = (
             f"this build of torch {torch.__version__} has no kernels for {torch.cuda.get_device_name(device)} "

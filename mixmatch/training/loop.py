@@ -8,13 +8,14 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from mixmatch.config import Config, TrainSettings
+from mixmatch.config import Config, PseudoLabelSettings, TrainSettings
 from mixmatch.console import Console
 from mixmatch.errors import Received, Stopped, TimeUp
 from mixmatch.hooks import Hook
 from mixmatch.ranks import ALONE, Ranks
 from mixmatch.records.recorder import Recorder
 from mixmatch.records.run import RunDirectory, code_commit, open_run
+from mixmatch.rounds.round import round_path, start_round
 from mixmatch.training.device import choose_device, explain_memory
 from mixmatch.training.prepare import Session, prepare, read_finished
 from mixmatch.training.results import summarise, summarise_run
@@ -27,7 +28,20 @@ def no_signals() -> Iterator[Received]:
     yield Received()
 
 
-def train(
+def train(config: Config, path: Path | str, ranks: Ranks = ALONE, **options: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Train a run, and with ``pseudo_label.enabled`` a round of pseudo-labels on it, in a folder beside it.
+
+    Arguments, results (the last run's) and what is raised as for ``train_run``.
+    """
+    if not config.pseudo_label.enabled:
+        return train_run(config, path, ranks, **options)
+    alone = config.model_copy(update={"pseudo_label": PseudoLabelSettings()})
+    train_run(alone, path, ranks, **options)
+    beside = round_path(Path(path), config.pseudo_label)
+    return train_run(ranks.from_first(lambda: start_round(Path(path), beside, config)), beside, ranks, **options)
+
+
+def train_run(
     config: Config,
     path: Path | str,
     ranks: Ranks = ALONE,
@@ -93,7 +107,7 @@ def run_steps(
     received: Received,
     deadline: float,
 ) -> None:
-    """Take the steps that are left: train, log, evaluate, save, and stop when asked to. Raises as ``train``."""
+    """Take the steps that are left: train, log, evaluate, save, and stop when asked to. Raises as ``train_run``."""
     trainer, progress, hooks = session.trainer, session.progress, session.hooks
     clock = logged_at = time.monotonic()
     logged = trainer.step

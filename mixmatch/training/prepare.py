@@ -93,7 +93,10 @@ def prepare(
 
     pool, classes, predict = trainer.pool, data.classes, trainer.predict
     every = [Accuracy(name, pool.held_out.get(name), classes, predict) for name in ("validation", "test")]
-    every.append(CollapseWatch(classes, effective_classes(pool.class_shares().tolist()), progress))
+    labeled_classes = effective_classes(pool.class_shares().tolist())
+    every.append(CollapseWatch(classes, labeled_classes, trainer.method.if_guesses_collapse, progress))
+    for hook in hooks:
+        hook.start(trainer, progress.beside.setdefault("hooks", {}).setdefault(type(hook).__name__, {}))
     session = Session(trainer, progress, [*every, *hooks], classes, split, opening)
     if progress.start:
         session.hooks.append(Round(config.pseudo_label, progress, pool, classes, predict, session.evaluate))

@@ -42,8 +42,10 @@ class Totals:
             truth: (M,) int64, their classes, -1 where unknown: for these statistics and nothing else.
         """
         sums = [torch.ones_like(loss.total), loss.total, *(loss.parts[name] for name in self.parts)]
-        if not self.num_classes or guesses is None:
+        if not self.num_classes:
             return torch.stack(sums).detach()
+        if guesses is None:
+            raise ValueError("the method guesses no labels: let it say guesses = False")
         confidence, guess = guesses.max(dim=1)
         sums += [confidence.mean(), (guess == truth).sum(), (truth >= 0).sum()]
         return torch.cat([torch.stack(sums), one_hot(guess, self.num_classes).sum(0)]).detach()

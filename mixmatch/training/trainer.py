@@ -79,7 +79,8 @@ class Trainer:
         self.networks = Networks(self.working, self.ema_model)
         self.optimizer = make_optimizer(settings, self.model.parameters(), self.device)
         self.generator = torch.Generator(self.device)
-        self.totals = Totals(method.parts, pool.num_classes if method.num_views else 0, self.device)
+        guesses = method.num_views and method.guesses
+        self.totals = Totals(method.parts, pool.num_classes if guesses else 0, self.device)
 
         # What the host gives a step; see give_inputs.
         self.places = Places(*(tensor.clone() for tensor in self._look_up_places()))
@@ -150,17 +151,18 @@ class Trainer:
         self.working.zero_grad(set_to_none=True)
         loss.backward()
         if self.working is not self.model:
-            for kernel in self.kernels:
+            pairs = zip(self.kernels, self.working_kernels, strict=True)
+            used = [(kernel, twin.grad) for kernel, twin in pairs if twin.grad is not None]
+            for kernel, _ in used:
                 kernel.grad = torch.empty_like(kernel)
-            gradients = [kernel.grad for kernel in self.working_kernels]
-            torch._foreach_copy_([kernel.grad for kernel in self.kernels], gradients)
+            torch._foreach_copy_([kernel.grad for kernel, _ in used], [gradient for _, gradient in used])
         return sums
 
     def update(self, sums: Tensor) -> None:
         """Update weights by their gradients, decay kernels, move averages and totals."""
         # With the gradients go BatchNorm's running statistics, the method's state and the sums: what ranks hold is
         # always the same.
-        gradients = [parameter.grad for parameter in self.model.parameters()]
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         self.ranks.average([*gradients, *self.model.buffers(), *self.method.state.values(), sums])
         self.optimizer.step()
         with torch.no_grad():

@@ -44,15 +44,17 @@ class Accuracy(Hook):
 class CollapseWatch(Hook):
     """Says once if, at two evaluations in a row, guesses went to far fewer classes than labelled images have."""
 
-    def __init__(self, classes: Sequence[str], labeled_classes: float, progress: Progress) -> None:
+    def __init__(self, classes: Sequence[str], labeled_classes: float, advice: str, progress: Progress) -> None:
         """Watch a run.
 
         Args:
             classes: names.
             labeled_classes: how many classes, equally used, would spread as widely as the labelled images do.
+            advice: what to do then.
             progress: where it is remembered that the warning has been given.
         """
-        self.classes, self.labeled_classes, self.beside = classes, labeled_classes, progress.beside
+        self.classes, self.labeled_classes, self.advice = classes, labeled_classes, advice
+        self.beside = progress.beside
 
     def warn(self, history: list[dict[str, Any]]) -> list[str]:
         """Return the warning, the first time that it is due."""
@@ -64,6 +66,5 @@ class CollapseWatch(Hook):
         share = entry["most_guessed_share"]
         return [
             f"at step {entry['step']} the guessed labels go to few classes ({100 * share:.0f}% to "
-            f"{self.classes[entry['guesses'].index(share)]!r}); start again with a longer mixmatch.ramp_up_steps "
-            "or a lower mixmatch.lambda_u"
+            f"{self.classes[entry['guesses'].index(share)]!r}); {self.advice}"
         ]
