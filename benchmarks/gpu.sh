@@ -3,7 +3,7 @@
 #
 #     benchmarks/gpu.sh FOLDER [options of benchmarks/step.py]
 #
-# Writes a file for each answer to FOLDER and goes on if one fails. PYTHON names the interpreter (default python3).
+# Writes a file for each answer to FOLDER and goes on if one fails; the limits allow for compilations from cold. PYTHON names the interpreter (default python3).
 set -uo pipefail
 folder=${1:?"usage: benchmarks/gpu.sh FOLDER [options of benchmarks/step.py]"}
 shift
@@ -18,8 +18,12 @@ answer() { # NAME SECONDS COMMAND...
     echo "exit code ${PIPESTATUS[0]}" | tee -a "$folder/$name.txt"
 }
 
+"$python" -c 'import pytest, xdist, hypothesis, pydantic, tensorboard, sklearn' || {
+    echo "first: $python -m pip install -r requirements-dev.txt (torch itself may be left out where it is there already)"
+    exit 2
+}
 { date -u; git rev-parse HEAD; "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'; } | tee "$folder/what.txt"
-answer correctness 180 "$python" -m pytest tests/test_gpu.py -n 4 -v
+answer correctness 300 "$python" -m pytest tests/test_gpu.py -n 4 -v
 answer speed 300 "$python" benchmarks/step.py "$@"
 answer profile 90 "$python" benchmarks/profile_step.py "$@"
 fastest=$("$python" -c 'import torch; print("captured" if torch.cuda.is_available() else "float32")')
