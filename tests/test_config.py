@@ -8,8 +8,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmatch.config import Config, all_keys, differing_keys, differing_keys_of_rounds, load_config, to_yaml
+from mixmatch.config import Config, differing_keys, differing_keys_of_rounds, load_config, to_yaml
 from mixmatch.errors import UserError
+from mixmatch.section import list_keys
 from tests.small_runs import FUZZ
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +23,7 @@ def test_config_yml_spells_out_every_default_with_its_explanation():
     assert load_config(ROOT / "config.yml") == DEFAULTS
     values = yaml.safe_load(text)
     lines = [line.strip() for line in text.splitlines()]
-    for key, field in all_keys():
+    for key, field in list_keys(type(DEFAULTS)):
         section, _, name = key.rpartition(".")
         assert name in (values[section] if section else values)
         assert any(line.startswith(f"{name}:") and line.endswith(f"# {field.description}") for line in lines), key
@@ -131,7 +132,7 @@ def test_an_empty_file_is_the_defaults(tmp_path):
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates()
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
-keys = st.sampled_from([key for key, _ in all_keys()] + ["data", "train", "x", "train.x"]) | st.text()
+keys = st.sampled_from([key for key, _ in list_keys(type(DEFAULTS))] + ["data", "train", "x", "train.x"]) | st.text()
 
 
 @FUZZ
@@ -149,13 +150,13 @@ def test_any_yaml_and_any_override_is_a_config_or_one_line(tmp_path, text, overr
 
 
 @given(
-    st.sampled_from([key for key, _ in all_keys()]),
+    st.sampled_from([key for key, _ in list_keys(type(DEFAULTS))]),
     st.integers(0, 50),
     st.characters(min_codepoint=97, max_codepoint=122),
 )
 def test_a_slip_in_a_key_is_recognised(key, place, letter):
     slip = key[: place % len(key)] + letter + key[place % len(key) + 1 :]
-    known = {k for k, _ in all_keys()}
+    known = {k for k, _ in list_keys(type(DEFAULTS))}
     if slip in known or "." not in key or slip.count(".") != key.count("."):
         return
     if slip.split(".")[0] != key.split(".")[0]:

@@ -22,7 +22,7 @@ from PIL import Image
 
 import main
 import mixmatch.training.loop
-from mixmatch.config import all_keys
+from mixmatch.config import all_keys, build_config
 from mixmatch.data import DATASETS, Dataset, DataSettings, load_data
 from mixmatch.errors import UserError
 from mixmatch.training.trainer import Trainer
@@ -297,8 +297,8 @@ def test_a_hundred_thousand_files_in_a_class(tmp_path):
             shutil.copy(many / "0.bmp", source)
         else:
             os.link(source, many / f"{i}.bmp")
-    settings = DataSettings(dataset="folder", root=str(tmp_path), image_size=4)
-    data = load_data(settings, torch.device("cpu"))
+    config = build_config({"data": {"dataset": "folder", "root": str(tmp_path), "image_size": 4}})
+    data = load_data(config.data, torch.device("cpu"))
     assert data.labels.bincount().tolist() == [100_000, 1] and (data.images == 7).all()
 
 

@@ -46,7 +46,14 @@ def test_nothing_of_the_data_is_needed(trained, tmp_path):
     )
     assert mixmatch.load_model(tmp_path / "run").classes[3] == "3"
     spec = json.loads((tmp_path / "run" / "images.json").read_text())
-    assert spec == {"classes": [str(i) for i in range(10)], "size": 8, "channels": 1, "mean": 127.5, "std": 127.5}
+    assert spec == {
+        "classes": [str(i) for i in range(10)],
+        "size": 8,
+        "channels": 1,
+        "mean": 127.5,
+        "std": 127.5,
+        "fit": "crop",
+    }
 
 
 def test_a_run_of_a_version_that_wrote_no_images_json_asks_its_data(trained, tmp_path):

@@ -30,6 +30,7 @@ from tests.toys import CPU, SPLIT, toy_data, toy_trainer
 TOYS = ROOT / "tests" / "fixtures" / "outside.py"
 SETTINGS = [
     "method=toy",
+    "device=cpu",
     "model.network=tiny",
     "model.channels=6",
     "model.bn_momentum=0.1",
@@ -243,7 +244,7 @@ def modules():
         for file in folder.rglob("*.py"):
             parts = [package, *file.relative_to(folder).with_suffix("").parts]
             graph[".".join(part for part in parts if part != "__init__")] = file
-    graph |= {name: ROOT / f"{name}.py" for name in ("main", "pseudo_label")}
+    graph |= {name: ROOT / f"{name}.py" for name in ("main", "predict", "pseudo_label")}
     imports = {}
     for name, file in graph.items():
         found = set()

@@ -4,7 +4,7 @@ import torch
 
 from mixmatch.data.cifar import load_cifar10
 from mixmatch.data.digits import load_digits
-from mixmatch.data.folder import load_folder
+from mixmatch.data.folder import FolderSettings, load_folder
 from mixmatch.data.images import Dataset, DataSettings, ImageData, check_images
 
 __all__ = ["DATASETS", "DataSettings", "Dataset", "ImageData", "load_data"]
@@ -12,7 +12,7 @@ __all__ = ["DATASETS", "DataSettings", "Dataset", "ImageData", "load_data"]
 DATASETS: dict[str, Dataset] = {
     "cifar10": Dataset(load_cifar10),
     "digits": Dataset(load_digits),
-    "folder": Dataset(load_folder),
+    "folder": Dataset(load_folder, FolderSettings),
 }
 
 

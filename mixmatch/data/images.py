@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from mixmatch.data.decode import Fit
 from mixmatch.errors import UserError
 from mixmatch.section import Count, CountOrZero, Section
 
@@ -54,6 +55,7 @@ class ImageSpec:
         size: pixels of an image's side.
         channels: 3 for RGB, 1 for grey.
         mean, std: the network is given (pixel - mean) / std, pixels 0 to 255.
+        fit: how pictures of other shapes are made square, see ``decode``.
     """
 
     classes: list[str]
@@ -61,6 +63,7 @@ class ImageSpec:
     channels: int
     mean: float = 127.5
     std: float = 127.5
+    fit: Fit = "crop"
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class ImageData:
         test_images: (m, h, w, c) uint8, or None without a test set.
         test_labels: (m,) int64, or None.
         flip: whether mirrored images are still of their class.
+        fit: how pictures of other shapes were made square, see ``decode``.
+        files: of the training images, below the data set's root; None if they are of no files.
     """
 
     name: str
@@ -84,6 +89,8 @@ class ImageData:
     test_images: Tensor | None
     test_labels: Tensor | None
     flip: bool
+    fit: Fit = "crop"
+    files: list[str] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -93,7 +100,7 @@ class ImageData:
 
     def spec(self) -> ImageSpec:
         """Return what a network trained on these images must be given."""
-        return ImageSpec(self.classes, self.images.shape[1], self.images.shape[3])
+        return ImageSpec(self.classes, self.images.shape[1], self.images.shape[3], fit=self.fit)
 
     def fingerprint(self) -> str:
         """Return a hash of the training images and labels."""

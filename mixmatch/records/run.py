@@ -110,6 +110,11 @@ class RunDirectory:
         """Write results.json: the run is finished."""
         write_atomically(self.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
 
+    def write_config(self) -> None:
+        """Write config.yml, if it is not there yet."""
+        if not (self.path / "config.yml").exists():
+            write_atomically(self.path / "config.yml", to_yaml(self.config).encode())
+
     def write_split(self, split: Split) -> None:
         """Write split.json, if it is not there yet."""
         if not self.split_file.exists():
@@ -183,6 +188,23 @@ class RunDirectory:
             raise UserError(f"{self.checkpoints}: no checkpoint is whole ({which}); restore one, or use another --run")
         return None
 
+    def load_best(self) -> tuple[dict[str, Tensor], Progress]:
+        """Return the checkpoint that was best on the validation images.
+
+        Raises:
+            UserError: if there were none, or it is damaged.
+        """
+        newest = self.load_newest()
+        best = newest and newest[1].best_validation()
+        if not best:
+            raise UserError(f"{self.path}: has no best checkpoint; train it with data.num_validation above 0")
+        path = self._checkpoint(int(best["step"]))
+        try:
+            state, meta = load_tensors(path)
+        except (DamagedFile, OSError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); go without --best") from None
+        return state, Progress.from_meta(meta)
+
     def _checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:08d}.safetensors"
 
@@ -227,8 +249,7 @@ def open_run(path: Path, config: Config, ranks: Ranks = ALONE) -> Iterator[RunDi
                 what = ", ".join(differing)
                 raise UserError(f"{path}: holds a run of another config: {what}; use another run directory")
         else:
-            run.config = config
-            write_atomically(stored, to_yaml(config).encode())
+            run.config = config  # stored by write_config, once it is known to work
         yield run
     finally:
         lock.release()

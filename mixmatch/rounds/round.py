@@ -183,6 +183,7 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
     state, progress = saved
     config = config_of_round(config, progress.step)
     with open_run(path, config) as child:
+        child.write_config()
         try:
             write_atomically(child.split_file, run.split_file.read_bytes())
         except OSError as error:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from mixmatch.classifier import load_model, save_model
 from mixmatch.config import Config, PseudoLabelSettings, TrainSettings
 from mixmatch.console import Console
 from mixmatch.errors import Received, Stopped, TimeUp
@@ -93,6 +94,7 @@ def train_run(
 
         results = summarise_run(config, session, commit)
         if ranks.first:
+            save_model(load_model(path), run.path / "model.safetensors")
             run.write_results(results)
         console.say(f"done: {summarise(results)}")
         return results

@@ -79,6 +79,7 @@ def prepare(
     progress = Progress() if saved is None else saved[1]
     trainer = make_trainer(config, data, split, device, ranks, kept_precision(run, config, progress))
     if ranks.first:  # now that they are known to be good
+        run.write_config()
         run.write_split(split)
         run.write_images(data.spec())
     if saved is not None:

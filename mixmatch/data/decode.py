@@ -1,0 +1,146 @@
+"""Pictures as they come, of any format and mode that Pillow reads, as squares of uint8; and finding them in folders."""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps, TiffImagePlugin
+
+from mixmatch.errors import UserError, one_line
+
+Fit = Literal["crop", "pad", "stretch"]
+# What operating systems leave in folders; hidden files are passed over anyway.
+LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+FILES_AT_ONCE = 512
+MOST_PIXELS = 2**28  # of one picture: 16,384 x 16,384, which take 0.8 GB to decode
+# Tags of TIFF that say what range numbers have.
+MOST_VALUE, LEAST_FLOAT, MOST_FLOAT = 281, 340, 341
+
+
+class Unreadable(Exception):
+    """A file that cannot be read as a picture; the message says why."""
+
+
+def find_images(folder: Path) -> Iterator[Path]:
+    """Yield the files below ``folder`` in the same order on every machine: hidden ones and litter are passed over.
+
+    Linked folders are followed, each folder once.
+
+    Raises:
+        UserError: if a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); mend its permissions or remove it")
+
+    seen = set()
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            folders[:] = []
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place, name) for name in sorted(names) if not is_litter(name))
+
+
+def is_litter(name: str) -> bool:
+    """Tell whether a file is one that nobody put there as a picture."""
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def decode_all(
+    files: Iterable[Path], size: int, channels: int = 3, fit: Fit = "crop"
+) -> Iterator[tuple[Path, np.ndarray | Unreadable]]:
+    """Yield each file with its picture, or with why it cannot be read; on all cores, in bounded memory.
+
+    Args:
+        files: any number.
+        size, channels, fit: as for ``decode``.
+    """
+
+    def attempt(file: Path) -> np.ndarray | Unreadable:
+        try:
+            return decode(file, size, channels, fit)
+        except Unreadable as error:
+            return error
+
+    # Pillow decodes outside Python's global lock, so threads use every core.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        remaining = iter(files)
+        while some := list(islice(remaining, FILES_AT_ONCE)):
+            yield from zip(some, pool.map(attempt, some), strict=True)
+
+
+def decode(file: Path, size: int, channels: int = 3, fit: Fit = "crop") -> np.ndarray:
+    """Read one picture, of several pages the first.
+
+    Args:
+        file: of any format and mode that Pillow knows; 16-bit, 32-bit and floating-point grey by the range that the
+            file says.
+        size: pixels of the square's side.
+        channels: 3 for RGB, 1 for grey.
+        fit: ``crop`` takes the central square, ``pad`` puts black beside the whole, ``stretch`` bends it.
+
+    Returns:
+        (size, size, channels) uint8.
+
+    Raises:
+        Unreadable: if it is no picture, or its range of values cannot be told.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            raise Unreadable("is no file")
+        with Image.open(file) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise Unreadable(f"{image.width} x {image.height} pixels are too many; make it smaller")
+            image.draft("RGB", (2 * size, 2 * size))  # JPEG alone: decodes a large photograph at a smaller scale
+            if image.mode in ("I", "F") or image.mode.startswith("I;"):
+                image = to_eight_bits(image)
+            image = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
+            if fit == "crop":
+                square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+            elif fit == "pad":
+                square = ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC)
+            else:
+                square = image.resize((size, size), Image.Resampling.BICUBIC)
+            return np.asarray(square).reshape(size, size, channels).copy()
+    except Unreadable:
+        raise
+    except Exception as error:
+        plug_in = file.suffix.lower() in (".heic", ".heif") and "; pip install pillow-heif reads it"
+        raise Unreadable(one_line(error) + (plug_in or "")) from error
+
+
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale grey of more than 8 bits by the range that the file says.
+
+    Raises:
+        Unreadable: if it says none, and the values do not tell either.
+    """
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise Unreadable("has values that are not finite")
+    least, most = float(values.min()), float(values.max())
+    low, high = tags.get(LEAST_FLOAT, 0), tags.get(MOST_FLOAT) or tags.get(MOST_VALUE)
+    low, high = (bound[0] if isinstance(bound, tuple) else bound for bound in (low, high))
+    if high is None:
+        low = 0
+        if image.mode == "F":
+            high = 1 if most <= 1 else 255
+        elif image.mode == "I" and image.format != "PNG":  # 32 bits, of which all are used by nobody
+            high = 255 if most <= 255 else None
+        else:
+            # 10, 12 or 14 bits in a file of 16 that does not say so would come out black.
+            high = 65535 if most >= 2**14 or most == 0 else None
+    if high is None or least < low or most > high or high <= low:
+        raise Unreadable(
+            f"grey values from {least:g} to {most:g}, and the file does not say what white is; convert it to 8 bits"
+        )
+    return Image.fromarray(np.rint((values - low) * (255 / (high - low))).astype(np.uint8))

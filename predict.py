@@ -1,0 +1,103 @@
+"""Use a trained network: what is on these pictures? `python3 predict.py --help` says how."""
+
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from mixmatch.command import Parser, import_files, run_command
+from mixmatch.errors import UserError
+
+
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
+    parser = Parser(
+        usage="python3 predict.py (--run DIRECTORY | --model FILE) [options] PICTURES ...",
+        description="Predict the class of pictures with a trained network: a row for each file. Where a file stands "
+        "below a folder that is named like a class, accuracy is said in the end.",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, metavar="DIRECTORY", help="of the run whose averaged network is used")
+    source.add_argument("--model", type=Path, metavar="FILE", help="a model.safetensors that a run left")
+    parser.add_argument("pictures", nargs="*", type=Path, help="files and folders")
+    parser.add_argument("--best", action="store_true", help="of a run, use the best checkpoint by validation")
+    parser.add_argument("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda or cuda:N")
+    parser.add_argument("--to", type=Path, metavar="FILE", default=Path("predictions.csv"), help="the rows (CSV)")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="an HTML page of the least certain pictures")
+    parser.add_argument("--sheet-size", type=int, metavar="N", default=500, help="how many (default: 500)")
+    parser.add_argument("--sort-into", type=Path, metavar="FOLDER", help="a copy of each file under its class")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="write the network as ONNX")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code, see ``run_command``."""
+
+    def body() -> None:
+        import_files(arguments)
+        options = make_parser().parse_intermixed_args(arguments)
+        if options.sheet_size < 1:
+            raise UserError(f"--sheet-size: must be 1 or more, got {options.sheet_size}")
+        if options.best and options.run is None:
+            raise UserError("--best: is of a run; a model file holds one network")
+        if not options.pictures and options.export is None:
+            raise UserError("no pictures are given, and no --export; see --help")
+        from mixmatch.classifier import export_onnx, load_model
+        from mixmatch.training.device import choose_device
+
+        device = choose_device(options.device)
+        model = load_model(options.run or options.model, str(device), options.best)
+        if options.export is not None:
+            export_onnx(model, options.export)
+            print(f"{options.export}: written")
+        if options.pictures:
+            predict(model, options)
+
+    return run_command(body)
+
+
+def predict(model: "Classifier", options: Namespace) -> None:  # noqa: F821 - torch takes seconds to load
+    """Predict all pictures as the command line says.
+
+    Raises:
+        UserError: if none could be read, or something cannot be written.
+    """
+    from tqdm import tqdm
+
+    from mixmatch.files import explain_os_errors, write_atomically
+    from mixmatch.predictions import Score, Sheet, Table, list_files, predict_files, sort_into
+
+    began, read, unreadable = time.monotonic(), 0, 0
+    score, sheet = Score(len(model.classes)), Sheet(model.classes, options.sheet_size)
+    with ExitStack() as stack:
+        stack.enter_context(explain_os_errors(options.to))
+        rows = stack.enter_context(open(options.to, "w", encoding="utf-8", newline=""))
+        table = Table(rows, model.classes)
+        files = list_files(options.pictures, model.classes)
+        for prediction in tqdm(predict_files(model, files), unit="file", disable=not sys.stderr.isatty(), leave=False):
+            table.write(prediction)
+            if prediction.problem:
+                unreadable += 1
+                continue
+            read += 1
+            score.add(prediction)
+            if options.sheet is not None:
+                sheet.add(prediction)
+            if options.sort_into is not None:
+                sort_into(options.sort_into, model.classes[prediction.label], prediction.file)
+    if options.sheet is not None:
+        write_atomically(options.sheet, sheet.to_html().encode("utf-8", "backslashreplace"))
+    for line in score.lines(model.classes):
+        print(line)
+    if unreadable:
+        print(f"{unreadable} of {read + unreadable} files could not be read; their rows say why")
+    if not read:
+        raise UserError(f"no picture could be read; {options.to} says why")
+    rate = read / max(time.monotonic() - began, 1e-9)
+    print(f"{read} pictures predicted, {rate:.0f} a second: {options.to}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
