@@ -18,13 +18,13 @@ answer() { # NAME SECONDS COMMAND...
     echo "exit code ${PIPESTATUS[0]}" | tee -a "$folder/$name.txt"
 }
 
-"$python" -c 'import pytest, xdist, hypothesis, pydantic, tensorboard, sklearn' || {
+"$python" -c 'import pytest, pytest_timeout, xdist, hypothesis, sklearn, mixmatch.training.loop' || {
     echo "first: $python -m pip install -r requirements-dev.txt (torch itself may be left out where it is there already)"
     exit 2
 }
 { date -u; git rev-parse HEAD; "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'; } | tee "$folder/what.txt"
-answer correctness 300 "$python" -m pytest tests/test_gpu.py -n 4 -v
-answer speed 300 "$python" benchmarks/step.py "$@"
-answer profile 90 "$python" benchmarks/profile_step.py "$@"
+answer correctness 240 "$python" -m pytest tests/test_gpu.py -n 4 -v
+answer speed 200 "$python" benchmarks/step.py --variants textbook captured recorded bfloat16 compiled float32 "$@"
+answer profile 60 "$python" benchmarks/profile_step.py "$@"
 fastest=$("$python" -c 'import torch; print("captured" if torch.cuda.is_available() else "float32")')
-answer together 120 "$python" benchmarks/step.py "$@" --variants "$fastest" --at-once 1 2 4
+answer together 90 "$python" benchmarks/step.py "$@" --variants "$fastest" --at-once 1 2 4

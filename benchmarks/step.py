@@ -193,14 +193,17 @@ def time_variant(variant: str, options: argparse.Namespace) -> dict:
     }
 
 
-def count_nodes(graph: torch.cuda.CUDAGraph) -> int:
+def count_nodes(graph: torch.cuda.CUDAGraph) -> int | None:
     """Return how many kernels, copies and fills a recorded step is made of: a measure that needs no clock.
 
-    Asked of the CUDA runtime: torch does not tell.
+    Asked of the CUDA runtime, None where that is not found: torch does not tell.
     """
     runtime = ctypes.CDLL(None)  # where a stand-in for the runtime is, if there is one
     if not hasattr(runtime, "cudaGraphGetNodes"):
-        runtime = ctypes.CDLL(f"libcudart.so.{(torch.version.cuda or '').split('.')[0]}")
+        try:
+            runtime = ctypes.CDLL(f"libcudart.so.{(torch.version.cuda or '').split('.')[0]}")
+        except OSError:
+            return None
     count = ctypes.c_size_t()
     code = runtime.cudaGraphGetNodes(ctypes.c_void_p(graph.raw_cuda_graph()), None, ctypes.byref(count))
     if code:

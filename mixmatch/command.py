@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from mixmatch.errors import Diverged, Received, Stopped, UserError, one_line
+from mixmatch.errors import Diverged, Interrupted, Received, Stopped, UserError, one_line
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -72,8 +72,8 @@ def stop_signals() -> Iterator[Received]:
     received = Received()
 
     def note(number: int, frame: object) -> None:
-        if number == signal.SIGINT and (received or received.at_once):
-            raise KeyboardInterrupt
+        if received.at_once or (received and number == signal.SIGINT):
+            raise Interrupted(number)
         received.append(number)
 
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -100,9 +100,9 @@ def run_command(body: Callable[[], object]) -> int:
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+        return 128 + getattr(interrupt, "signal", signal.SIGINT)
     except BrokenPipeError:  # whoever read our output is gone: end as silently as other programs do
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at exit
         return 141

@@ -29,10 +29,22 @@ class Received(list[int]):
     """The numbers of the signals that a run has received, which end it after the step under way.
 
     Attributes:
-        at_once: while it is set, an interrupt does not wait for that.
+        at_once: while it is set, none waits for that.
     """
 
     at_once = False
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal came where none waits for the end of a step.
+
+    Attributes:
+        signal: the number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = number
 
 
 class Stopped(Exception):

@@ -1,21 +1,33 @@
 """The ladder of ways to compute a step: each failure injected, and a recording that is replayed without a GPU."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 
 import pytest
 import torch
 
+from mixmatch.command import stop_signals
 from mixmatch.config import TrainSettings
 from mixmatch.console import Console
-from mixmatch.errors import UserError
+from mixmatch.errors import Interrupted, UserError
 from mixmatch.ranks import Ranks
 from mixmatch.training.capture import COMPILED, COMPILED_AND_RECORDED, PLAIN, RECORDED, needs_registration, no_garbage
 from mixmatch.training.device import choose_device, has_kernels
-from mixmatch.training.precision import LEAST_FLOP_ON_CPU, choose_precision, count_flop
-from mixmatch.training.rungs import STEPS_WORTH_COMPILING, climb, compare, explain_failure, list_rungs, observe
+from mixmatch.training.precision import LEAST_FLOP_ON_CPU, choose_precision, count_flop, make_twin
+from mixmatch.training.rungs import (
+    STEPS_WORTH_COMPILING,
+    Snapshot,
+    WrongResult,
+    climb,
+    compare,
+    explain_failure,
+    list_rungs,
+    observe,
+)
 from tests.small_runs import ROOT, SMALL, metrics, run
 from tests.tape import Tape, recorded_trainer
 from tests.toys import CPU, toy_trainer, wide_resnet
@@ -76,7 +88,7 @@ def raising(error):
 @pytest.mark.parametrize(
     "fail, message",
     [
-        (raising(RuntimeError("no luck\nat all")), "RuntimeError: no luck at all"),
+        (raising(RuntimeError("no luck\nat all")), "RuntimeError: no luck"),
         (raising(FileNotFoundError(2, "No such file", "cc")), "FileNotFoundError"),
         (raising(torch.OutOfMemoryError("CUDA out of memory.\nMore")), "needs more memory than there is; lower"),
         (bad_weight, "it computes something else, a "),
@@ -169,15 +181,89 @@ def test_the_cause_of_a_broken_capture_is_what_broke_it():
         assert explain_failure(error) == "ValueError: reads from the device"
 
 
-def test_tolerances_tell_another_loss_and_another_change():
-    trainer, twin = toy_trainer(), toy_trainer()
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("steps", [0, 40])
+def test_the_check_passes_rounding_and_notices_wrong_gradients_and_losses(precision, steps):
+    trainer = toy_trainer(train={"precision": precision})
+    for _ in range(steps):
+        trainer.train_step()
+    start, noise = Snapshot(trainer), torch.Generator().manual_seed(0)
     expected = observe(trainer)
-    compare(observe(twin), expected, trainer)
-    for place in range(4):
-        wrong = list(expected)
-        wrong[place] *= 1.05
-        with pytest.raises(Exception, match="computes something else"):
-            compare(wrong, expected, trainer)
+    compute = trainer.compute_gradients
+    largest = max(range(len(trainer.kernels)), key=lambda i: expected.gradients[i].norm() if i < 3 else 0)
+    size = 1e-4 if precision == "float32" else 1e-2
+
+    def rounded(kernel, gradient):
+        return gradient * (1 + size * torch.randn(gradient.shape, generator=noise))
+
+    def one(change):
+        chosen = trainer.kernels[largest]
+        return lambda kernel, gradient: change(gradient) if kernel is chosen else gradient
+
+    changes = {
+        "rounding": rounded,
+        "all negated": lambda kernel, gradient: -gradient,
+        "ten times": lambda kernel, gradient: 10 * gradient,
+        "a tenth": lambda kernel, gradient: gradient / 10,
+        "one negated": one(lambda gradient: -gradient),
+        "one shuffled": one(lambda gradient: gradient.flatten().flip(0).view_as(gradient)),
+        "biases and BatchNorm zero": lambda kernel, gradient: gradient if kernel.dim() > 1 else 0 * gradient,
+    }
+    for name, change in changes.items():
+        start.restore()
+
+        def changed(change=change):
+            sums = compute()
+            for kernel in trainer.model.parameters():
+                kernel.grad = change(kernel, kernel.grad)
+            return sums
+
+        trainer.compute_gradients = changed
+        if name == "rounding":
+            compare(observe(trainer), expected, trainer)
+        else:
+            with pytest.raises(WrongResult, match="computes something else"):
+                compare(observe(trainer), expected, trainer)
+    trainer.compute_gradients = compute
+    for place in range(1, expected.losses.shape[1]):
+        losses = expected.losses.clone()
+        losses[1, place] *= 1.1
+        with pytest.raises(WrongResult):
+            compare(expected._replace(losses=losses), expected, trainer)
+
+
+def test_sigterm_is_obeyed_while_a_rung_is_made():
+    with stop_signals() as received:
+        received.at_once = True
+        with pytest.raises(Interrupted) as interrupted:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        received.at_once = False
+    assert interrupted.value.signal == signal.SIGTERM
+
+
+def test_a_twin_keeps_what_is_frozen_shared_and_no_kernel():
+    class Odd(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+            self.second.weight = self.first.weight
+            self.frozen = torch.nn.Linear(4, 4).requires_grad_(False)
+            self.scale = torch.nn.Parameter(torch.ones(4, 1, 1))
+
+    model = Odd()
+    twin, casts = make_twin(model, torch.bfloat16)
+    assert len(casts) == 2 and twin.first.weight is twin.second.weight and twin.first.weight.dtype == torch.bfloat16
+    assert twin.scale is model.scale and twin.first.bias is model.first.bias
+    assert not twin.frozen.weight.requires_grad and twin.first.weight.requires_grad
+
+
+def test_a_preview_in_bfloat16_guesses_with_the_weights_of_now():
+    trainer, twin = (toy_trainer(train={"precision": "bfloat16"}) for _ in range(2))
+    for _ in range(3):
+        trainer.train_step()
+    twin.load_state({name: value.clone() for name, value in trainer.state().items()}, 3)
+    assert torch.equal(trainer.preview()["guesses"], twin.preview()["guesses"])
 
 
 @pytest.mark.parametrize(
@@ -276,6 +362,10 @@ def test_the_collector_is_off_during_a_capture_and_on_again_after():
         ((9, 0), ["sm_80", "compute_80"], True),
         ((12, 0), ["sm_100", "compute_120"], True),
         ((9, 0), ["sm_90a"], True),
+        ((10, 3), ["sm_100a"], False),
+        ((12, 0), ["compute_90a"], False),
+        ((10, 3), ["sm_100f"], True),
+        ((9, 0), ["gfx90a"], False),
         ((8, 9), [], False),
     ],
 )

@@ -5,6 +5,7 @@ are filled beforehand, and its random numbers come from a generator that the gra
 """
 
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+_capturing = threading.Lock()
 WARM_UP_STEPS = 3  # on a side stream, as CUDA graphs ask for: libraries choose and load their kernels
 
 
@@ -60,12 +62,23 @@ def capture(
         for name, value in state().items():
             value.copy_(before[name]) if name in before else value.zero_()
     graph = torch.cuda.CUDAGraph(keep_graph=True) if keep_graph else torch.cuda.CUDAGraph()
-    if needs_registration(torch.__version__):
+    registering = needs_registration(torch.__version__)
+    if registering:
         graph.register_generator_state(generator)
-    with no_garbage(), torch.cuda.graph(graph):
-        step()
-    generator.manual_seed(seed)
-    generator.set_offset(offset)
+    usual = torch.cuda.current_stream(generator.device)
+    try:
+        with _capturing, no_garbage(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            step()
+    except BaseException:
+        # A broken capture leaves its stream current, and on earlier versions its generators waiting for its end.
+        torch.cuda.set_stream(usual)
+        if registering:
+            for each in (generator, torch.cuda.default_generators[generator.device.index or 0]):
+                each.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
+        raise
+    finally:
+        generator.manual_seed(seed)
+        generator.set_offset(offset)
     return graph
 
 

@@ -37,7 +37,7 @@ def choose_device(name: str, ranks: Ranks = ALONE, say: Callable[[str], None] = 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's page about a GPU that it has no kernels for: said in a line below
         capability = torch.cuda.get_device_capability(device)
-    if not has_kernels(capability, torch.cuda.get_arch_list()):
+    if torch.version.hip is None and not has_kernels(capability, torch.cuda.get_arch_list()):
         line = (
             f"this build of torch {torch.__version__} has no kernels for {torch.cuda.get_device_name(device)} "
             f"(compute capability {'.'.join(map(str, capability))})"
@@ -57,14 +57,17 @@ def has_kernels(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
     compile (compute), on all later ones.
     """
     for name in built_for:
-        kind, _, number = name.partition("_")
-        digits = re.match(r"\d+", number)
-        if not digits:
+        parts = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name)
+        if not parts:
             continue
-        major, minor = divmod(int(digits[0]), 10)
-        if kind == "compute" and (major, minor) <= capability:
-            return True
-        if kind == "sm" and major == capability[0] and minor <= capability[1]:
+        version = int(parts[2]), int(parts[3])
+        if parts[4] == "a":  # exactly that GPU
+            runs = version == capability
+        elif parts[1] == "sm" or parts[4] == "f":
+            runs = version[0] == capability[0] and version[1] <= capability[1]
+        else:
+            runs = version <= capability
+        if runs:
             return True
     return False
 

@@ -85,8 +85,9 @@ def train_run(
         with signals() as received, Recorder(run, session.progress.events_size, ranks.first) as recorder:
             for line in session.opening:
                 console.say(line)
-            received.at_once = True  # compiling takes minutes
-            climb(trainer, list_rungs(config.train, device, steps - trainer.step), console.warn, console.busy)
+            rungs = list_rungs(config.train, device, steps - trainer.step)
+            received.at_once = len(rungs) > 1  # compiling takes minutes
+            climb(trainer, rungs, console.warn, console.busy)
             received.at_once = False
             with console.bar(trainer.step, steps):
                 run_steps(session, config.train, recorder, console, run, received, deadline)

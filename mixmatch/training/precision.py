@@ -49,13 +49,21 @@ def count_flop(network: nn.Module, shape: tuple[int, int, int]) -> int:
     return total
 
 
-def make_twin(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a network that shares all of ``model`` but its kernels, which are copies of another type."""
-    twin = copy.deepcopy(model)
+def make_twin(model: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, list[tuple[nn.Parameter, nn.Parameter]]]:
+    """Make a network that shares all of ``model`` but the weights of convolutions and dense layers.
+
+    Returns:
+        The network, and pairs of a weight of ``model`` and its copy of another type.
+    """
+    twin, copies = copy.deepcopy(model), {}
     for ours, theirs in zip(twin.modules(), model.modules(), strict=True):
         ours._buffers = theirs._buffers
         for name, parameter in theirs._parameters.items():
-            if parameter is not None:
-                kernel = parameter.dim() > 1
-                ours._parameters[name] = nn.Parameter(parameter.detach().to(dtype)) if kernel else parameter
-    return twin
+            if parameter is not None and name == "weight" and isinstance(theirs, nn.Conv2d | nn.Linear):
+                if parameter not in copies:  # one may serve several layers
+                    cast = parameter.detach().to(dtype)
+                    copies[parameter] = nn.Parameter(cast, requires_grad=parameter.requires_grad)
+                ours._parameters[name] = copies[parameter]
+            else:
+                ours._parameters[name] = parameter
+    return twin, list(copies.items())

@@ -77,7 +77,9 @@ def prepare(
     split = ranks.from_first(lambda: find_split(run, config, data))
     saved = ranks.from_first(run.load_newest)
     progress = Progress() if saved is None else saved[1]
-    trainer = make_trainer(config, data, split, device, ranks, kept_precision(run, config, progress))
+    trainer = make_trainer(
+        config, data, split, device, ranks, ranks.from_first(lambda: kept_precision(run, config, progress))
+    )
     if ranks.first:  # now that they are known to be good
         run.write_config()
         run.write_split(split)

@@ -74,8 +74,9 @@ class Trainer:
         self.kernels = [p for p in self.model.parameters() if p.dim() > 1]
         self.precision = getattr(torch, precision)
         # What computes: the model itself, or a twin whose kernels are cast once a step instead of at each use.
-        self.working = self.model if self.precision == torch.float32 else make_twin(self.model, self.precision)
-        self.working_kernels = [p for p in self.working.parameters() if p.dim() > 1]
+        self.working, self.casts = self.model, []
+        if self.precision != torch.float32:
+            self.working, self.casts = make_twin(self.model, self.precision)
         self.networks = Networks(self.working, self.ema_model)
         self.optimizer = make_optimizer(settings, self.model.parameters(), self.device)
         self.generator = torch.Generator(self.device)
@@ -93,7 +94,7 @@ class Trainer:
         self.rung = rung
         self.graph: torch.cuda.CUDAGraph | None = None
         self._examples, self._loss = self._make_examples, self._compute_loss
-        for module in self.working.modules():
+        for module in (*self.working.modules(), *self.ema_model.modules()):
             if isinstance(module, BatchNorm):
                 module.joint = rung.compiled and self.device.type == "cuda"
         if rung.compiled:
@@ -143,20 +144,22 @@ class Trainer:
 
     def compute_gradients(self) -> Tensor:
         """Compute the loss of this step's inputs and its gradients, and return what is added to ``totals``."""
-        if self.working is not self.model:
-            with torch.no_grad():
-                torch._foreach_copy_(self.working_kernels, self.kernels)
+        self._cast_kernels()
         loss, sums = self._loss(self._examples(*self._draw())[1])
         self.optimizer.zero_grad(set_to_none=True)
         self.working.zero_grad(set_to_none=True)
         loss.backward()
-        if self.working is not self.model:
-            pairs = zip(self.kernels, self.working_kernels, strict=True)
-            used = [(kernel, twin.grad) for kernel, twin in pairs if twin.grad is not None]
+        used = [(kernel, cast.grad) for kernel, cast in self.casts if cast.grad is not None]
+        if used:
             for kernel, _ in used:
                 kernel.grad = torch.empty_like(kernel)
             torch._foreach_copy_([kernel.grad for kernel, _ in used], [gradient for _, gradient in used])
         return sums
+
+    def _cast_kernels(self) -> None:
+        if self.casts:
+            with torch.no_grad():
+                torch._foreach_copy_([cast for _, cast in self.casts], [kernel for kernel, _ in self.casts])
 
     def update(self, sums: Tensor) -> None:
         """Update weights by their gradients, decay kernels, move averages and totals."""
@@ -240,6 +243,7 @@ class Trainer:
         """
         self.give_inputs()
         before = {name: value.clone() for name, value in self.method.state.items()}
+        self._cast_kernels()
         views, examples = self._make_examples(*self._draw())
         for name, value in before.items():
             self.method.state[name].copy_(value)
