@@ -77,9 +77,14 @@ def prepare(
     split = ranks.from_first(lambda: find_split(run, config, data))
     saved = ranks.from_first(run.load_newest)
     progress = Progress() if saved is None else saved[1]
-    trainer = make_trainer(
-        config, data, split, device, ranks, ranks.from_first(lambda: kept_precision(run, config, progress))
-    )
+
+    def decide_precision() -> str:
+        network = build_network(config.model, len(data.classes), data.images.shape[3])
+        asked = config.train.precision
+        return kept_precision(run, config, progress) or choose_precision(asked, device, network, data.shape)
+
+    precision = ranks.from_first(decide_precision)  # processors differ from machine to machine
+    trainer = make_trainer(config, data, split, device, ranks, precision)
     if ranks.first:  # now that they are known to be good
         run.write_config()
         run.write_split(split)
