@@ -40,7 +40,7 @@ class Console:
             yield
             return
         ended = threading.Event()
-        with tqdm(bar_format="{desc} {elapsed}", desc=what, leave=False) as clock:
+        with tqdm(bar_format="{elapsed} {desc}", desc=what, leave=False) as clock:
 
             def tick() -> None:
                 while not ended.wait(1):
