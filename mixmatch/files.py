@@ -102,3 +102,17 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell of CSV that begins so is computed by spreadsheets
+
+
+def csv_text(text: str) -> str:
+    """Return text as it may stand in a cell of CSV: UTF-8, and with an apostrophe before what would be computed."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def csv_path(path: str) -> str:
+    """Return a path as it may stand in a cell of CSV: still that path, begun with ``./`` if it would be computed."""
+    return csv_text(f"./{path}" if path.startswith(FORMULA) else path)

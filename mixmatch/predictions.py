@@ -20,11 +20,10 @@ from PIL import Image
 from mixmatch.classifier import Classifier
 from mixmatch.data.decode import Unreadable, decode_all, find_images
 from mixmatch.errors import UserError, one_line
-from mixmatch.files import explain_os_errors
+from mixmatch.files import csv_path, csv_text, explain_os_errors
 
 BATCH = 256
 THUMBNAIL = 112  # pixels of a picture's side on the sheet
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is computed by spreadsheets
 
 
 @dataclass(frozen=True)
@@ -113,27 +112,20 @@ class Table:
             file: opened with ``newline=""``.
             classes: names.
         """
-        self.classes = [cell(name) for name in classes]
+        self.classes = [csv_text(name) for name in classes]
         self._writer = csv.writer(file, lineterminator="\n")
         self._writer.writerow(["path", "class", "confidence", "true_class", "problem", *self.classes])
 
     def write(self, prediction: Prediction) -> None:
         """Write a row."""
         truth = "" if prediction.truth is None else self.classes[prediction.truth]
-        path = str(prediction.file)
-        path = cell(f"./{path}" if path.startswith(FORMULA) else path)
+        path = csv_path(str(prediction.file))
         if prediction.probabilities is None:
-            row = [path, "", "", truth, cell(prediction.problem), *[""] * len(self.classes)]
+            row = [path, "", "", truth, csv_text(prediction.problem), *[""] * len(self.classes)]
         else:
             chances = [f"{chance:.6f}" for chance in prediction.probabilities]
             row = [path, self.classes[prediction.label], f"{prediction.confidence:.6f}", truth, "", *chances]
         self._writer.writerow(row)
-
-
-def cell(text: str) -> str:
-    """Return text as it may stand in a cell of CSV."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 class Sheet:

@@ -20,6 +20,7 @@ import pseudo_label
 from mixmatch.config import PseudoLabelSettings, load_config
 from mixmatch.data import DATASETS, Dataset
 from mixmatch.data.split import Split
+from mixmatch.records.run import RunDirectory
 from mixmatch.rounds.calibration import calibrate, draw_reliability
 from mixmatch.rounds.rules import balance, describe_selection, select, threshold_table, to_csv
 from tests.small_runs import ROOT, assert_same_curves, assert_same_run, curves, metrics, run
@@ -318,6 +319,23 @@ def test_a_round_killed_at_random_continues_to_the_same_weights(parent, tmp_path
     assert_same_curves(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_a_starter_that_comes_late_deletes_nothing(parent, tmp_path, monkeypatch):
+    """Between its look for a round and its lock, another process does the round."""
+    look, paths = RunDirectory.load_newest, []
+
+    def late(self):
+        found = look(self)
+        if self.path == tmp_path / "round" and not paths:
+            paths.append(self.path)
+            assert one_round(parent, self.path) == 0
+        return found
+
+    monkeypatch.setattr(RunDirectory, "load_newest", late)
+    assert one_round(parent, tmp_path / "round") == 0
+    assert RunDirectory(tmp_path / "round").newest_step() == 42
+    assert (tmp_path / "round" / "results.json").exists()
+
+
 def test_main_hands_over_and_again_is_finished(tmp_path, capsys):
     arguments = [*QUICK, *ROUND, "pseudo_label.enabled=true", "pseudo_label.refresh_every=null"]
     assert run(tmp_path / "run", *arguments) == 0
@@ -344,6 +362,7 @@ def test_a_round_without_truth(tmp_path, capsys):
     path = tmp_path / "run-top-0.3"
     rows = list(csv.DictReader((path / "pseudo_labels.csv").read_text().splitlines()))
     assert len(rows) == 20 and all(row["true_class"] == "" for row in rows)
+    assert {row["file"] for row in rows} == {f"unlabeled/{i}.png" for i in range(20)}
     selection = json.loads((path / "results.json").read_text())["pseudo_label"]["selections"][0]
     assert selection["precision"] is None and selection["calibration"] == {}
 

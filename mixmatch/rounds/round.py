@@ -47,6 +47,7 @@ class Round(Hook):
         classes: list[str],
         predict: Callable[[Tensor, Tensor | None], Tensor],
         evaluate: Callable[[int, Recorder], dict[str, float | None]],
+        files: list[str] | None = None,
     ) -> None:
         """Take up a round where ``progress`` says that it is.
 
@@ -57,9 +58,10 @@ class Round(Hook):
             classes: names.
             predict: called with images (n, h, w, c) uint8 and, or None, an index (m,); returns (m, C) probabilities.
             evaluate: called with the step and the recorder; returns accuracies by name.
+            files: of the training images, if they are of files.
         """
         self.settings, self.start, self.pool, self.classes = settings, progress.start, pool, classes
-        self._predict, self._evaluate, self._beside = predict, evaluate, progress.beside
+        self._predict, self._evaluate, self._beside, self.files = predict, evaluate, progress.beside, files
 
     def before_step(self, step: int, recorder: Recorder) -> list[str]:
         """Select labels, if that is due before training step ``step``, and return lines for a person."""
@@ -100,7 +102,8 @@ class Round(Hook):
 
         table = threshold_table(probabilities, truth)
         entry: dict[str, Any] = {"step": step, **describe_selection(selection, truth, classes), "thresholds": table}
-        recorder.file("pseudo_labels.csv", to_csv(index, probabilities, selection, truth, classes).encode())
+        rows = to_csv(index, probabilities, selection, truth, classes, self.files)
+        recorder.file("pseudo_labels.csv", rows.encode())
         sets = {"unlabeled": (probabilities, truth)}
         for name, (images, labels) in pool.held_out.items():
             sets[name] = self._predict(images, None).cpu(), labels.cpu()
@@ -183,6 +186,8 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
     state, progress = saved
     config = config_of_round(config, progress.step)
     with open_run(path, config) as child:
+        if child.load_newest() is not None:  # another process began the round before this one had the lock
+            return config
         child.write_config()
         try:
             write_atomically(child.split_file, run.split_file.read_bytes())

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mixmatch.config import PseudoLabelSettings
 from mixmatch.evaluation import confusion_matrix
+from mixmatch.files import csv_path, csv_text
 
 THRESHOLDS = (0.9, 0.95, 0.97, 0.99, 0.999)
 SINKHORN_STEPS = 100
@@ -141,18 +142,29 @@ def confusion(selection: Selection, truth: Tensor, num_classes: int) -> Tensor:
     return confusion_matrix(truth[known], selection.labels[known], num_classes)
 
 
-def to_csv(index: Tensor, probabilities: Tensor, selection: Selection, truth: Tensor, classes: Sequence[str]) -> str:
+def to_csv(
+    index: Tensor,
+    probabilities: Tensor,
+    selection: Selection,
+    truth: Tensor,
+    classes: Sequence[str],
+    files: Sequence[str] | None = None,
+) -> str:
     """Return pseudo_labels.csv: a line for each prediction, in the order of the training set.
 
     The columns are index (into the training set), predicted_class, confidence, selected, label (the class it was
-    selected as, which a rule may make another than the predicted), and where known true_class and correct.
+    selected as, which a rule may make another than the predicted), where known true_class and correct, and, of images
+    that are of files, file.
     """
     confidence, predicted = probabilities.max(dim=1)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "predicted_class", "confidence", "selected", "label", "true_class", "correct"])
+    names = [csv_text(name) for name in classes]
+    head = ["index", "predicted_class", "confidence", "selected", "label", "true_class", "correct"]
+    writer.writerow(head + ["file"] * (files is not None))
     columns = [index, predicted, confidence, selection.chosen, selection.labels, truth]
     for i, guess, sure, chosen, label, true in zip(*(column.tolist() for column in columns), strict=True):
-        known = [classes[true], int(label == true)] if true >= 0 else ["", ""]
-        writer.writerow([i, classes[guess], f"{sure:.6f}", int(chosen), classes[label], *known])
+        known = [names[true], int(label == true)] if true >= 0 else ["", ""]
+        row = [i, names[guess], f"{sure:.6f}", int(chosen), names[label], *known]
+        writer.writerow(row + ([csv_path(files[i])] if files is not None else []))
     return text.getvalue()

@@ -107,7 +107,7 @@ def prepare(
         hook.start(trainer, progress.beside.setdefault("hooks", {}).setdefault(type(hook).__name__, {}))
     session = Session(trainer, progress, [*every, *hooks], classes, split, opening)
     if progress.start:
-        session.hooks.append(Round(config.pseudo_label, progress, pool, classes, predict, session.evaluate))
+        session.hooks.append(Round(config.pseudo_label, progress, pool, classes, predict, session.evaluate, data.files))
     return session
 
 
