@@ -204,16 +204,12 @@ def all_keys() -> Iterator[tuple[str, FieldInfo]]:
     seen = set()
     for dataset in DATASETS:
         for network in MODELS:
-            for section, field in _in_order(dict(_schema(dataset, network).model_fields)).items():
-                keys = list_keys(field.annotation, f"{section}.") if _is_section(field) else [(section, field)]
-                for key, key_field in keys:
-                    if (key, key_field.description) not in seen:
-                        seen.add((key, key_field.description))
-                        yield key, key_field
-
-
-def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+            schema = _schema(dataset, network)
+            order = list(_in_order(dict(schema.model_fields)))
+            for key, field in sorted(list_keys(schema), key=lambda pair: order.index(pair[0].partition(".")[0])):
+                if (key, field.description) not in seen:
+                    seen.add((key, field.description))
+                    yield key, field
 
 
 def _in_order(sections: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import base64
 import csv
 import heapq
 import html
-import io
 import itertools
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ from mixmatch.classifier import Classifier
 from mixmatch.data.decode import Unreadable, decode_all, find_images
 from mixmatch.errors import UserError, one_line
 from mixmatch.files import csv_path, csv_text, explain_os_errors
+from mixmatch.records.pictures import to_png
 
 BATCH = 256
 THUMBNAIL = 112  # pixels of a picture's side on the sheet
@@ -200,9 +200,7 @@ def thumbnail(pixels: np.ndarray) -> bytes:
     """Return a small PNG of (size, size, c) uint8."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     way = Image.Resampling.NEAREST if image.width < THUMBNAIL else Image.Resampling.BICUBIC
-    encoded = io.BytesIO()
-    image.resize((THUMBNAIL, THUMBNAIL), way).save(encoded, "PNG")
-    return encoded.getvalue()
+    return to_png(image.resize((THUMBNAIL, THUMBNAIL), way))
 
 
 def sort_into(folder: Path, name: str, file: Path) -> Path:

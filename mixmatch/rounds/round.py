@@ -60,12 +60,12 @@ class Round(Hook):
             evaluate: called with the step and the recorder; returns accuracies by name.
             files: of the training images, if they are of files.
         """
-        self.settings, self.start, self.pool, self.classes = settings, progress.start, pool, classes
+        self.settings, self.begun_at, self.pool, self.classes = settings, progress.start, pool, classes
         self._predict, self._evaluate, self._beside, self.files = predict, evaluate, progress.beside, files
 
     def before_step(self, step: int, recorder: Recorder) -> list[str]:
         """Select labels, if that is due before training step ``step``, and return lines for a person."""
-        since = step - self.start
+        since = step - self.begun_at
         if since and not (self.settings.refresh_every and since % self.settings.refresh_every == 0):
             return []
         if not since:
@@ -79,7 +79,7 @@ class Round(Hook):
         return {
             "pseudo_label": {
                 **self.settings.model_dump(),
-                "start": self.start,
+                "start": self.begun_at,
                 "before": self._beside["before"],
                 "selections": self._beside["selections"],
             }

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from mixmatch.classifier import load_model, save_model
+from mixmatch.classifier import Classifier, save_model
 from mixmatch.config import Config, PseudoLabelSettings, TrainSettings
 from mixmatch.console import Console
 from mixmatch.errors import Received, Stopped, TimeUp
@@ -95,7 +95,8 @@ def train_run(
 
         results = summarise_run(config, session, commit)
         if ranks.first:
-            save_model(load_model(path), run.path / "model.safetensors")
+            network = Classifier(trainer.ema_model, session.spec, config.model, trainer.precision_name)
+            save_model(network, run.path / "model.safetensors")
             run.write_results(results)
         console.say(f"done: {summarise(results)}")
         return results
@@ -168,7 +169,7 @@ def record_evaluation(
     history.append({"step": step, **values, **measured})
     recorder.metrics(history)
     if trainer.ranks.first:
-        recorder.batch(trainer.preview(), session.classes, step)
+        recorder.batch(trainer.preview(), session.spec.classes, step)
     parts = [f"step {step} of {steps}", f"loss {values['loss']:.3f}", *_accuracies(history[-1:])]
     console.report(", ".join([*parts, f"{values['steps_per_second']:.1f} steps/s"]))
     for hook in session.hooks:

@@ -1,5 +1,6 @@
 """What comes before the first step: the device, the images and their split, the trainer, and where it goes on from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from mixmatch.config import Config
 from mixmatch.console import Console
 from mixmatch.data import ImageData, load_data
+from mixmatch.data.images import ImageSpec
 from mixmatch.data.pool import Pool
 from mixmatch.data.split import Split, make_split, read_split
 from mixmatch.errors import UserError
@@ -36,7 +38,7 @@ class Session:
         trainer: at the step that ``progress`` says.
         progress: as the newest checkpoint has it.
         hooks: what is done beside the loop.
-        classes: names.
+        spec: what the network sees, class names among it.
         split: which images are used for what.
         opening: lines that say what is about to be trained.
     """
@@ -44,7 +46,7 @@ class Session:
     trainer: Trainer
     progress: Progress
     hooks: list[Hook]
-    classes: list[str]
+    spec: ImageSpec
     split: Split
     opening: list[str]
 
@@ -78,13 +80,11 @@ def prepare(
     saved = ranks.from_first(run.load_newest)
     progress = Progress() if saved is None else saved[1]
 
-    def decide_precision() -> str:
-        network = build_network(config.model, len(data.classes), data.images.shape[3])
-        asked = config.train.precision
-        return kept_precision(run, config, progress) or choose_precision(asked, device, network, data.shape)
+    def decide_precision(choose: Callable[[], str]) -> str:
+        # Processors differ from machine to machine.
+        return ranks.from_first(lambda: kept_precision(run, config, progress) or choose())
 
-    precision = ranks.from_first(decide_precision)  # processors differ from machine to machine
-    trainer = make_trainer(config, data, split, device, ranks, precision)
+    trainer = make_trainer(config, data, split, device, ranks, decide_precision)
     if ranks.first:  # now that they are known to be good
         run.write_config()
         run.write_split(split)
@@ -105,7 +105,7 @@ def prepare(
     every.append(CollapseWatch(classes, labeled_classes, trainer.method.if_guesses_collapse, progress))
     for hook in hooks:
         hook.start(trainer, progress.beside.setdefault("hooks", {}).setdefault(type(hook).__name__, {}))
-    session = Session(trainer, progress, [*every, *hooks], classes, split, opening)
+    session = Session(trainer, progress, [*every, *hooks], data.spec(), split, opening)
     if progress.start:
         session.hooks.append(Round(config.pseudo_label, progress, pool, classes, predict, session.evaluate, data.files))
     return session
@@ -129,9 +129,17 @@ def make_trainer(
     split: Split,
     device: torch.device,
     ranks: Ranks = ALONE,
-    precision: str | None = None,
+    decide_precision: Callable[[Callable[[], str]], str] = lambda choose: choose(),
 ) -> Trainer:
-    """Build what a config says, at step 0; ``precision`` is chosen if not given.
+    """Build what a config says, at step 0.
+
+    Args:
+        config: the run's.
+        data: the images.
+        split: what they are used for.
+        device: this rank's.
+        ranks: the processes that train together.
+        decide_precision: called with what chooses the precision by config, network and processor.
 
     Raises:
         UserError: if the config asks for what these images cannot give.
@@ -145,8 +153,7 @@ def make_trainer(
     method = METHODS[config.method](config.method_settings, task)
     if method.num_views and not split.unlabeled:
         raise UserError("data: no image is left to be unlabelled; set data.labeled_as_unlabeled=true or fewer labels")
-    if precision is None:
-        precision = choose_precision(config.train.precision, device, network, data.shape)
+    precision = decide_precision(lambda: choose_precision(config.train.precision, device, network, data.shape))
     return Trainer(config.train, pool, network, method, precision, ranks)
 
 
