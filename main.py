@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixmatch.command import Parser, import_files, run_command, stop_signals
+from mixmatch.command import Parser, add_run, import_files, run_command, stop_signals
 
 DEFAULT_CONFIG = Path(__file__).parent / "config.yml"
 
@@ -24,15 +24,22 @@ def make_parser() -> Parser:
         )
         keys.append(f"  {key:<34}{default:<10} {field.description or ''}")
     parser = Parser(
-        usage="python3 main.py [--config FILE] [--run DIRECTORY] [--import FILE] [key=value ...]",
-        description="Train MixMatch, or the supervised baseline. The same command again continues an unfinished run.",
+        usage="python3 main.py [--config FILE] [--run DIRECTORY] [--check] [--import FILE] [key=value ...]",
+        description="Train MixMatch, or the supervised baseline. The same command again continues an unfinished run, "
+        "and so does --run DIRECTORY alone.",
         overrides="laid over the config: train.lr=0.03",
         epilog="keys, their defaults and what they mean:\n" + "\n".join(keys),
     )
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", default=DEFAULT_CONFIG, help="YAML of what is not as by default"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="YAML of what is not as by default (default: that of the run, or config.yml)",
     )
-    parser.add_argument("--run", type=Path, metavar="DIRECTORY", help="default: runs/<name>-seed<seed>")
+    add_run(parser, "default: runs/<name>-seed<seed>")
+    parser.add_argument(
+        "--check", action="store_true", help="read all the data, try some steps, say what is odd and how long it takes"
+    )
     return parser
 
 
@@ -44,11 +51,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = make_parser().parse_intermixed_args(arguments)
         from mixmatch.config import load_config
         from mixmatch.ranks import join_ranks
+
+        stored = options.run and options.run / "config.yml"
+        source = options.config or (stored if stored and stored.exists() else DEFAULT_CONFIG)
+        config = load_config(source, options.overrides)
+        path = options.run or Path("runs", config.run_name())
+        if options.check:
+            from mixmatch.check import check
+
+            check(config, path)
+            return
         from mixmatch.training.loop import train
 
-        config = load_config(options.config, options.overrides)
         with join_ranks(config.device) as ranks:
-            train(config, options.run or Path("runs", config.run_name()), ranks, signals=stop_signals)
+            train(config, path, ranks, signals=stop_signals)
 
     return run_command(body)
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixmatch.command import Parser, import_files, run_command, stop_signals
+from mixmatch.command import Parser, add_run, import_files, run_command, stop_signals
 from mixmatch.errors import UserError
 
 MAY_CHANGE = ("device", "data.root", "train.eval_every", "train.checkpoint_every", "train.log_every")
@@ -19,7 +19,7 @@ def make_parser() -> Parser:
         overrides="pseudo_label.select=top and the like, listed by main.py --help; other keys stay the run's, but "
         f"for {', '.join(MAY_CHANGE)}",
     )
-    parser.add_argument("--run", type=Path, metavar="DIRECTORY", required=True, help="of the finished run")
+    add_run(parser, "of the finished run", required=True)
     parser.add_argument("--to", type=Path, metavar="DIRECTORY", help="of the round (default: beside the run)")
     parser.add_argument("--allow-unfinished", action="store_true", help="take a run that is under way")
     return parser

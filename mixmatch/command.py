@@ -43,6 +43,12 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--import", type=Path, action="append", metavar="FILE", help=text)
 
 
+def add_run(parser: argparse.ArgumentParser, text: str, required: bool = False) -> None:
+    """Let a command take ``--run DIRECTORY``, or ``--folder``, which torchrun does not take for its own option."""
+    names = ("--run", "--folder")
+    parser.add_argument(*names, dest="run", type=Path, metavar="DIRECTORY", required=required, help=text)
+
+
 def import_files(arguments: Sequence[str] | None) -> None:
     """Run the Python files that the command line gives with ``--import``.
 
@@ -101,7 +107,7 @@ def run_command(body: Callable[[], object]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command starts again, from the last checkpoint if there is one", file=sys.stderr)
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
     except BrokenPipeError:  # whoever read our output is gone: end as silently as other programs do
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at exit

@@ -24,6 +24,8 @@ from mixmatch.section import Count, NonNegative, Positive, Section, brief, expla
 # Keys that may change on a run under way: it may go on elsewhere and be computed in other ways, its split knows the
 # images, and its checkpoints the precision, see ``training.prepare``.
 NOT_OF_THE_RUN = ("device", "data.root", "train.precision", "train.compile", "train.record")
+# How often a run is looked at: it may change on a run under way, which keeps the newest.
+RHYTHM = ("train.eval_every", "train.checkpoint_every", "train.log_every")
 
 
 class TrainSettings(Section):
@@ -95,11 +97,15 @@ class Config(Section):
     """
 
     name: str | None = Field(
-        None, description="the run goes to runs/<name>-seed<seed>; null: named after data set and labels"
+        None,
+        description="the run goes to runs/<name>-seed<seed>, with the method if it is another; null: after the data",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="of the split, the weights and every draw")
     device: str = Field("auto", description="auto (the GPU if there is one), cpu, cuda or cuda:N")
     method: str = Field("mixmatch", description="mixmatch, or supervised for the baseline on the labelled images alone")
+    init: str | None = Field(
+        None, description="a run, or a model.safetensors, whose averaged weights a new run starts from"
+    )
     data: DataSettings = DataSettings()
     model: NetworkSettings = NetworkSettings()
     train: TrainSettings = TrainSettings()
@@ -132,9 +138,10 @@ class Config(Section):
         """Return the name of the run's folder under ``runs/``."""
         name = self.name
         if name is None:
-            other = "" if self.method == "mixmatch" else f"-{self.method}"
-            name = f"{self.data.dataset}-{self.data.num_labeled}{other}"
-        return f"{name}-seed{self.seed}"
+            size = "" if self.data.image_size is None else f"-{self.data.image_size}px"
+            name = f"{self.data.title()}{size}-{self.data.num_labeled}"
+        method = "" if self.method == "mixmatch" or self.method in name else f"-{self.method}"
+        return f"{name}{method}-seed{self.seed}"
 
 
 # What metrics call otherwise than the parts of a method's loss.
@@ -314,14 +321,43 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(_in_order(values), sort_keys=False)
 
 
-def differing_keys(a: Config, b: Config) -> list[str]:
+def flat(config: Config) -> dict[str, Any]:
+    """Return the keys of what a run uses, dotted, with their values."""
+    used = {*Config.model_fields, config.method}
+    keys = [key for key, _ in list_keys(type(config)) if key.partition(".")[0] in used]
+    return {key: _value(config, key) for key in keys}
+
+
+def continued(stored: Config, config: Config) -> Config:
+    """Return what a run's config becomes when it goes on as ``config`` asks: ``RHYTHM`` and the length may be others.
+
+    Raises:
+        UserError: naming the keys, if ``config`` is of another run.
+    """
+    differing = differing_keys(stored, config, ignoring=(*RHYTHM, "train.steps"))
+    longer = config.train.steps - stored.train.steps
+    fixed = METHODS[stored.method].length_matters
+    if longer and (differing or fixed or longer < 0):
+        differing += _differing(stored, config, ["train.steps"])
+    if differing:
+        hint = "; its schedules depend on its length: a new run with init=RUN starts from its weights" if fixed else ""
+        raise UserError(
+            f"holds a run of another config: {', '.join(differing)}{hint if longer > 0 else ''}; "
+            "use another run directory (--run DIRECTORY, or name=NAME)"
+        )
+    changed = {key.removeprefix("train."): _value(config, key) for key in (*RHYTHM, "train.steps")}
+    return stored.model_copy(update={"train": stored.train.model_copy(update=changed)})
+
+
+def differing_keys(a: Config, b: Config, ignoring: Sequence[str] = ()) -> list[str]:
     """Return, as ``key (value in a, value in b)``, the keys in which two configs describe different runs.
 
-    ``NOT_OF_THE_RUN`` is left out, and so is ``pseudo_label``, which matters to rounds alone, see
+    ``NOT_OF_THE_RUN`` and ``ignoring`` are left out, and so is ``pseudo_label``, which matters to rounds alone, see
     ``differing_keys_of_rounds``.
     """
     keys = dict.fromkeys(key for config in (a, b) for key, _ in list_keys(type(config)))
-    ours = [key for key in keys if key not in NOT_OF_THE_RUN and not key.startswith("pseudo_label.")]
+    left_out = {*NOT_OF_THE_RUN, *ignoring}
+    ours = [key for key in keys if key not in left_out and not key.startswith("pseudo_label.")]
     return _differing(a, b, ours)
 
 

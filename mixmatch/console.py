@@ -29,7 +29,15 @@ class Console:
     @contextmanager
     def bar(self, step: int, steps: int) -> Iterator[None]:
         """Show a progress bar, if there is a terminal to show it on."""
-        with tqdm(total=steps, initial=step, unit="step", disable=self.quiet_bars, dynamic_ncols=True) as self._bar:
+        with tqdm(
+            total=steps,
+            initial=step,
+            disable=self.quiet_bars,
+            dynamic_ncols=True,
+            mininterval=1,
+            miniters=1,
+            bar_format="{n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix} {bar}",
+        ) as self._bar:
             yield
 
     @contextmanager
@@ -54,11 +62,15 @@ class Console:
                 ended.set()
                 thread.join()
 
-    def advance(self, step: int, note: str) -> None:
-        """Move the bar to ``step``."""
-        if self._bar is not None and not self.quiet_bars:
-            self._bar.set_postfix_str(note, refresh=False)
+    def advance(self, step: int) -> None:
+        """Move the bar to ``step``; it is drawn once a second."""
+        if self._bar is not None:
             self._bar.update(step - self._bar.n)
+
+    def note(self, text: str) -> None:
+        """Let the bar say something from now on."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
 
     def report(self, line: str) -> None:
         """Print a line beside the bar."""

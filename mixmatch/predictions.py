@@ -87,15 +87,15 @@ def predict_files(model: Classifier, files: Iterable[tuple[Path, int | None]]) -
     decoded = decode_all((file for file, _ in ahead), spec.size, spec.channels, spec.fit)
     pairs = zip(decoded, (truth for _, truth in along), strict=True)
     while batch := list(islice(pairs, BATCH)):
-        readable = [pixels for (_, pixels), _ in batch if not isinstance(pixels, Unreadable)]
+        readable = [picture.pixels for (_, picture), _ in batch if not isinstance(picture, Unreadable)]
         guesses = iter(())
         if readable:
             guesses = iter(model.predict(torch.from_numpy(np.stack(readable))).cpu().numpy())
-        for (file, pixels), truth in batch:
-            if isinstance(pixels, Unreadable):
-                yield Prediction(file, truth, problem=str(pixels))
+        for (file, picture), truth in batch:
+            if isinstance(picture, Unreadable):
+                yield Prediction(file, truth, problem=str(picture))
             else:
-                yield Prediction(file, truth, next(guesses), pixels=pixels)
+                yield Prediction(file, truth, next(guesses), pixels=picture.pixels)
 
 
 class Table:

@@ -4,6 +4,7 @@
     python3 -m reproduce labels --data digits               # train what is not trained yet, print the table
     python3 -m reproduce labels --data digits --minutes 9   # for so long; the same command goes on
     python3 -m reproduce --render README.md                 # write the tables in a file anew, training nothing
+    python3 -m reproduce --compare runs/*                   # finished runs by what differs, over seeds
 
 Runs are ordinary run directories under runs/, seed 1 of every row first. To train several at once, start the command
 several times: each takes the runs that no other has.
@@ -23,6 +24,7 @@ from mixmatch.records.run import RunDirectory
 from mixmatch.rounds.round import start_round
 from mixmatch.training.loop import train
 from mixmatch.training.results import summarise
+from reproduce.compare import compare_runs
 from reproduce.results import Outcome, read_lines, render, render_into, result_file, save_result
 from reproduce.tables import (
     TABLES,
@@ -42,12 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def body() -> None:
         import_files(arguments)
         options = make_parser().parse_args(arguments)
-        if (options.list or options.render) and options.table:
-            raise UserError("--list and --render train nothing: give no table with them")
+        if (options.list or options.render or options.compare) and options.table:
+            raise UserError("--list, --render and --compare train nothing: give no table with them")
         if options.list:
             print(list_tables(options))
         elif options.render is not None:
             render_file(options.render, options)
+        elif options.compare:
+            text, notes = compare_runs(options.compare)
+            print(text, *notes, sep="\n")
         elif options.table is not None:
             reproduce(read_table(find_table(options.table, options.data, options.tables)), options)
         else:
@@ -58,13 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """Return the parser of the command line."""
-    usage = "python3 -m reproduce [TABLE [--data NAME] | --list | --render FILE] [options]"
+    usage = "python3 -m reproduce [TABLE [--data NAME] | --list | --render FILE | --compare RUN ...] [options]"
     parser = Parser(usage, __doc__ or "")
     parser.add_argument("table", nargs="?", help="labels, pseudo, ablation, demo, or a table file (.yml) of yours")
     parser.add_argument("--data", metavar="NAME", help="of which data (default: cifar10, or the only one there is)")
     alone = parser.add_mutually_exclusive_group()
     alone.add_argument("--list", action="store_true", help="list the tables, and train nothing")
     alone.add_argument("--render", type=Path, metavar="FILE", help="write the tables in FILE anew, train nothing")
+    alone.add_argument("--compare", type=Path, nargs="+", metavar="RUN", help="compare finished runs, train nothing")
     parser.add_argument("--seeds", type=int, nargs="+", help="only these of the table's seeds (default: all)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, with a checkpoint")
     parser.add_argument("--missing", action="store_true", help="train only runs that have no result yet")

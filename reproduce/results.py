@@ -43,7 +43,9 @@ class Outcome(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     test_accuracy: float | None
+    best_validation: dict[str, float] | None = None
     steps: int
+    seconds: float = 0.0
     device: str
     torch: str
     commit: str
@@ -146,7 +148,7 @@ def render(table: Table, results: Path | None = None) -> str:
     head += ["coverage (%)", "precision (%)"] * rounds + ["seeds", "steps", *sources]
     lines = [head, ["---"] * len(head)]
     for i, row in enumerate(table.rows):
-        line = [row.label, _spread(list(figures[i].values()))]
+        line = [row.label, spread(list(figures[i].values()))]
         if control is not None:
             pairs = [(figures[i][seed], figures[control][seed]) for seed in figures[i] if seed in figures[control]]
             line.append(NOTHING if i == control else _interval([a - b for a, b in pairs]))
@@ -206,7 +208,7 @@ def _coverage_and_precision(outcomes: list[Outcome]) -> list[str]:
     return [f"{coverage:.1f}", f"{statistics.mean(known):.2f}" if known else NOTHING]
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
     """Return mean ± standard deviation."""
     if not values:
         return NOTHING

@@ -14,6 +14,7 @@ from mixmatch.data.views import (
     cut_out,
     distort,
     draw_distortions,
+    draw_offsets,
     random_views,
     strong_views,
     to_float,
@@ -44,6 +45,26 @@ def test_a_view_is_a_crop_of_the_reflected_image(height, width, channels, paddin
     )
     assert result.shape == (1, channels, height, width)
     torch.testing.assert_close(result[0], torch.from_numpy(expected / 127.5 - 1).permute(2, 0, 1).float())
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_a_view_is_turned_by_quarters(quarters):
+    images = torch.arange(2 * 5 * 5 * 3, dtype=torch.uint8).view(2, 5, 5, 3)
+    middle = torch.tensor([0, 0])
+    offsets = Offsets(middle, middle, torch.tensor([False, False]), torch.tensor([quarters, 0]))
+    result = views(images, torch.tensor([1, 0]), offsets, 0)
+    expected = np.rot90(images[1].numpy(), quarters)
+    assert torch.equal(result[0], to_float(torch.from_numpy(expected.copy())))
+    assert torch.equal(result[1], to_float(images[0]))
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_all_eight_symmetries_are_drawn_equally_often_and_none_moves_the_other_draws():
+    plain = draw_offsets(4000, True, 2, torch.Generator().manual_seed(1))
+    turned = draw_offsets(4000, True, 2, torch.Generator().manual_seed(1), rotate=True)
+    assert plain.quarters is None and all(torch.equal(a, b) for a, b in zip(plain[:3], turned[:3], strict=True))
+    counts = (2 * turned.quarters + turned.mirror).bincount(minlength=8)
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
 def drawn(flip, padding, count, seed=0):

@@ -104,7 +104,10 @@ def test_ctrl_c_before_training_and_a_second_ctrl_c_end_in_one_line(tmp_path, mo
 
     monkeypatch.setitem(DATASETS, "digits", Dataset(interrupted))
     assert run(tmp_path / "early") == 130
-    assert capsys.readouterr().err == "interrupted; the same command continues from the last checkpoint\n"
+    assert (
+        capsys.readouterr().err
+        == "interrupted; the same command starts again, from the last checkpoint if there is one\n"
+    )
     monkeypatch.undo()
 
     step = Trainer.train_step

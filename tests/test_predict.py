@@ -256,7 +256,7 @@ def grey(values, kind):
     ids=["16-bit PNG", "16-bit TIFF", "12 of 16 bits, said", "floats to 1", "floats to 255", "32-bit to 255", "8-bit"],
 )
 def test_grey_of_any_depth_comes_out_as_bright_as_it_is(tmp_path, name, image, options, expected):
-    pixels = decode(as_file(tmp_path, image, name, **options), 4, channels=1)
+    pixels = decode(as_file(tmp_path, image, name, **options), 4, channels=1).pixels
     assert (pixels[2, :, 0].astype(int) - np.array(expected)).__abs__().max() <= 1
 
 
@@ -288,14 +288,14 @@ def test_every_mode_comes_out_as_pillows_own_conversion(tmp_path, mode, monkeypa
     file = as_file(tmp_path, image, name)
     with Image.open(file) as saved:
         expected = np.asarray(saved.convert("RGB"))
-    assert np.array_equal(decode(file, 16), expected)
+    assert np.array_equal(decode(file, 16).pixels, expected)
 
 
 def test_shapes_are_cropped_padded_or_stretched(tmp_path):
     wide = Image.new("RGB", (60, 20), (0, 0, 255))
     wide.paste((255, 0, 0), (20, 0, 40, 20))
     file = as_file(tmp_path, wide, "wide.png")
-    crop, pad, stretch = (decode(file, 30, fit=fit) for fit in ("crop", "pad", "stretch"))
+    crop, pad, stretch = (decode(file, 30, fit=fit).pixels for fit in ("crop", "pad", "stretch"))
     assert (crop[15, 2:-2] == [255, 0, 0]).all()
     assert (pad[2] == 0).all() and tuple(pad[15, 15]) == (255, 0, 0) and tuple(pad[15, 2]) == (0, 0, 255)
     assert tuple(stretch[1, 15]) == (255, 0, 0) and tuple(stretch[15, 2]) == (0, 0, 255)
@@ -321,7 +321,7 @@ def test_all_unreadable_files_are_named_at_once_or_left_out(photos, tmp_path, ca
     assert "data.skip_unreadable=true" in error and error.count("\n") == 1
     assert main.main([*arguments, "data.skip_unreadable=true"]) == 0
     printed = capsys.readouterr().out
-    assert "note: left out: 8 files" in printed and "20 unlabelled" in printed and "18 test images" in printed
+    assert "note: left out 8 files" in printed and "20 unlabelled" in printed and "18 test images" in printed
     (tmp_path / "photos" / "unlabeled").mkdir()
     assert main.main([*arguments, "--run", str(tmp_path / "other")]) == 2
     assert "put all unlabelled images into one" in capsys.readouterr().err

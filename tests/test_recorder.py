@@ -6,13 +6,20 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
+from PIL import ImageFont
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from mixmatch.errors import UserError
+from mixmatch.records import lettering
+from mixmatch.records.lettering import find_font, load_font, show_name
+from mixmatch.records.pictures import draw_confusion, draw_grid
 from mixmatch.records.recorder import Recorder
 from mixmatch.records.run import Progress, RunDirectory
-from tests.small_runs import ROOT, curves, final, metrics
+from tests.small_runs import ROOT, SMALL, curves, final, metrics
 
 
 @pytest.fixture
@@ -96,6 +103,9 @@ def test_another_rank_than_the_first_writes_nothing(run):
 THREADS = """
 import json, sys, psutil, torch
 from pathlib import Path
+from mixmatch.records import lettering
+from mixmatch.records.lettering import find_font, load_font, show_name
+from mixmatch.records.pictures import draw_confusion, draw_grid
 from mixmatch.records.recorder import Recorder
 from mixmatch.records.run import Progress, RunDirectory
 large = torch.rand(64, 64, 40, 40).contiguous(memory_format=torch.channels_last)
@@ -124,3 +134,61 @@ def test_its_thread_starts_no_others_to_compete_with_training(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     before, after = json.loads(done.stdout or done.stderr)
     assert after == before
+
+
+def test_every_tag_is_described_and_settings_are_on_the_hparams_page(tmp_path):
+    import main
+    import pseudo_label
+
+    assert main.main(["--run", str(tmp_path / "run"), *SMALL]) == 0
+    rounds = ["pseudo_label.steps=4", "pseudo_label.select=top"]
+    assert pseudo_label.main(["--run", str(tmp_path / "run"), "--to", str(tmp_path / "round"), *rounds]) == 0
+    for path in (tmp_path / "run", tmp_path / "round"):
+        described, settings, ended = {}, {}, 0
+        for event in EventFileLoader(str(path / "events.out.tfevents.0")).Load():
+            for value in event.summary.value:
+                data = value.metadata.plugin_data
+                if data.plugin_name == "hparams":
+                    content = HParamsPluginData.FromString(data.content)
+                    ended += content.HasField("session_end_info")
+                    settings |= dict(content.session_start_info.hparams.items())
+                else:
+                    described.setdefault(value.tag, value.metadata.summary_description)
+        assert len(described) > 12 and all(described.values()), [tag for tag, text in described.items() if not text]
+        assert settings["train.lr"].number_value == 0.002 and settings["mixmatch.mixup"].string_value == "joint"
+        assert settings["data.labeled_as_unlabeled"].bool_value is False and ended == 1
+        assert "classes: #0 0, #1 1" in described["confusion/test"]
+
+
+def test_names_are_drawn_in_a_font_that_has_their_letters_or_as_numbers(monkeypatch):
+    names = ["Großkatze mit Streifen", "ö", "猫", "\U0010fffe"]
+    assert show_name(names, 3) == "#3"
+    monkeypatch.setattr(lettering, "_fonts", lambda: [])
+    find_font.cache_clear()
+    assert show_name(names, 2) == "#2" and isinstance(load_font("猫", 12), ImageFont.FreeTypeFont)
+    monkeypatch.undo()
+    find_font.cache_clear()
+    for number, name in enumerate(names[:3]):
+        font = find_font(name)
+        if font:  # then it has the letters: each is drawn otherwise than a missing one
+            loaded = load_font(name, 16)
+            assert all(bytes(loaded.getmask(c)) != bytes(loaded.getmask("\U0010ffff")) for c in name if c != " ")
+            assert show_name(names, number) == (name if len(name) <= 14 else name[:13] + "…")
+
+
+def test_pictures_have_room_for_names_of_any_length_and_number():
+    for count in (2, 10, 100):
+        names = [f"a class with a long name {i}" for i in range(count)]
+        picture = draw_confusion(np.full((count, count), 3), names)
+        assert picture.width == picture.height <= 1100
+    grid = draw_grid(np.zeros((5, 1, 8, 8)), ["a very long caption indeed, wider than its picture\nsecond"] * 5, 3)
+    assert grid.width == 3 * 102 and np.asarray(grid)[:, -4:].min() == 255
+
+
+def test_damaged_fonts_of_the_system_are_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "sans.ttf").write_bytes(b"no font")
+    monkeypatch.setattr(lettering, "_fonts", lambda: [str(tmp_path / "sans.ttf"), str(tmp_path / "none.ttf")])
+    find_font.cache_clear()
+    assert find_font("猫") is None
+    monkeypatch.undo()
+    find_font.cache_clear()

@@ -177,7 +177,7 @@ def test_missing_trains_what_has_no_result_and_the_runs_that_it_goes_on_from(don
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["labels", "--list"], "--list and --render train nothing"),
+        (["labels", "--list"], "--list, --render and --compare train nothing"),
         (["--list", "--render", "README.md"], "not allowed with argument --list"),
         ([], "TABLE: none is given; --list lists them"),
         (
@@ -328,3 +328,31 @@ def test_rendering_rewrites_the_tables_and_nothing_else(done, tmp_path, capsys):
 def test_the_list_counts_what_is_there(done, capsys):
     assert command(done, "--list", "--tables", done) == 0
     assert capsys.readouterr().out.split() == [str(done / "small.yml"), "8", "of", "8", "runs"]
+
+
+def test_runs_are_compared_by_what_differs(done, capsys):
+    runs = sorted(path for path in (done / "runs").iterdir() if path.is_dir())
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("*")}
+    capsys.readouterr()
+    assert command_of_tables.main(["--compare", *map(str, runs), str(done)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert lines[-1] == f"left out: {done}: is no run directory; the folder of a run is needed"
+    expected = ["method", "train.steps", "round.select", "test accuracy (%)", "best validation (%)", "seeds", "seconds"]
+    assert [name for name in head if name not in ("round.fraction", "round.threshold")] == expected
+    by_name = {}
+    for path in runs:
+        by_name.setdefault(path.name.replace("-seed1", "").replace("-seed2", ""), []).append(path)
+    assert len(rows) == len(by_name) == 4  # supervised, the run, and two rounds on it
+    for members in by_name.values():
+        tests = [json.loads((path / "results.json").read_text())["test_accuracy"] for path in members]
+        figure = f"{np.mean(tests):.2f} ± {np.std(tests, ddof=1):.2f}"
+        row = next(row for row in rows if row[head.index("test accuracy (%)")] == figure)
+        assert row[head.index("seeds")] == "1, 2"
+    assert {path: path.stat().st_mtime_ns for path in done.rglob("*")} == before
+
+
+def test_comparing_what_is_no_run_is_one_line(tmp_path, capsys):
+    assert command_of_tables.main(["--compare", str(tmp_path / "nothing")]) == 2
+    assert "none of these is a finished run" in capsys.readouterr().err
+    assert command_of_tables.main(["labels", "--compare", str(tmp_path)]) == 2

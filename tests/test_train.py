@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from scipy import stats
 
 import main
 from mixmatch.config import load_config
 from mixmatch.hooks import Hook
+from mixmatch.methods import METHODS
 from mixmatch.records.run import Progress
 from mixmatch.training.loop import train
+from mixmatch.training.results import wilson_interval
 from mixmatch.training.trainer import Trainer
 from mixmatch.training.watch import CollapseWatch
-from tests.small_runs import ROOT, SMALL, assert_same_curves, assert_same_run, curves, metrics, run, signal_after
+from tests.small_runs import ROOT, SMALL, assert_same_curves, assert_same_run, curves, final, metrics, run, signal_after
 
 
 @pytest.mark.parametrize("method", ["mixmatch", "supervised"])
@@ -67,8 +70,110 @@ def test_the_same_command_again_says_finished_and_another_config_is_refused(tmp_
     assert "is finished: test accuracy" in capsys.readouterr().out
     assert run(tmp_path / "run", "seed=2", "train.lr=0.1", "train.steps=14") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "seed (1 there, 2 now), train.steps (12 there, 14 now), train.lr" in error
+    assert (
+        error.count("\n") == 1
+        and "seed (1 there, 2 now), train.lr (0.002 there, 0.1 now), train.steps (12 there, 14" in error
+    )
     assert all(path.stat().st_mtime_ns == time_ for path, time_ in before.items())
+
+
+def test_a_longer_run_is_the_run_that_was_that_long_from_the_start(tmp_path, capsys):
+    assert run(tmp_path / "whole", "train.steps=20") == 0
+    assert run(tmp_path / "run") == 0
+    capsys.readouterr()
+    assert run(tmp_path / "run", "train.steps=20") == 0
+    printed = capsys.readouterr().out
+    assert "continuing" in printed and "at step 12 of 20" in printed and "done: test accuracy" in printed
+    ours, theirs = metrics(tmp_path / "run"), metrics(tmp_path / "whole")
+    assert [entry["step"] for entry in ours] == [6, 12, 18, 20] == [entry["step"] for entry in theirs]
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert yaml.safe_load((tmp_path / "run" / "config.yml").read_text())["train"]["steps"] == 20
+    # From now on it is that run: the former length is refused, and no length is asked of --run alone.
+    assert run(tmp_path / "run") == 2
+    assert "train.steps (20 there, 12 now)" in capsys.readouterr().err
+    assert main.main(["--run", str(tmp_path / "run")]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_a_run_made_longer_is_not_finished_until_it_is(tmp_path, monkeypatch):
+    assert run(tmp_path / "run") == 0
+    signal_after(monkeypatch, 15, signal.SIGTERM)
+    assert run(tmp_path / "run", "train.steps=20") == 128 + signal.SIGTERM
+    assert not (tmp_path / "run" / "results.json").exists()
+    monkeypatch.undo()
+    assert main.main(["--run", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 20
+
+
+def test_a_run_whose_schedules_depend_on_its_length_is_not_made_longer(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(METHODS["mixmatch"], "length_matters", True)
+    assert run(tmp_path / "run") == 0
+    assert run(tmp_path / "run", "train.steps=20") == 2
+    error = capsys.readouterr().err
+    assert "train.steps (12 there, 20 now); its schedules depend on its length" in error and "init=RUN" in error
+
+
+def test_how_often_a_run_is_looked_at_may_change_under_way(tmp_path, monkeypatch):
+    assert run(tmp_path / "whole") == 0
+    signal_after(monkeypatch, 7, signal.SIGTERM)
+    assert run(tmp_path / "run") == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert run(tmp_path / "run", "train.eval_every=3", "train.checkpoint_every=5", "train.log_every=1") == 0
+    assert [entry["step"] for entry in metrics(tmp_path / "run")] == [6, 9, 12]
+    tensors, others = (final(path)[0] for path in (tmp_path / "run", tmp_path / "whole"))
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors if name != "totals")
+    stored = yaml.safe_load((tmp_path / "run" / "config.yml").read_text())["train"]
+    assert (stored["eval_every"], stored["checkpoint_every"], stored["log_every"]) == (3, 5, 1)
+
+
+def test_run_alone_continues_whatever_the_default_config_says_and_folder_is_another_name_for_it(
+    tmp_path, monkeypatch, capsys
+):
+    signal_after(monkeypatch, 5, signal.SIGTERM)
+    assert run(tmp_path / "run", "train.lr=0.004") == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert main.main(["--folder", str(tmp_path / "run")]) == 0
+    assert "continuing" in capsys.readouterr().out
+    assert main.main(["--run", str(tmp_path / "run"), "train.steps=14"]) == 0
+    assert "at step 12 of 14" in capsys.readouterr().out
+    assert main.main(["--run", str(tmp_path / "run"), "--config", str(ROOT / "configs" / "digits.yml")]) == 2
+
+
+def test_the_end_says_how_sure_it_is_what_is_confused_and_what_to_do_next(tmp_path, capsys):
+    path = tmp_path / "my run"
+    assert run(path) == 0
+    printed = capsys.readouterr().out
+    results = json.loads((path / "results.json").read_text())
+    assert results["test_images"] == 400 and results["validation_images"] == 50
+    shares = results["test_accuracy_by_class"]
+    assert list(shares) == [str(i) for i in range(10)]
+    # There are 40 test images of each digit.
+    assert sum(shares.values()) / 10 == pytest.approx(results["test_accuracy_last"])
+    assert results["test_accuracy_balanced"] == pytest.approx(results["test_accuracy_last"])
+    confused = results["test_most_confused"]
+    assert f"most confused: {confused['true']} taken for {confused['predicted']}, {confused['images']} of 40" in printed
+    assert f"use it: python3 predict.py --run '{path}' PICTURES" in printed
+    assert f"go on: python3 pseudo_label.py --run '{path}'" in printed
+    # Killed before the results were written, it measures again.
+    (path / "results.json").unlink()
+    assert run(path) == 0
+    again = json.loads((path / "results.json").read_text())
+    assert {k: v for k, v in again.items() if "second" not in k} == {
+        k: v for k, v in results.items() if "second" not in k
+    }
+
+
+@pytest.mark.parametrize("right, count", [(0, 10), (1, 10), (50, 100), (93, 100), (400, 400)])
+def test_the_interval_of_an_accuracy_is_wilsons(right, count):
+    expected = stats.binomtest(right, count).proportion_ci(method="wilson")
+    assert wilson_interval(right, count) == pytest.approx((100 * expected.low, 100 * expected.high))
+
+
+def test_guess_accuracy_leaves_out_what_is_trained_on(tmp_path):
+    assert run(tmp_path / "all", "data.num_labeled=all", "data.labeled_as_unlabeled=true") == 0
+    assert [entry["guess_accuracy"] for entry in metrics(tmp_path / "all")] == [None, None]
+    assert run(tmp_path / "few", "data.labeled_as_unlabeled=true") == 0
+    assert all(entry["guess_accuracy"] is not None for entry in metrics(tmp_path / "few"))
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ from mixmatch.data.cifar import load_cifar10
 from mixmatch.data.digits import load_digits
 from mixmatch.data.folder import FolderSettings, load_folder
 from mixmatch.data.images import Dataset, DataSettings, ImageData, check_images
+from mixmatch.data.look import look_at_folder
 
 __all__ = ["DATASETS", "DataSettings", "Dataset", "ImageData", "load_data"]
 
 DATASETS: dict[str, Dataset] = {
     "cifar10": Dataset(load_cifar10),
     "digits": Dataset(load_digits),
-    "folder": Dataset(load_folder, FolderSettings),
+    "folder": Dataset(load_folder, FolderSettings, look_at_folder),
 }
 
 

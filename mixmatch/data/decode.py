@@ -1,9 +1,11 @@
 """Pictures as they come, of any format and mode that Pillow reads, as squares of uint8; and finding them in folders."""
 
+import importlib.util
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -22,8 +24,31 @@ MOST_PIXELS = 2**28  # of one picture: 16,384 x 16,384, which take 0.8 GB to dec
 MOST_VALUE, LEAST_FLOAT, MOST_FLOAT = 281, 340, 341
 
 
+HEIF = importlib.util.find_spec("pillow_heif") is not None
+if HEIF:  # the plug-in that Pillow needs for the photographs of telephones
+    importlib.import_module("pillow_heif").register_heif_opener()
+
+
 class Unreadable(Exception):
     """A file that cannot be read as a picture; the message says why."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that has been read.
+
+    Attributes:
+        pixels: (size, size, channels) uint8.
+        width, height: of the file.
+        kind: format and mode of the file, such as ``JPEG, RGB``.
+        pages: how many the file has, of which the first was read; 2 stands for any number above 1.
+    """
+
+    pixels: np.ndarray
+    width: int
+    height: int
+    kind: str
+    pages: int
 
 
 def find_images(folder: Path) -> Iterator[Path]:
@@ -56,7 +81,7 @@ def is_litter(name: str) -> bool:
 
 def decode_all(
     files: Iterable[Path], size: int, channels: int = 3, fit: Fit = "crop"
-) -> Iterator[tuple[Path, np.ndarray | Unreadable]]:
+) -> Iterator[tuple[Path, Picture | Unreadable]]:
     """Yield each file with its picture, or with why it cannot be read; on all cores, in bounded memory.
 
     Args:
@@ -64,7 +89,7 @@ def decode_all(
         size, channels, fit: as for ``decode``.
     """
 
-    def attempt(file: Path) -> np.ndarray | Unreadable:
+    def attempt(file: Path) -> Picture | Unreadable:
         try:
             return decode(file, size, channels, fit)
         except Unreadable as error:
@@ -77,7 +102,7 @@ def decode_all(
             yield from zip(some, pool.map(attempt, some), strict=True)
 
 
-def decode(file: Path, size: int, channels: int = 3, fit: Fit = "crop") -> np.ndarray:
+def decode(file: Path, size: int, channels: int = 3, fit: Fit = "crop") -> Picture:
     """Read one picture, of several pages the first.
 
     Args:
@@ -86,9 +111,6 @@ def decode(file: Path, size: int, channels: int = 3, fit: Fit = "crop") -> np.nd
         size: pixels of the square's side.
         channels: 3 for RGB, 1 for grey.
         fit: ``crop`` takes the central square, ``pad`` puts black beside the whole, ``stretch`` bends it.
-
-    Returns:
-        (size, size, channels) uint8.
 
     Raises:
         Unreadable: if it is no picture, or its range of values cannot be told.
@@ -99,6 +121,9 @@ def decode(file: Path, size: int, channels: int = 3, fit: Fit = "crop") -> np.nd
         with Image.open(file) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise Unreadable(f"{image.width} x {image.height} pixels are too many; make it smaller")
+            width, height, kind = image.width, image.height, f"{image.format}, {image.mode}"
+            # A photograph of a telephone (MPO) has its preview as a second page.
+            pages = 1 + (image.format != "MPO" and getattr(image, "is_animated", False))
             image.draft("RGB", (2 * size, 2 * size))  # JPEG alone: decodes a large photograph at a smaller scale
             if image.mode in ("I", "F") or image.mode.startswith("I;"):
                 image = to_eight_bits(image)
@@ -109,12 +134,13 @@ def decode(file: Path, size: int, channels: int = 3, fit: Fit = "crop") -> np.nd
                 square = ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC)
             else:
                 square = image.resize((size, size), Image.Resampling.BICUBIC)
-            return np.asarray(square).reshape(size, size, channels).copy()
+            pixels = np.asarray(square).reshape(size, size, channels).copy()
+            return Picture(pixels, width, height, kind, pages)
     except Unreadable:
         raise
     except Exception as error:
-        plug_in = file.suffix.lower() in (".heic", ".heif") and "; pip install pillow-heif reads it"
-        raise Unreadable(one_line(error) + (plug_in or "")) from error
+        plug_in = "; pip install pillow-heif reads it" * (not HEIF and file.suffix.lower() in (".heic", ".heif"))
+        raise Unreadable(one_line(error) + plug_in) from error
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:

@@ -1,10 +1,10 @@
-"""Your own photographs, in folders: train/<class>/, test/<class>/ and unlabeled/."""
+"""Your own photographs, in folders: train/<class>/, test/<class>/ and unlabeled/, or in any with a table of labels."""
 
 import hashlib
 import os
-from collections.abc import Sequence
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -13,22 +13,55 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from mixmatch.data.decode import Fit, Unreadable, decode_all, find_images
+from mixmatch.data.decode import HEIF, Fit, Unreadable, decode, decode_all
 from mixmatch.data.images import DataSettings, ImageData, check_memory
+from mixmatch.data.listing import Listing, list_photographs
 from mixmatch.errors import UserError
 from mixmatch.files import DamagedFile, load_tensors, save_tensors
 
 DEFAULT_SIZE = 32
-NAMED = 5  # unreadable files that a message names
+NAMED = 5  # files that a message names
 
 
 class FolderSettings(DataSettings):
     """The ``data`` section of folders."""
 
+    labels: str | None = Field(
+        None,
+        description="of folder: CSV below data.root with columns file, class, group, the last two if wanted: "
+        "class in place of folders' names, group for what validation must not split",
+    )
     fit: Fit = Field(
         "crop", description="of folder: crop takes the central square, pad puts black beside, stretch bends the picture"
     )
     skip_unreadable: bool = Field(False, description="of folder: leave out files that cannot be read as pictures")
+
+    def title(self) -> str:
+        """Return the name of the folder of photographs, without what a file system might not take."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.root).resolve().name).strip("-.") or self.dataset
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The pictures of some files.
+
+    Attributes:
+        images: (n, size, size, 3) uint8, black where a file could not be read.
+        facts: (n, 4) int64: width and height of the file, pages (2 for several), index into ``kinds``.
+        kinds: formats and modes, see ``Picture.kind``.
+        unreadable: for each file that could not be read, by index, why.
+        notes: what went otherwise than wished, a line each.
+    """
+
+    images: Tensor
+    facts: Tensor
+    kinds: list[str]
+    unreadable: dict[int, str]
+    notes: list[str]
+
+    def several_pages(self) -> list[int]:
+        """Return the indices of files of which only the first page was read."""
+        return torch.nonzero(self.facts[:, 2] > 1).flatten().tolist()
 
 
 def load_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> ImageData:
@@ -37,130 +70,128 @@ def load_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> 
     Raises:
         UserError: if folders are missing or contradictory, files are no pictures, or memory is too small.
     """
-    root, size = Path(settings.root), settings.image_size or DEFAULT_SIZE
-    classes, files, labels, num_train = _list_files(root)
-    check_memory(len(files) * size * size * 3, device)
-    images, unreadable = _read_or_decode(files, root, size, settings.fit, quiet)
-    if unreadable and not settings.skip_unreadable:
-        raise UserError(
-            f"{_name(unreadable)}; mend or remove {'it' if len(unreadable) == 1 else 'them'}, or leave out what cannot "
-            "be read with data.skip_unreadable=true"
-        )
-    if unreadable:
-        print(f"note: left out: {_name(unreadable)}")
-    kept = np.array([str(file) not in unreadable for file in files])
-    known, in_train = torch.tensor(labels)[kept], np.arange(len(files))[kept] < num_train
-    images, count = images[torch.from_numpy(kept)] if unreadable else images, int(in_train.sum())
-    missing = [name for number, name in enumerate(classes) if not (known[:count] == number).any()]
-    if missing:
-        raise UserError(f"{root / 'train' / missing[0]}: holds no picture that can be read; add some")
-    has_test = count < len(known)
+    listing = list_photographs(Path(settings.root), settings.labels)
+    if listing.problems:
+        first, more = listing.problems[0], len(listing.problems) - 1
+        raise UserError(first + f" (and {more} more such things: --check names them all)" * (more > 0))
+    decoded = read_pictures(listing, settings, device, quiet)
+    root, files, notes = listing.root, listing.files, list(decoded.notes)
+    if decoded.unreadable:
+        named = name_some([f"{files[i]}: {why}" for i, why in decoded.unreadable.items()])
+        if not settings.skip_unreadable:
+            a_picture, it = ("a picture", "it") if len(decoded.unreadable) == 1 else ("pictures", "them")
+            raise UserError(
+                f"{count_files(len(decoded.unreadable))} cannot be read as {a_picture}: {named}; mend or remove {it}, "
+                "or leave out what cannot be read with data.skip_unreadable=true"
+            )
+        notes.append(f"left out {count_files(len(decoded.unreadable))} that cannot be read: {named}")
+    if listing.strays:
+        notes.append(f"nothing looks at {name_some([listing.place(path) for path in listing.strays])} in {root}")
+    pages = decoded.several_pages()
+    if pages:
+        named = name_some([listing.place(files[i]) for i in pages])
+        notes.append(f"only the first page is used of {named}")
+    kept = np.array([i not in decoded.unreadable for i in range(len(files))])
+    labels, count = torch.tensor(listing.labels)[kept], int(kept[: listing.num_train].sum())
+    images = decoded.images[torch.from_numpy(kept)] if decoded.unreadable else decoded.images
+    for number, name in enumerate(listing.classes):
+        if not (labels[:count] == number).any():
+            raise UserError(f"{root}: class {name!r} has no picture that can be read; add some")
+    has_test = count < len(labels)
+    groups = np.array(listing.groups)[kept][:count]
     return ImageData(
         "folder",
-        classes,
+        listing.classes,
         images[:count],
-        known[:count],
+        labels[:count],
         images[count:] if has_test else None,
-        known[count:] if has_test else None,
+        labels[count:] if has_test else None,
         flip=True,
         fit=settings.fit,
-        files=[str(file.relative_to(root)) for file, keep in zip(files, kept, strict=True) if keep][:count],
+        files=[listing.place(file) for file, keep in zip(files, kept, strict=True) if keep][:count],
+        groups=groups.tolist() if any(groups) else None,
+        notes=notes,
     )
 
 
-def _list_files(root: Path) -> tuple[list[str], list[Path], list[int], int]:
-    """Return the classes, all files, training ones first, their classes or -1, and how many are training files."""
-    classes = sorted(path.name for path in _subfolders(root / "train"))
-    if len(classes) < 2:
-        raise UserError(f"{root / 'train'}: needs a folder of images for each class, at least two, has {len(classes)}")
-    unknown = sorted(path.name for path in _subfolders(root / "test") if path.name not in classes)
-    if unknown:
-        raise UserError(f"{root / 'test' / unknown[0]}: class {unknown[0]!r} is in test/ but not in train/")
-    unlabeled = [root / name for name in ("unlabeled", "unlabelled") if (root / name).exists()]
-    if len(unlabeled) > 1:
-        raise UserError(f"{unlabeled[1]}: is there beside {unlabeled[0].name}/; put all unlabelled images into one")
-    files: list[Path] = []
-    labels: list[int] = []
-    for part in ("train", "test"):
-        for number, name in enumerate(classes):
-            members = list(find_images(root / part / name)) if (root / part / name).exists() else []
-            if part == "train" and not members:
-                raise UserError(f"{root / part / name}: holds no images; add some, or remove the folder")
-            files += members
-            labels += [number] * len(members)
-        if part == "train":
-            members = [file for folder in unlabeled for file in find_images(folder)]
-            files += members
-            labels += [-1] * len(members)
-            num_train = len(files)
-    return classes, files, labels, num_train
+def count_files(count: int) -> str:
+    """Return ``1 file`` and the like."""
+    return f"{count:,} file{'s' * (count != 1)}"
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    except FileNotFoundError:
-        if folder.name == "test":
-            return []
-        raise UserError(f"{folder}: is not there; data.root must hold train/<class>/ with images") from None
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+def name_some(names: list[str]) -> str:
+    """Return the first few of some names, and how many more there are."""
+    more = f"; and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return "; ".join(names[:NAMED]) + more
 
 
-def _name(unreadable: dict[str, str]) -> str:
-    """Say which files cannot be read, and why."""
-    named = [f"{file}: {reason}" for file, reason in list(unreadable.items())[:NAMED]]
-    more = f"; and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
-    count = f"{len(unreadable)} files cannot be read as pictures: " if len(unreadable) > 1 else ""
-    single = "" if count else "cannot be read as a picture: "
-    return f"{count or single}{'; '.join(named)}{more}"
+def read_pictures(listing: Listing, settings: FolderSettings, device: torch.device, quiet: bool) -> Decoded:
+    """Read all pictures of a listing, from the cache if files, size and fit are the same as then.
 
-
-def _read_or_decode(
-    files: Sequence[Path], root: Path, size: int, fit: Fit, quiet: bool
-) -> tuple[Tensor, dict[str, str]]:
-    """Return all images as (n, size, size, 3) uint8, and which files could not be read, and why.
-
-    They come from the cache if files, size and fit are the same as then.
+    Raises:
+        UserError: if there is no room for them, here or on ``device``.
     """
-    digest = hashlib.sha256(f"{size} {fit}".encode())
+    files, root, size, fit = listing.files, listing.root, settings.image_size or DEFAULT_SIZE, settings.fit
+    check_memory(len(files) * size * size * 3, device)
+    digest = hashlib.sha256(f"{size} {fit} {HEIF}".encode())
     for file in files:
         try:
             status = file.stat()
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-        digest.update(os.fsencode(file.relative_to(root)) + f"\0{status.st_size} {status.st_mtime_ns}\0".encode())
+            tells = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError as error:  # a link to nowhere: not to be read, as others are
+            tells = str(error.errno)
+        digest.update(os.fsencode(file.relative_to(root)) + f"\0{tells}\0".encode())
     key, cache = digest.hexdigest(), root / ".mixmatch-cache" / f"{size}px.safetensors"
     found = _read_cache(cache, key, (len(files), size, size, 3))
-    if found is not None:
-        return found, {}
-    images, unreadable = torch.zeros(len(files), size, size, 3, dtype=torch.uint8), {}
+    if found is not None and not any(_can_be_read_now(files[i], size, fit) for i in found.unreadable):
+        return found
+    images, facts = torch.zeros(len(files), size, size, 3, dtype=torch.uint8), torch.zeros(len(files), 4).long()
+    kinds: dict[str, int] = {}
+    unreadable: dict[int, str] = {}
     progress = tqdm(decode_all(files, size, 3, fit), "decoding images", len(files), disable=quiet, leave=False, unit="")
-    for image, (file, pixels) in zip(images, progress, strict=True):
-        if isinstance(pixels, Unreadable):
-            unreadable[str(file)] = str(pixels)
+    for number, (_, picture) in enumerate(progress):
+        if isinstance(picture, Unreadable):
+            unreadable[number] = str(picture)
         else:
-            image.copy_(torch.from_numpy(pixels))
-    if not unreadable:
-        _write_cache(cache, key, images)
-    return images, unreadable
+            images[number] = torch.from_numpy(picture.pixels)
+            kind = kinds.setdefault(picture.kind, len(kinds))
+            facts[number] = torch.tensor([picture.width, picture.height, picture.pages, kind])
+    decoded = Decoded(images, facts, list(kinds), unreadable, [])
+    decoded.notes.extend(_write_cache(cache, key, decoded))
+    return decoded
 
 
-def _read_cache(cache: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
+def _can_be_read_now(file: Path, size: int, fit: Fit) -> bool:
+    try:
+        decode(file, size, 3, fit)
+    except Unreadable:
+        return False
+    return True
+
+
+def _read_cache(cache: Path, key: str, shape: tuple[int, ...]) -> Decoded | None:
     try:
         tensors, meta = load_tensors(cache)
-    except (OSError, DamagedFile):
+        if meta["key"] != key:
+            return None
+        unreadable = {int(number): str(why) for number, why in meta["unreadable"].items()}
+        decoded = Decoded(tensors["images"], tensors["facts"], [str(kind) for kind in meta["kinds"]], unreadable, [])
+    except (OSError, DamagedFile, LookupError, TypeError, ValueError, AttributeError):
         return None  # not there or not usable: decode again
-    images: Any = tensors.get("images")
-    fits = meta == {"key": key} and images is not None and images.shape == shape and images.dtype == torch.uint8
-    return images if fits else None
+    images, facts = decoded.images, decoded.facts
+    fits = images.shape == shape and images.dtype == torch.uint8 and facts.shape == (len(images), 4)
+    fits = fits and facts.dtype == torch.int64 and bool((facts[:, 3] < max(1, len(decoded.kinds))).all())
+    return decoded if fits and set(unreadable) <= set(range(len(images))) else None
 
 
-def _write_cache(cache: Path, key: str, images: Tensor) -> None:
+def _write_cache(cache: Path, key: str, decoded: Decoded) -> list[str]:
+    """Keep what was read for the next time, and return a line if that cannot be."""
     try:
-        if images.numel() > 0.9 * psutil.virtual_memory().available:
+        if decoded.images.numel() > 0.9 * psutil.virtual_memory().available:
             raise UserError("writing them takes as much memory again as they do")
         cache.parent.mkdir(exist_ok=True)
-        save_tensors(cache, {"images": images}, {"key": key})
+        meta = {"key": key, "kinds": decoded.kinds, "unreadable": decoded.unreadable}
+        save_tensors(cache, {"images": decoded.images, "facts": decoded.facts}, meta)
     except (OSError, UserError) as error:
-        print(f"note: decoded images are not kept for next time: {error}")
+        return [f"decoded images are not kept for next time: {error}"]
+    return []

@@ -1,7 +1,7 @@
 """Images as uint8 tensors, and the checks that every data set needs: sizes, labels, memory, fingerprint."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
@@ -31,8 +31,10 @@ class DataSettings(Section):
     num_labeled: Count | Literal["all"] = Field(
         250, description="labelled images, equally many of each class, or all that train/ has"
     )
-    num_validation: CountOrZero = Field(
-        0, description="images held out to watch and to pick the best checkpoint by, equally many of each class"
+    num_validation: CountOrZero | Literal["auto"] = Field(
+        0,
+        description="images held out to watch and to pick the best checkpoint by, equally many of each class; "
+        "auto: a fifth of the labelled ones where that leaves 25 a class",
     )
     labeled_as_unlabeled: bool = Field(False, description="labelled images also serve, without label, as unlabelled")
     split_file: str | None = Field(
@@ -41,9 +43,17 @@ class DataSettings(Section):
     flip: bool | Literal["auto"] = Field(
         "auto", description="mirror half of the views; auto: as the data set allows (not digits)"
     )
+    rotate: bool = Field(
+        False,
+        description="turn views by 0 to 3 quarters, for pictures without an up; with flip that is upside down too",
+    )
     crop_padding: CountOrZero | Literal["auto"] = Field(
         "auto", description="pixels of reflection around an image before the crop; auto: an eighth of its side"
     )
+
+    def title(self) -> str:
+        """Return a name for what is trained on, fit for the name of a folder."""
+        return self.dataset
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,9 @@ class ImageData:
         flip: whether mirrored images are still of their class.
         fit: how pictures of other shapes were made square, see ``decode``.
         files: of the training images, below the data set's root; None if they are of no files.
+        groups: of each training image, what must not be split over training and validation, such as the animal or the
+            day; empty where that is nothing. None if there are none.
+        notes: what a person should know of the reading, a line each.
     """
 
     name: str
@@ -91,6 +104,8 @@ class ImageData:
     flip: bool
     fit: Fit = "crop"
     files: list[str] | None = None
+    groups: list[str] | None = None
+    notes: Sequence[str] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -110,12 +125,21 @@ class ImageData:
         return digest.hexdigest()[:32]
 
 
+class Report(NamedTuple):
+    """What a look at a data set tells, a line each."""
+
+    lines: list[str]  # what is there, and what is odd
+    problems: list[str]  # what training would fail with
+
+
 class Dataset(NamedTuple):
-    """A data set: how it is read, and the keys of its ``data`` section."""
+    """A data set: how it is read, the keys of its ``data`` section, and how it is looked at by ``--check``."""
 
     # Called with the section, the device where the images will live, and whether to show no progress bars.
     load: Callable[[DataSettings, torch.device, bool], ImageData]
     Settings: type[DataSettings] = DataSettings
+    # Called as ``load`` is; None where there is nothing to tell but what ``load`` raises.
+    look: Callable[[DataSettings, torch.device, bool], Report] | None = None
 
 
 def check_images(data: ImageData, image_size: int | None, device: torch.device) -> ImageData:

@@ -55,7 +55,9 @@ class Pool:
 
     Attributes:
         images: (n, h, w, c) uint8.
-        labels: (n,) int64, -1 where the class is not known. Those of unlabelled images serve statistics alone.
+        labels: (n,) int64, -1 where the class is not known.
+        truth: the same, with -1 also where the class is trained on: what guesses are compared with, for statistics
+            alone.
         num_classes: C.
         split_labeled, split_unlabeled: (count,) int64, the split's.
         held_out: images and labels that accuracy is measured on, by name (``validation``, ``test``). Neither is
@@ -71,6 +73,7 @@ class Pool:
         flip: bool | Literal["auto"] = "auto",
         crop_padding: int | Literal["auto"] = "auto",
         distort_added: bool = False,
+        rotate: bool = False,
     ) -> None:
         """Put the images on ``device``.
 
@@ -82,17 +85,19 @@ class Pool:
             flip: mirror half of the views; ``auto``: as the data set allows.
             crop_padding: pixels of reflection before the crop; ``auto``: an eighth of the side.
             distort_added: views of images that ``add_labels`` made labelled are strongly distorted.
+            rotate: turn views by 0 to 3 quarters.
 
         Raises:
             UserError: if ``crop_padding`` is not below the side.
         """
-        self.device, self.seed, self.distort_added = device, seed, distort_added
+        self.device, self.seed, self.distort_added, self.rotate = device, seed, distort_added, rotate
         self.num_classes = len(data.classes)
         self.images, self.labels = data.images.to(device), data.labels.to(device)
         self.split_labeled, self.split_unlabeled, validation = (
             torch.tensor(indices, dtype=torch.int64, device=device)
             for indices in (split.labeled, split.unlabeled, split.validation)
         )
+        self.truth = self.labels.index_fill(0, self.split_labeled, -1)
         self.held_out: dict[str, tuple[Tensor, Tensor]] = {}
         if len(validation):
             self.held_out["validation"] = self.images[validation], self.labels[validation]
@@ -152,10 +157,17 @@ class Pool:
             num_views: K, views of each unlabelled image.
             generator: on this pool's device.
         """
-        x = draw_offsets(num_labeled, self.flip, self.padding, generator)
+        x = draw_offsets(num_labeled, self.flip, self.padding, generator, self.rotate)
         strong = draw_distortions(num_labeled, generator) if self.distort_added else None
-        u = draw_offsets(num_views * num_unlabeled, self.flip, self.padding, generator) if num_views else None
+        u = None
+        if num_views:
+            u = draw_offsets(num_views * num_unlabeled, self.flip, self.padding, generator, self.rotate)
         return Draws(x, strong, u)
+
+    def random_views(self, index: Tensor, generator: Generator) -> Tensor:
+        """Cut a random view of each of the images ``index``, (n, c, h, w) in [-1, 1]."""
+        offsets = draw_offsets(len(index), self.flip, self.padding, generator, self.rotate)
+        return views(self.images, index, offsets, self.padding)
 
     def batch(self, places: Places, draws: Draws) -> Batch:
         """Cut the views of the images at ``places``."""

@@ -15,12 +15,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from mixmatch.errors import UserError
 
+AUTO_LEAVES = 25  # labels a class, where the count of validation images is left to us
+
 
 @dataclass(frozen=True)
 class Split:
     """Indices into the training images.
 
-    ``fingerprint`` is the data set's: indices mean something with these images only.
+    ``fingerprint`` is the data set's: indices mean something with these images only. ``files`` are the training
+    images', where they are of files: index by index, for a person, and to tell what has changed.
     """
 
     dataset: str
@@ -28,10 +31,12 @@ class Split:
     labeled: list[int]
     unlabeled: list[int]
     validation: list[int]
+    files: list[str] | None = None
 
     def to_json(self) -> str:
         """Return the text of a split file."""
-        return json.dumps(asdict(self)) + "\n"
+        values = asdict(self)
+        return json.dumps({name: value for name, value in values.items() if value is not None}) + "\n"
 
 
 def make_split(
@@ -41,13 +46,16 @@ def make_split(
     classes: Sequence[str],
     seed: int,
     num_labeled: int | Literal["all"],
-    num_validation: int,
+    num_validation: int | Literal["auto"],
     labeled_as_unlabeled: bool,
+    groups: Sequence[str] | None = None,
+    files: list[str] | None = None,
 ) -> Split:
     """Draw a class-balanced split.
 
     Of each class's images in random order, the labelled are the first and the validation images the last: with
-    the same seed, 250 labels are among the 4000, and the validation set is the same.
+    the same seed, 250 labels are among the 4000, and the validation set is the same. Groups go to validation whole, in
+    random order, until each class has as many images there as were asked for; their other images serve nothing.
 
     Args:
         dataset, fingerprint: stored in the split.
@@ -55,12 +63,22 @@ def make_split(
         classes: names, for messages.
         seed: of the draw.
         num_labeled: in all, or ``all`` that have a known class and are not for validation.
-        num_validation: in all.
+        num_validation: in all; ``auto``: a fifth of the images whose class is known, of the class that has fewest,
+            if that leaves 25 of it to be labelled, else none.
         labeled_as_unlabeled: whether the labelled images are among the unlabelled too.
+        groups: of every training image, see ``ImageData``.
+        files: stored in the split.
 
     Raises:
         UserError: if a count cannot be had.
     """
+    if num_validation == "auto":
+        fewest = min(int((labels == number).sum()) for number in range(len(classes)))
+        fifth = fewest // 5 if fewest - fewest // 5 >= AUTO_LEAVES else 0
+        num_validation = len(classes) * fifth
+        if num_labeled != "all":
+            num_validation = max(0, min(num_validation, len(classes) * fewest - num_labeled))
+            num_validation -= num_validation % len(classes)
     per_class = {}
     for key, count in {"data.num_labeled": num_labeled, "data.num_validation": num_validation}.items():
         if count != "all" and count % len(classes):
@@ -71,28 +89,57 @@ def make_split(
         per_class[key] = count if count == "all" else count // len(classes)
     want, held_out = per_class.values()
     labeled, validation = [], []
+    together = _hold_out_groups(groups, labels, len(classes), seed, held_out)
     for number, name in enumerate(classes):
         members = np.flatnonzero(labels == number)
-        available = len(members) - held_out
+        held_out_here = int(together[members].sum())
+        available = len(members) - max(held_out, held_out_here)
         if available < (1 if want == "all" else want):
             key, ask = ("data.num_validation", held_out) if available < 1 else ("data.num_labeled", want)
             raise UserError(
                 f"{key}: {ask} images of each class are too many: class {name!r} has {len(members)}"
                 + (f", {held_out} of them for validation" if held_out and key == "data.num_labeled" else "")
+                + (f" ({held_out_here} with their groups)" if held_out_here > held_out else "")
             )
         members = members[np.random.RandomState([seed, number]).permutation(len(members))]
+        members = members[np.argsort(together[members], kind="stable")]  # those held out last
         labeled.append(members[: available if want == "all" else want])
         validation.append(members[available:])
     labeled, validation = np.sort(np.concatenate(labeled)), np.sort(np.concatenate(validation))
     unlabeled = np.ones(len(labels), dtype=bool)
     unlabeled[validation] = False
+    unlabeled[together] = False
     if not labeled_as_unlabeled:
         unlabeled[labeled] = False
-    return Split(dataset, fingerprint, labeled.tolist(), np.flatnonzero(unlabeled).tolist(), validation.tolist())
+    unlabeled = np.flatnonzero(unlabeled)
+    return Split(dataset, fingerprint, labeled.tolist(), unlabeled.tolist(), validation.tolist(), files)
 
 
-def read_split(path: Path, fingerprint: str, labels: np.ndarray) -> Split:
-    """Read a split file and check that it fits the training images.
+def _hold_out_groups(
+    groups: Sequence[str] | None, labels: np.ndarray, num_classes: int, seed: int, held_out: int
+) -> np.ndarray:
+    """Return which images are held out with their groups, (n,) bool: ``held_out`` of each class or a few more.
+
+    An image without a group is one by itself.
+    """
+    chosen = np.zeros(len(labels), dtype=bool)
+    if groups is None or not held_out:
+        return chosen
+    names = [group or f"\0{index}" for index, group in enumerate(groups)]
+    _, numbers = np.unique(names, return_inverse=True)
+    order = np.argsort(numbers, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+    missing = np.full(num_classes, held_out)
+    for i in np.random.RandomState([seed, num_classes]).permutation(len(members)):
+        counts = np.bincount(labels[members[i]][labels[members[i]] >= 0], minlength=num_classes)
+        if (counts[missing > 0] > 0).any():
+            chosen[members[i]] = True
+            missing -= counts
+    return chosen
+
+
+def read_split(path: Path, fingerprint: str, labels: np.ndarray, files: list[str] | None = None) -> Split:
+    """Read a split file and check that it fits the training images, which are of ``files`` or of none.
 
     Raises:
         UserError: if the file cannot be read, is no split, or belongs to other images.
@@ -106,7 +153,7 @@ def read_split(path: Path, fingerprint: str, labels: np.ndarray) -> Split:
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: is no split file ({where + ': ' if where else ''}{first['msg']})") from None
     if split.fingerprint != fingerprint:
-        raise UserError(f"{path}: belongs to other images than those found now (the fingerprints differ)")
+        raise UserError(f"{path}: belongs to other images than those found now ({_changes(split.files, files)})")
     for name in ("labeled", "unlabeled", "validation"):
         indices = getattr(split, name)
         if len(set(indices)) < len(indices) or not all(0 <= index < len(labels) for index in indices):
@@ -118,3 +165,18 @@ def read_split(path: Path, fingerprint: str, labels: np.ndarray) -> Split:
     if set(split.validation) & (set(split.labeled) | set(split.unlabeled)):
         raise UserError(f"{path}: validation images are among those trained on")
     return split
+
+
+def _changes(then: list[str] | None, now: list[str] | None) -> str:
+    """Say in what images differ from those of a split."""
+    if then is None or now is None:
+        return "the fingerprints differ"
+    new, missing = sorted({*now} - {*then}), sorted({*then} - {*now})
+    parts = [
+        f"{len(names)} {'is' if len(names) == 1 else 'are'} {what}, such as {names[0]}"
+        for names, what in ((new, "new"), (missing, "missing"))
+        if names
+    ]
+    if not parts:
+        return "the same files, but pixels or classes have changed"
+    return ", ".join(parts) + "; put things back, or let a new run start from this one's weights with init=RUN"

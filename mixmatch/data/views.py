@@ -35,21 +35,24 @@ class Offsets(NamedTuple):
     top: Tensor  # (n,) int64 in 0 .. 2 * padding, with left the corner of the crop in the padded image
     left: Tensor  # (n,) int64
     mirror: Tensor  # (n,) bool, whether it is flipped left to right
+    quarters: Tensor | None = None  # (n,) int64 in 0 .. 3, quarter turns after that
 
 
-def draw_offsets(n: int, flip: bool, padding: int, generator: Generator) -> Offsets:
-    """Draw crop and flip of n views, every one its own.
+def draw_offsets(n: int, flip: bool, padding: int, generator: Generator, rotate: bool = False) -> Offsets:
+    """Draw crop, flip and turn of n views, every one its own.
 
     Args:
         n: how many.
         flip: whether views are mirrored with probability 1/2.
         padding: pixels of reflection on each side of an image.
         generator: its device is where the draws are made.
+        rotate: whether views are turned by 0 to 3 quarters.
     """
     device = generator.device
     top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=generator, device=device)
     mirror = torch.rand(n, generator=generator, device=device) < (0.5 if flip else 0.0)
-    return Offsets(top, left, mirror)
+    quarters = torch.randint(0, 4, (n,), generator=generator, device=device) if rotate else None
+    return Offsets(top, left, mirror, quarters)
 
 
 def views(images: Tensor, index: Tensor, offsets: Offsets, padding: int) -> Tensor:
@@ -68,7 +71,20 @@ def views(images: Tensor, index: Tensor, offsets: Offsets, padding: int) -> Tens
     rows = _reflect(torch.arange(height, device=images.device) + offsets.top[:, None] - padding, height)
     columns = _reflect(torch.arange(width, device=images.device) + offsets.left[:, None] - padding, width)
     columns = torch.where(offsets.mirror[:, None], columns.flip(1), columns)
-    return to_float(images[index[:, None, None], rows[:, :, None], columns[:, None, :]])
+    x = to_float(images[index[:, None, None], rows[:, :, None], columns[:, None, :]])
+    return x if offsets.quarters is None else turn(x, offsets.quarters)
+
+
+def turn(x: Tensor, quarters: Tensor) -> Tensor:
+    """Turn each of n square views counterclockwise.
+
+    Args:
+        x: (n, c, h, h).
+        quarters: (n,) int64 in 0 .. 3.
+    """
+    quarters = quarters[:, None, None, None]
+    x = torch.where(quarters % 2 == 1, x.rot90(1, (2, 3)), x)
+    return torch.where(quarters >= 2, x.rot90(2, (2, 3)), x).contiguous(memory_format=torch.channels_last)
 
 
 def random_views(images: Tensor, index: Tensor, flip: bool, padding: int, generator: Generator) -> Tensor:

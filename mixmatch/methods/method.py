@@ -63,20 +63,24 @@ class Method(ABC):
     Attributes:
         Settings: the section of the config that bears the method's name.
         parts: names of the parts of the loss.
+        descriptions: what its curves show, parts of the loss and schedules, by their names.
         num_views: K, views of each unlabelled image a step; 0: no unlabelled images are used.
         unlabeled_ratio: unlabelled images a step for each labelled one, M = unlabeled_ratio * B.
         guesses: whether ``make_examples`` tells what it guessed of unlabelled images, if it uses any.
         if_guesses_collapse: advice for when guesses go to few classes.
+        length_matters: whether a schedule depends on ``task.steps``: such a run cannot be made longer.
         state: tensors on the device that the method changes in place as it goes, floating point ones: saved and
             restored with the weights, averaged over processes after each step.
     """
 
     Settings: ClassVar[type[Section]] = Section
     parts: ClassVar[tuple[str, ...]] = ()
+    descriptions: ClassVar[dict[str, str]] = {}
     num_views: int = 0
     unlabeled_ratio: int = 1
     guesses: bool = True
     if_guesses_collapse: str = "start again with other settings"
+    length_matters: bool = False
 
     def __init__(self, settings: Section, task: Task) -> None:
         """Make ready for a run.

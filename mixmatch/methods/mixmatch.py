@@ -4,7 +4,7 @@ Berthelot et al., "MixMatch: A Holistic Approach to Semi-Supervised Learning", N
 B is the batch size, K the number of views, C the number of classes. ``MixMatch`` at the end puts them together.
 """
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -205,6 +205,11 @@ class MixMatch(Method):
 
     Settings = MixMatchSettings
     parts = ("loss_labeled", "loss_unlabeled")
+    descriptions: ClassVar = {
+        "loss_labeled": "cross-entropy on mixed labelled images",
+        "loss_unlabeled": "squared distance of probabilities to mixed guesses, before it is weighted by lambda_u",
+        "lambda_u": "weight of loss_unlabeled",
+    }
     if_guesses_collapse = "start again with a longer mixmatch.ramp_up_steps or a lower mixmatch.lambda_u"
 
     def __init__(self, settings: MixMatchSettings, task: Task) -> None:

@@ -1,6 +1,6 @@
 """The supervised baseline: cross-entropy on the labelled images alone, with or without MixUp among them."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Generator, Tensor, nn
@@ -24,6 +24,7 @@ class Supervised(Method):
 
     Settings = SupervisedSettings
     parts = ("loss_labeled",)
+    descriptions: ClassVar = {"loss_labeled": "cross-entropy on labelled images"}
 
     def draw(self, generator: Generator) -> tuple[Tensor, ...]:
         """Draw the mixing of B examples, if the settings ask for it, see ``Method.draw``."""

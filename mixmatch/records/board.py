@@ -9,17 +9,35 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import hparams
 
+from mixmatch.errors import one_line
 from mixmatch.files import explain_os_errors
 from mixmatch.records.pictures import describe_guess, draw_confusion, draw_grid, to_png
 
+# What TensorBoard says beside the pictures and curves; methods add those of their own curves.
+DESCRIPTIONS = {
+    "loss": "what is minimised, the mean over the steps since the point before",
+    "lr": "the learning rate",
+    "steps_per_second": "training steps a second, evaluations and checkpoints left out",
+    "confidence": "of guessed labels: the mean of their largest probability",
+    "guess_accuracy": "percent of guessed labels that are right, of unlabelled images whose class is known",
+    "most_guessed_share": "share of the guesses that goes to the class guessed most",
+    "guessed_classes": "how many classes, equally often guessed, would spread as widely: exp of the entropy",
+    "validation_accuracy": "percent of the validation images that the averaged network gets right",
+    "test_accuracy": "percent of the test images that the averaged network gets right",
+    "views_and_guesses": "views of unlabelled images, a row for each image, with the label guessed for it",
+    "mixed_batch": "what the next step trains on, with its labels",
+}
 # Curves that do not belong to the group ``train``, as losses, schedules and whatever a method adds do.
 GROUPS = {
     **dict.fromkeys(["confidence", "guess_accuracy", "most_guessed_share", "guessed_classes"], "guesses"),
     **dict.fromkeys(["validation_accuracy", "test_accuracy"], "accuracy"),
 }
+
+MOST_NAMES = 100
 
 
 class Board:
@@ -31,6 +49,8 @@ class Board:
     def __init__(self, path: Path, size: int) -> None:
         """Open the events of the run directory ``path`` at ``size`` bytes, 0 for a new run.
 
+        ``descriptions`` of curves, by name, may be added to.
+
         Raises:
             UserError: if the file cannot be written, then or later.
         """
@@ -41,7 +61,9 @@ class Board:
             self._file.truncate(min(size, self._file.tell()))
             self._file.seek(0, os.SEEK_END)
         self._records = RecordWriter(self._file)
-        if not self._file.tell():
+        self.descriptions = dict(DESCRIPTIONS)
+        self.is_new = not self._file.tell()
+        if self.is_new:
             self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def save(self) -> int:
@@ -57,11 +79,26 @@ class Board:
     def scalars(self, values: dict[str, Any], step: int) -> None:
         """Add a point to each curve that ``values`` has a number for."""
         points = [
-            Summary.Value(tag=f"{GROUPS.get(name, 'train')}/{name}", simple_value=value)
+            Summary.Value(
+                tag=f"{GROUPS.get(name, 'train')}/{name}",
+                simple_value=value,
+                metadata=self._describe(name, "scalars"),
+            )
             for name, value in values.items()
             if isinstance(value, int | float)
         ]
         self._add(points, step)
+
+    def settings(self, values: dict[str, Any]) -> None:
+        """Put a run's settings on the HParams page, by which runs are compared."""
+        # What torch makes also says which settings there can be, which must then be the same in all runs.
+        _, session_start, _ = hparams(values, {})
+        self._write(Event(wall_time=time.time(), summary=session_start))
+
+    def finish(self) -> None:
+        """Let the HParams page show that the run is finished."""
+        _, _, session_end = hparams({}, {})
+        self._write(Event(wall_time=time.time(), summary=session_end))
 
     def batch(self, preview: dict[str, np.ndarray], classes: Sequence[str], step: int) -> None:
         """Show the views with their guessed labels, and the mixed batch with its labels, of ``Trainer.preview``."""
@@ -69,23 +106,29 @@ class Board:
             views = preview["views"][:, :8]  # a row for each image, a column for each view
             captions = [describe_guess(guess, classes) for guess in preview["guesses"][:8] for _ in views]
             picture = draw_grid(views.swapaxes(0, 1).reshape(-1, *views.shape[2:]), captions, columns=len(views))
-            self.picture("views_and_guesses", picture, step)
+            self.picture("views_and_guesses", picture, step, DESCRIPTIONS["views_and_guesses"], classes)
         total = len(preview["images"])
         chosen = np.arange(0, total, max(1, total // 24))[:24]  # from labelled and unlabelled alike
         captions = [describe_guess(target, classes) for target in preview["targets"][chosen]]
-        picture = draw_grid(preview["images"][chosen], captions, columns=8)
-        self.picture("mixed_batch", picture, step)
+        picture = draw_grid(preview["images"][chosen], captions, columns=4)
+        self.picture("mixed_batch", picture, step, DESCRIPTIONS["mixed_batch"], classes)
 
     def confusion(self, name: str, matrix: np.ndarray, classes: Sequence[str], step: int) -> None:
         """Show a confusion matrix, (C, C) counts with the true class in rows."""
-        self.picture(f"confusion/{name}", draw_confusion(matrix, classes), step)
+        text = f"the {name} images: of each true class, in rows, percent predicted as each class, in columns"
+        self.picture(f"confusion/{name}", draw_confusion(matrix, classes), step, text, classes)
 
-    def picture(self, tag: str, picture: Image.Image, step: int) -> None:
-        """Show a picture under ``tag``."""
+    def picture(self, tag: str, picture: Image.Image, step: int, description: str, classes: Sequence[str] = ()) -> None:
+        """Show a picture under ``tag``, with a description, and the names of classes that letters fail."""
+        names = ", ".join(f"#{i} {one_line(name)}" for i, name in enumerate(classes[:MOST_NAMES]))
+        text = f"{description}; classes: {names}" if names else description
         image = Summary.Image(
             height=picture.height, width=picture.width, colorspace=3, encoded_image_string=to_png(picture)
         )
-        self._add([Summary.Value(tag=tag, image=image)], step)
+        self._add([Summary.Value(tag=tag, image=image, metadata=_metadata(text, "images"))], step)
+
+    def _describe(self, name: str, plugin: str) -> SummaryMetadata:
+        return _metadata(self.descriptions.get(name, ""), plugin)
 
     def _write(self, event: Event) -> None:
         with explain_os_errors(self.path):
@@ -93,3 +136,7 @@ class Board:
 
     def _add(self, values: list[Summary.Value], step: int) -> None:
         self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+
+def _metadata(description: str, plugin: str) -> SummaryMetadata:
+    return SummaryMetadata(summary_description=description, plugin_data=SummaryMetadata.PluginData(plugin_name=plugin))

@@ -4,10 +4,14 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-TILE = 72  # pixels of an image's side in a picture, at least
-CAPTION = 28  # pixels below it, for two lines
+from mixmatch.records.lettering import load_font, show_name
+
+TILE = 96  # pixels of an image's side in a picture, at least
+LETTERS = 13  # pixels of their height
+LINE = 16
+LARGEST_CELL, LARGEST_SIDE = 40, 800  # pixels of a confusion matrix
 
 
 def to_png(picture: Image.Image) -> bytes:
@@ -28,27 +32,33 @@ def draw_grid(images: np.ndarray, captions: Sequence[str], columns: int) -> Imag
     pixels = np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
     pixels = np.broadcast_to(pixels, (len(pixels), 3, *pixels.shape[2:])).transpose(0, 2, 3, 1)
     scale = -(-TILE // pixels.shape[2])
-    width, height = scale * pixels.shape[2] + 4, scale * pixels.shape[1] + 4
+    width, height = scale * pixels.shape[2] + 6, scale * pixels.shape[1] + 2
+    below = 2 * LINE + 4
     rows = -(-len(pixels) // columns)
-    canvas = Image.new("RGB", (columns * width, rows * (height + CAPTION)), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
+    canvas = Image.new("RGB", (columns * width, rows * (height + below)), "white")
+    draw = ImageDraw.Draw(canvas)
     for i, (image, caption) in enumerate(zip(pixels, captions, strict=True)):
-        left, top = i % columns * width, i // columns * (height + CAPTION)
-        tile = Image.fromarray(image).resize((width - 4, height - 4), Image.Resampling.NEAREST)
+        left, top = i % columns * width, i // columns * (height + below)
+        tile = Image.fromarray(image).resize((width - 6, height - 2), Image.Resampling.NEAREST)
         canvas.paste(tile, (left, top))
-        draw.text((left, top + height - 4), caption, "black", font, spacing=0)
+        for number, line in enumerate(caption.split("\n")):
+            at = (left, top + height - 2 + number * LINE)
+            draw.text(at, fit(line, width - 4), "black", load_font(line, LETTERS))
     return canvas
 
 
 def draw_confusion(matrix: np.ndarray, classes: Sequence[str]) -> Image.Image:
     """Draw a confusion matrix, (C, C) counts, as shares of each true class, with numbers where there is room."""
     shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
-    cell = max(4, min(40, 800 // len(classes)))
-    margin = 76
+    cell = max(4, min(LARGEST_CELL, LARGEST_SIDE // len(classes)))
+    named = cell >= LETTERS
+    names = [show_name(classes, number) for number in range(len(classes))] if named else []
+    margin = 8 + max((int(load_font(name, LETTERS).getlength(name)) for name in names), default=0)
+    margin = max(margin, 3 * LINE + 4)
     side = margin + cell * len(classes)
-    canvas = Image.new("RGB", (side + 8, side + 8), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
-    for i, name in enumerate(classes):
+    canvas = Image.new("RGB", (side, side), "white")
+    draw, font = ImageDraw.Draw(canvas), load_font("0", LETTERS)
+    for i in range(len(classes)):
         for j in range(len(classes)):
             share = shares[i, j]
             left, top = margin + j * cell, margin + i * cell
@@ -57,16 +67,26 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str]) -> Image.Image:
             if cell >= 28 and matrix[i, j]:
                 ink = "white" if share > 0.5 else "black"
                 draw.text((left + cell / 2, top + cell / 2), f"{100 * share:.0f}", ink, font, anchor="mm")
-        if cell >= 12:
-            at = margin + (i + 0.5) * cell
-            draw.text((margin - 4, at), name[:11], "black", font, anchor="rm")
-            draw.text((at, margin - 4), name[:6], "black", font, anchor="mb")
-    draw.text((2, 2), "true class in rows,\npredicted in columns,\n% of the row", "black", font)
+    for i, name in enumerate(names):
+        letters = load_font(name, LETTERS)
+        draw.text((margin - 4, margin + (i + 0.5) * cell), name, "black", letters, anchor="rm")
+        upright = Image.new("RGB", (margin - 8, cell), "white")
+        ImageDraw.Draw(upright).text((0, cell / 2), name, "black", letters, anchor="lm")
+        canvas.paste(upright.rotate(90, expand=True), (margin + i * cell, 4))
+    draw.text((2, 2), "row: true\ncolumn:\npredicted", "black", load_font("a", 11), spacing=2)
     return canvas
+
+
+def fit(line: str, width: int) -> str:
+    """Cut a line so that it is no wider than so many pixels."""
+    font = load_font(line, LETTERS)
+    while line and font.getlength(line) > width:
+        line = line[:-1]
+    return line
 
 
 def describe_guess(distribution: np.ndarray, classes: Sequence[str]) -> str:
     """Name the two most likely classes with their percentages, a line each; one alone if the other has none."""
     likely = distribution.argsort(kind="stable")[::-1][:2]
-    lines = [f"{classes[i][:8]} {100 * distribution[i]:.0f}%" for i in likely]
+    lines = [f"{100 * distribution[i]:.0f}% {show_name(classes, i)}" for i in likely]
     return "\n".join(lines if distribution[likely[-1]] >= 0.005 else lines[:1])

@@ -60,6 +60,23 @@ class Recorder:
         for task in tasks:
             task.result()
 
+    def settings(self, values: dict[str, Any], descriptions: dict[str, str]) -> None:
+        """Let TensorBoard know a new run's settings, and what curves beside the usual ones show."""
+        # The HParams page knows numbers, texts and truth values.
+        plain = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in values.items()}
+        descriptions = dict(descriptions)
+
+        def write(board: Board) -> None:
+            board.descriptions.update(descriptions)
+            if board.is_new:
+                board.settings(plain)
+
+        self._do(write)
+
+    def finish(self) -> None:
+        """Let TensorBoard know that the run is finished."""
+        self._do(lambda board: board.finish())
+
     def scalars(self, values: dict[str, Any], step: int) -> None:
         """Add a point to each TensorBoard curve that ``values`` has a number for."""
         values = dict(values)
@@ -75,9 +92,10 @@ class Recorder:
         counts = matrix.numpy().copy()
         self._do(lambda board: board.confusion(name, counts, classes, step))
 
-    def picture(self, tag: str, picture: Image.Image, step: int) -> None:
-        """Show a picture under ``tag`` in TensorBoard."""
-        self._do(lambda board: board.picture(tag, picture, step))
+    def picture(self, tag: str, picture: Image.Image, step: int, description: str, classes: Sequence[str]) -> None:
+        """Show a picture under ``tag`` in TensorBoard, with a description that names the classes."""
+        names = list(classes)
+        self._do(lambda board: board.picture(tag, picture, step, description, names))
 
     def file(self, name: str, content: bytes) -> None:
         """Write a file of the run directory anew."""

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from mixmatch.config import Config, differing_keys, load_config, to_yaml
+from mixmatch.config import Config, continued, load_config, to_yaml
 from mixmatch.data.images import ImageSpec
 from mixmatch.data.split import Split
 from mixmatch.errors import InUse, UserError
@@ -111,9 +111,14 @@ class RunDirectory:
         write_atomically(self.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
 
     def write_config(self) -> None:
-        """Write config.yml, if it is not there yet."""
-        if not (self.path / "config.yml").exists():
-            write_atomically(self.path / "config.yml", to_yaml(self.config).encode())
+        """Write config.yml, if it is not there yet or has changed; results of a shorter run are no longer its."""
+        file = self.path / "config.yml"
+        if not file.exists():
+            write_atomically(file, to_yaml(self.config).encode())
+        elif load_config(file) != self.config:
+            with explain_os_errors(self.path / "results.json"):
+                (self.path / "results.json").unlink(missing_ok=True)
+            write_atomically(file, to_yaml(self.config).encode())
 
     def write_split(self, split: Split) -> None:
         """Write split.json, if it is not there yet."""
@@ -243,11 +248,10 @@ def open_run(path: Path, config: Config, ranks: Ranks = ALONE) -> Iterator[RunDi
         write_atomically(owner, f"process {os.getpid()} on {socket.gethostname()}".encode())
         stored = path / "config.yml"
         if stored.exists():
-            run.config = load_config(stored)
-            differing = differing_keys(run.config, config)
-            if differing:
-                what = ", ".join(differing)
-                raise UserError(f"{path}: holds a run of another config: {what}; use another run directory")
+            try:
+                run.config = continued(load_config(stored), config)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
         else:
             run.config = config  # stored by write_config, once it is known to work
         yield run

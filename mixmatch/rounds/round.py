@@ -18,6 +18,7 @@ from mixmatch.data.views import to_float
 from mixmatch.errors import UserError
 from mixmatch.files import write_atomically
 from mixmatch.hooks import Hook
+from mixmatch.records.lettering import show_name
 from mixmatch.records.pictures import draw_confusion, draw_grid, to_png
 from mixmatch.records.recorder import Recorder
 from mixmatch.records.run import Progress, RunDirectory, open_run
@@ -31,6 +32,15 @@ from mixmatch.rounds.rules import (
 )
 
 MISTAKES_SHOWN = 64
+PICTURES = {
+    "selection": "what was selected: of each true class, in rows, percent labelled as each class, in columns",
+    "confident_mistakes": "the most confident predictions on unlabelled images that are wrong",
+    **{
+        f"reliability_{name}": f"how often predictions on the {name} images are right (blue), by confidence; in red "
+        "what is missing, or too much"
+        for name in ("unlabeled", "validation", "test")
+    },
+}
 
 
 class Round(Hook):
@@ -114,7 +124,7 @@ class Round(Hook):
             pictures["confident_mistakes"] = mistakes
         for name, picture in pictures.items():
             recorder.file(f"{name}.png", to_png(picture))
-            recorder.picture(f"pseudo_labels/{name}", picture, step)
+            recorder.picture(f"pseudo_labels/{name}", picture, step, PICTURES[name], classes)
         return entry
 
     def _draw_mistakes(self, index: Tensor, probabilities: Tensor, truth: Tensor) -> Image.Image | None:
@@ -124,11 +134,12 @@ class Round(Hook):
             return None
         worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES_SHOWN]
         captions = [
-            f"{self.classes[labels[i]][:6]} {100 * confidence[i]:.1f}%\nis {self.classes[truth[i]][:9]}"
+            f"{100 * confidence[i]:.1f}% {show_name(self.classes, int(labels[i]))}\n"
+            f"is {show_name(self.classes, int(truth[i]))}"
             for i in worst.tolist()
         ]
         images = self.pool.images[index[worst].to(self.pool.device)]
-        return draw_grid(to_float(images).cpu().numpy(), captions, columns=8)
+        return draw_grid(to_float(images).cpu().numpy(), captions, columns=4)
 
 
 def _calibrate_sets(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixmatch.classifier import Classifier, save_model
-from mixmatch.config import Config, PseudoLabelSettings, TrainSettings
+from mixmatch.config import Config, PseudoLabelSettings, TrainSettings, flat
 from mixmatch.console import Console
 from mixmatch.errors import Received, Stopped, TimeUp
 from mixmatch.hooks import Hook
@@ -19,7 +19,7 @@ from mixmatch.records.run import RunDirectory, code_commit, open_run
 from mixmatch.rounds.round import round_path, start_round
 from mixmatch.training.device import choose_device, explain_memory
 from mixmatch.training.prepare import Session, prepare, read_finished
-from mixmatch.training.results import summarise, summarise_run
+from mixmatch.training.results import describe_end, summarise, summarise_run
 from mixmatch.training.rungs import climb, list_rungs
 
 
@@ -85,12 +85,15 @@ def train_run(
         with signals() as received, Recorder(run, session.progress.events_size, ranks.first) as recorder:
             for line in session.opening:
                 console.say(line)
+            recorder.settings(flat(config), trainer.method.descriptions)
             rungs = list_rungs(config.train, device, steps - trainer.step)
             received.at_once = len(rungs) > 1  # compiling takes minutes
             climb(trainer, rungs, console.warn, console.busy)
             received.at_once = False
             with console.bar(trainer.step, steps):
+                console.note(_accuracies_in_short(*session.progress.history[-1:]))
                 run_steps(session, config.train, recorder, console, run, received, deadline)
+            recorder.finish()
             recorder.wait()
 
         results = summarise_run(config, session, commit)
@@ -99,6 +102,8 @@ def train_run(
             save_model(network, run.path / "model.safetensors")
             run.write_results(results)
         console.say(f"done: {summarise(results)}")
+        for line in describe_end(results, run.path):
+            console.say(line)
         return results
 
 
@@ -131,7 +136,7 @@ def run_steps(
             values["steps_per_second"] = (step - logged) / (time.monotonic() - logged_at)
             logged = step
             recorder.scalars(values, step)
-            console.advance(step, ", ".join([f"loss {values['loss']:.3f}", *_accuracies(progress.history[-1:])]))
+        console.advance(step)
 
         if evaluating:
             trainer.check_finite()
@@ -170,6 +175,7 @@ def record_evaluation(
     recorder.metrics(history)
     if trainer.ranks.first:
         recorder.batch(trainer.preview(), session.spec.classes, step)
+    console.note(_accuracies_in_short(history[-1]))
     parts = [f"step {step} of {steps}", f"loss {values['loss']:.3f}", *_accuracies(history[-1:])]
     console.report(", ".join([*parts, f"{values['steps_per_second']:.1f} steps/s"]))
     for hook in session.hooks:
@@ -185,3 +191,8 @@ def _accuracies(entries: list[dict[str, Any]]) -> list[str]:
         for name in ("validation", "test")
         if entry[f"{name}_accuracy"] is not None
     ]
+
+
+def _accuracies_in_short(*entries: dict[str, Any]) -> str:
+    """Return the accuracies for a bar, which may be short, the one first that is looked at while training."""
+    return ", ".join(_accuracies(list(entries))).replace(" accuracy", "").replace("validation", "val")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixmatch.classifier import load_model
 from mixmatch.config import Config
 from mixmatch.console import Console
 from mixmatch.data import ImageData, load_data
@@ -89,14 +90,19 @@ def prepare(
         run.write_config()
         run.write_split(split)
         run.write_images(data.spec())
+    starting = []
     if saved is not None:
         resume(run, trainer, saved[0], progress)
+    elif config.init is not None:
+        starting = start_from(config.init, trainer, data.classes, ranks)
     check_round(run, config, progress.start)
     here = environment(device, ranks)
+    opening = [f"note: {note}" for note in data.notes]
     if progress.step:
-        opening = say_where(run, progress, config.train.steps, here)
+        opening += say_where(run, progress, config.train.steps, here)
     else:
-        opening = [f"{run.path}: {describe(config, data, split)} in {trainer.precision_name}, {here}"]
+        opening += [f"{run.path}: {describe(config, data, split)} in {trainer.precision_name}, {here}"]
+        opening += [*describe_classes(data, split), *starting]
     progress.environment, progress.precision = here, trainer.precision_name
 
     pool, classes, predict = trainer.pool, data.classes, trainer.predict
@@ -112,7 +118,7 @@ def prepare(
 
 
 def read_finished(run: RunDirectory, config: Config, ranks: Ranks) -> dict[str, Any] | None:
-    """Return the results of a run that is finished, else None.
+    """Return the results of a run that is finished, else None; one that is to become longer is not.
 
     Raises:
         UserError: if it is a round under other settings than ``config`` has.
@@ -120,6 +126,8 @@ def read_finished(run: RunDirectory, config: Config, ranks: Ranks) -> dict[str, 
     results = ranks.from_first(run.read_results)
     if results is not None:
         check_round(run, config, results.get("pseudo_label", {}).get("start", 0))
+        if results.get("steps", 0) < config.train.steps:
+            return None
     return results
 
 
@@ -147,7 +155,7 @@ def make_trainer(
     batch_size = ranks.share_batch(config.train.batch_size)
     settings = config.data
     strong = config.pseudo_label.strong_augmentation
-    pool = Pool(data, split, device, config.seed, settings.flip, settings.crop_padding, strong)
+    pool = Pool(data, split, device, config.seed, settings.flip, settings.crop_padding, strong, settings.rotate)
     network = build_network(config.model, len(data.classes), data.images.shape[3], config.seed)
     task = Task(data.classes, pool.class_shares(), batch_size, config.train.steps, device)
     method = METHODS[config.method](config.method_settings, task)
@@ -165,9 +173,9 @@ def find_split(run: RunDirectory, config: Config, data: ImageData) -> Split:
     """
     settings, labels, fingerprint = config.data, data.labels.numpy(), data.fingerprint()
     if run.split_file.exists():
-        return read_split(run.split_file, fingerprint, labels)
+        return read_split(run.split_file, fingerprint, labels, data.files)
     if settings.split_file is not None:
-        return read_split(Path(settings.split_file), fingerprint, labels)
+        return read_split(Path(settings.split_file), fingerprint, labels, data.files)
     return make_split(
         data.name,
         fingerprint,
@@ -177,6 +185,8 @@ def find_split(run: RunDirectory, config: Config, data: ImageData) -> Split:
         settings.num_labeled,
         settings.num_validation,
         settings.labeled_as_unlabeled,
+        data.groups,
+        data.files,
     )
 
 
@@ -214,6 +224,43 @@ def resume(run: RunDirectory, trainer: Trainer, state: dict[str, Tensor], progre
         run.write_metrics(progress.history)  # without the lines from after the checkpoint
 
 
+def start_from(source: str, trainer: Trainer, classes: list[str], ranks: Ranks) -> list[str]:
+    """Give ``trainer`` the averaged weights of another run, and return lines that say so.
+
+    Weights of another shape, as those of the last layer are where the number of classes is another, start anew.
+
+    Args:
+        source: a run directory or a model.safetensors.
+        trainer: at step 0.
+        classes: names.
+        ranks: the first reads.
+
+    Raises:
+        UserError: if there are no weights, or those of another network.
+    """
+
+    def read() -> tuple[dict[str, Tensor], list[str]]:
+        model = load_model(source)
+        return model.network.state_dict(), model.classes
+
+    weights, known = ranks.from_first(read)
+    ours = trainer.model.state_dict()
+    fitting = {name: value for name, value in weights.items() if name in ours and value.shape == ours[name].shape}
+    others = [name for name in ours if name not in fitting]
+    if ours.keys() != weights.keys() or len(others) > len(ours) // 2:
+        raise UserError(f"init: {source} is of another network; give the same model.* as it has")
+    state = trainer.state()
+    for name, value in fitting.items():
+        for part in ("model", "ema"):
+            if f"{part}.{name}" in state:
+                state[f"{part}.{name}"] = value
+    trainer.load_state(state, 0)
+    lines = [f"starts from the weights of {source}" + (f", but for {', '.join(others)}" if others else "")]
+    if not others and known != classes:
+        lines.append(f"note: these were of the classes {', '.join(known)}")
+    return lines
+
+
 def say_where(run: RunDirectory, progress: Progress, steps: int, here: str) -> list[str]:
     """Return lines that say where a run goes on, and whether that is still the uninterrupted run."""
     fresh = progress.step == progress.start
@@ -225,6 +272,18 @@ def say_where(run: RunDirectory, progress: Progress, steps: int, here: str) -> l
             "from here on it is not bit for bit the uninterrupted run"
         )
     return lines
+
+
+def describe_classes(data: ImageData, split: Split) -> list[str]:
+    """Return a line if the classes have labelled images in unequal numbers."""
+    counts = data.labels[split.labeled].bincount(minlength=len(data.classes)).tolist()
+    fewest, most = counts.index(min(counts)), counts.index(max(counts))
+    if counts[fewest] == counts[most]:
+        return []
+    return [
+        f"note: classes are of unequal size: from {counts[fewest]} labelled ({data.classes[fewest]}) to {counts[most]} "
+        f"({data.classes[most]}); results.json will have the accuracy of each and the balanced one"
+    ]
 
 
 def describe(config: Config, data: ImageData, split: Split) -> str:

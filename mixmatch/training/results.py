@@ -1,11 +1,15 @@
 """What a finished run has come to: the contents of results.json, and a line of them."""
 
+import math
+import shlex
 import statistics
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from mixmatch.config import Config
+from mixmatch.errors import one_line
 from mixmatch.training.prepare import Session
 
 EVALUATIONS_AVERAGED = 20  # the reported accuracy is the median of so many, as in the paper
@@ -36,6 +40,55 @@ def summarise_run(config: Config, session: Session, commit: str) -> dict[str, An
     for hook in session.hooks:
         results |= hook.results()
     return results
+
+
+def describe_end(results: dict[str, Any], path: Path) -> list[str]:
+    """Return the lines that follow a finished run: how sure its accuracy is, what it confuses, and what to do next."""
+    lines = []
+    for name in ("test", "validation"):
+        count, best = results.get(f"{name}_images"), results["best_validation"]
+        if not count:
+            continue
+        right = round(results[f"{name}_accuracy_last"] * count / 100)
+        low, high = wilson_interval(right, count)
+        text = f"{100 * right / count:.2f}% of {count:,} images at the end (95% interval {low:.1f} to {high:.1f})"
+        balanced = results[f"{name}_accuracy_balanced"]
+        if abs(balanced - 100 * right / count) >= 0.005:
+            text += f", balanced {balanced:.2f}%"
+        if name == "validation" and best["step"] != results["steps"]:
+            text += f"; best {best['accuracy']:.2f}% at step {best['step']}, kept: --best"
+        lines.append(f"{name}: {text}")
+        confused = results[f"{name}_most_confused"]
+        if confused:
+            lines.append(
+                f"  most confused: {confused['true']} taken for {confused['predicted']}, "
+                f"{confused['images']:,} of {confused['of']:,} times"
+            )
+    if not lines:
+        lines.append(
+            "no image was held out, so nothing tells how good this network is: hold labelled ones out with "
+            "data.num_validation=N, or put some into test/<class>/"
+        )
+    run = shlex.quote(str(path))
+    lines.append(f"use it:    python3 predict.py --run {run} PICTURES")
+    if not results.get("pseudo_label"):
+        lines.append(f"go on:     python3 pseudo_label.py --run {run}")
+    lines.append(f"curves:    tensorboard --logdir {shlex.quote(str(path.parent))}")
+    return [one_line(line) if not line.startswith("  ") else f"  {one_line(line)}" for line in lines]
+
+
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """Return the 95% confidence interval of a share, in percent (Wilson, 1927).
+
+    Args:
+        right: how many were right, at most ``count``.
+        count: of how many, above 0.
+    """
+    z = statistics.NormalDist().inv_cdf(0.975)
+    share, spread = right / count, z**2 / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return 100 * (middle - half), 100 * (middle + half)
 
 
 def summarise(results: dict[str, Any]) -> str:

@@ -192,7 +192,7 @@ class Trainer:
         """Return the loss, and what this step adds to ``totals``."""
         with self.autocast():
             loss = self.method.loss(self.networks.current, examples, self.schedules)
-        return loss.total, self.totals.of_step(loss, examples.guesses, self.pool.labels[self.places.u_index])
+        return loss.total, self.totals.of_step(loss, examples.guesses, self.pool.truth[self.places.u_index])
 
     @property
     def precision_name(self) -> str:

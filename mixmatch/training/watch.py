@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mixmatch.evaluation import score
+from mixmatch.evaluation import Evaluation, score
 from mixmatch.hooks import Hook
 from mixmatch.records.recorder import Recorder
 from mixmatch.records.run import Progress
@@ -30,15 +30,44 @@ class Accuracy(Hook):
             predict: returns (n, C) probabilities of images.
         """
         self.name, self.held_out, self.classes, self.predict = name, held_out, classes, predict
+        self._last: Evaluation | None = None
 
     def evaluate(self, step: int, recorder: Recorder) -> dict[str, float | None]:
         """Return the accuracy in percent, None without images."""
         if self.held_out is None:
             return {f"{self.name}_accuracy": None}
-        images, labels = self.held_out
-        evaluation = score(self.predict(images), labels)
+        evaluation = self._measure(*self.held_out)
         recorder.confusion(self.name, evaluation.confusion, self.classes, step)
         return {f"{self.name}_accuracy": evaluation.accuracy}
+
+    def results(self) -> dict[str, Any]:
+        """Return what the last evaluation was, class by class."""
+        if self.held_out is None:
+            return {}
+        # A run that was killed between its last checkpoint and its results has not evaluated in this process.
+        last = self._last or self._measure(*self.held_out)
+        confusion = last.confusion
+        counts, right = confusion.sum(dim=1).tolist(), confusion.diagonal().tolist()
+        recalls = {name: 100 * hit / n for name, hit, n in zip(self.classes, right, counts, strict=True) if n}
+        wrong = confusion - confusion.diagonal().diag()
+        truth, guess = divmod(int(wrong.argmax()), len(self.classes))
+        confused = {
+            "true": self.classes[truth],
+            "predicted": self.classes[guess],
+            "images": int(wrong[truth, guess]),
+            "of": counts[truth],
+        }
+        return {
+            f"{self.name}_images": sum(counts),
+            f"{self.name}_accuracy_last": last.accuracy,
+            f"{self.name}_accuracy_by_class": recalls,
+            f"{self.name}_accuracy_balanced": sum(recalls.values()) / len(recalls),
+            f"{self.name}_most_confused": confused if wrong.any() else None,
+        }
+
+    def _measure(self, images: Tensor, labels: Tensor) -> Evaluation:
+        self._last = score(self.predict(images), labels)
+        return self._last
 
 
 class CollapseWatch(Hook):

@@ -1,0 +1,193 @@
+"""A look before hours are spent: the data, a sheet of what the network will see, and how long it would take."""
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from mixmatch.config import Config, continued
+from mixmatch.console import Console
+from mixmatch.data import DATASETS, ImageData, load_data
+from mixmatch.data.pool import Pool, step_seed
+from mixmatch.data.views import to_float
+from mixmatch.errors import Diverged, UserError, one_line
+from mixmatch.files import explain_os_errors, write_atomically
+from mixmatch.ranks import ALONE
+from mixmatch.records.lettering import show_name
+from mixmatch.records.pictures import draw_grid, to_png
+from mixmatch.records.run import RunDirectory
+from mixmatch.training.device import choose_device, explain_memory
+from mixmatch.training.prepare import describe, describe_classes, find_split, make_trainer, start_from
+from mixmatch.training.rungs import climb, list_rungs
+from mixmatch.training.trainer import Trainer
+
+WARM_UP, MOST_STEPS, SECONDS = 2, 50, 5.0  # steps that are not timed; and timed, until one of the two is reached
+IMAGES_TIMED = 1000  # of an evaluation
+SHOWN_OF_A_CLASS, SHOWN_CLASSES, SHOWN_UNLABELED, VIEWS = 3, 20, 12, 3
+CHECKPOINTS = 3  # the newest two and the best
+
+
+def check(config: Config, path: Path) -> None:
+    """Print what a run would meet, and how long it would take. Nothing is kept of it but a contact sheet.
+
+    Args:
+        config: of the run.
+        path: where it would go; the sheet is written beside it.
+
+    Raises:
+        UserError: when all is said, if training would fail.
+    """
+    console = Console()
+    device = choose_device(config.device)
+    problems: list[str] = []
+
+    def attempt(what: Callable[[], None]) -> None:
+        try:
+            what()
+        except (UserError, Diverged) as error:
+            problems.append(str(error))
+
+    look = DATASETS[config.data.dataset].look
+    if look is not None:
+
+        def look_at_data() -> None:
+            report = look(config.data, device, console.quiet_bars)
+            for line in report.lines:
+                print(one_line(line) if not line.startswith(" ") else line, flush=True)
+            problems.extend(report.problems)
+
+        attempt(look_at_data)
+    if not problems:
+        attempt(lambda: try_training(config, path, device, console))
+    for problem in problems:
+        print(f"problem: {one_line(problem)}", file=sys.stderr)
+    if problems:
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError(f"training would fail, for {count} named above")
+    print("nothing speaks against training")
+
+
+def try_training(config: Config, path: Path, device: torch.device, console: Console) -> None:
+    """Split the images, write the sheet, take some steps and say how long all of them would take.
+
+    Raises:
+        UserError: if something does not work.
+        Diverged: if the loss is not finite.
+    """
+    run, done = RunDirectory(path), 0
+    if (path / "config.yml").exists():
+        try:
+            continued(run.read_config(), config)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        done = run.newest_step()
+        print(f"{path} is there already, at step {done}")
+    data = load_data(config.data, device, console.quiet_bars)
+    split = find_split(run, config, data)
+    with explain_memory(config, device):
+        trainer = make_trainer(config, data, split, device)
+        if config.init is not None and not done:
+            print(*start_from(config.init, trainer, data.classes, ALONE), sep="\n")
+        print(f"{describe(config, data, split)} in {trainer.precision_name}", *describe_classes(data, split), sep="\n")
+        sheet = path.with_name(f"{path.name}-check.png")
+        with explain_os_errors(sheet):
+            sheet.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(sheet, draw_sheet(trainer.pool, data))
+        print(f"what the network will see: {sheet}")
+        steps = max(0, config.train.steps - done) + config.pseudo_label.enabled * config.pseudo_label.steps
+        climb(trainer, list_rungs(config.train, device, steps), console.warn, console.busy)
+        seconds, evaluating = time_steps(trainer), time_evaluation(trainer)
+    total = steps * seconds + math.ceil(steps / config.train.eval_every) * evaluating
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    print(
+        f"{steps:,} steps of {describe_seconds(seconds)} and evaluations of {describe_seconds(evaluating)} will take "
+        f"{describe_seconds(total)} on {where}, and {describe_memory(device)}"
+    )
+    check_disk(trainer, path)
+
+
+def draw_sheet(pool: Pool, data: ImageData) -> bytes:
+    """Return a PNG of some labelled images of each class and some unlabelled ones: as they are, and views of each."""
+    labels = pool.labels[pool.split_labeled].tolist()
+    shown: list[tuple[int, str]] = []
+    for number in range(min(len(data.classes), SHOWN_CLASSES)):
+        members = [int(i) for i, label in zip(pool.split_labeled, labels, strict=True) if label == number]
+        shown += [(i, show_name(data.classes, number)) for i in members[:SHOWN_OF_A_CLASS]]
+    spread = pool.split_unlabeled[:: max(1, len(pool.split_unlabeled) // SHOWN_UNLABELED)][:SHOWN_UNLABELED]
+    shown += [(int(i), "unlabelled") for i in spread]
+    index = torch.tensor([i for i, _ in shown], device=pool.device)
+    generator = torch.Generator(pool.device).manual_seed(step_seed(pool.seed, 0))
+    views = [to_float(pool.images[index]), *(pool.random_views(index, generator) for _ in range(VIEWS))]
+    captions = []
+    for i, name in shown:
+        file = "" if data.files is None else show_name([Path(data.files[i]).name], 0)
+        captions += [f"{name}\n{file}", *["view"] * VIEWS]
+    images = torch.stack(views, dim=1).flatten(0, 1)
+    return to_png(draw_grid(images.cpu().numpy(), captions, columns=1 + VIEWS))
+
+
+def time_steps(trainer: Trainer) -> float:
+    """Take some steps and return how many seconds each takes."""
+    for _ in range(WARM_UP):
+        trainer.train_step()
+    trainer.read_statistics()
+    began = now = time.monotonic()
+    taken = 0
+    while taken < MOST_STEPS and now - began < SECONDS:
+        trainer.train_step()
+        taken += 1
+        trainer.read_statistics()  # waits for the device, and finds a loss that is not finite
+        now = time.monotonic()
+    return (now - began) / taken
+
+
+def time_evaluation(trainer: Trainer) -> float:
+    """Return how many seconds an evaluation takes, from a part of it."""
+    total = 0.0
+    for images, _ in trainer.pool.held_out.values():
+        part = images[:IMAGES_TIMED]
+        trainer.predict(part[:1]).cpu()
+        began = time.monotonic()
+        trainer.predict(part).cpu()
+        total += (time.monotonic() - began) * len(images) / len(part)
+    return total
+
+
+def check_disk(trainer: Trainer, path: Path) -> None:
+    """See that checkpoints will find room, and say how much they need.
+
+    Raises:
+        UserError: if they will not.
+    """
+    needed = CHECKPOINTS * sum(tensor.numel() * tensor.element_size() for tensor in trainer.state().values())
+    free = shutil.disk_usage(path.parent).free
+    print(f"checkpoints will take {needed / 1e6:,.0f} MB of disk, {free / 1e9:,.1f} GB are free")
+    if needed > free:
+        raise UserError(f"{path}: checkpoints take more than there is; make room, or use another --run")
+
+
+def describe_memory(device: torch.device) -> str:
+    """Say how much memory has been used so far, at most."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_reserved(device) / 1e9:.1f} GB of its memory"
+    return f"{psutil.Process().memory_info().rss / 1e9:.1f} GB of memory"
+
+
+def describe_seconds(seconds: float) -> str:
+    """Return a duration as a person says it: ``3 h 20 min``, ``0.12 s``."""
+    if seconds < 1:
+        return f"{seconds:.2g} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} days {hours % 24} h"

@@ -1,0 +1,69 @@
+"""Compare finished runs by what differs in their configs, without a table file."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from mixmatch.config import NOT_OF_THE_RUN, RHYTHM, PseudoLabelSettings, flat
+from mixmatch.errors import UserError, one_line
+from mixmatch.records.run import RunDirectory
+from reproduce.results import NOTHING, Outcome, spread
+
+IGNORED = {"name", "seed", "data.dataset", *NOT_OF_THE_RUN, *RHYTHM}
+
+
+def is_ignored(key: str) -> bool:
+    """Tell whether runs that differ in a key may still stand in one row, or another key says the same."""
+    return key in IGNORED or key.startswith("pseudo_label.")
+
+
+def compare_runs(paths: Sequence[Path]) -> tuple[str, list[str]]:
+    """Return a table of runs in Markdown, a row for all that differ in their seed alone; and notes on runs left out.
+
+    Args:
+        paths: run directories. What is no finished run is left out.
+
+    Raises:
+        UserError: if none is left.
+    """
+    notes: list[str] = []
+    settings: dict[Path, dict[str, object]] = {}
+    outcomes: dict[Path, Outcome] = {}
+    for path in paths:
+        run = RunDirectory(path)
+        try:
+            config, results = run.read_config(), run.read_results()
+            if results is None:
+                raise UserError(f"{path}: is not finished")
+            outcomes[path] = Outcome.model_validate(results)
+        except (UserError, ValidationError) as error:
+            notes.append(f"left out: {one_line(error)}")
+            continue
+        settings[path] = {"data": config.data.title(), **flat(config)}
+        rounds = results.get("pseudo_label", {})
+        settings[path] |= {f"round.{key}": rounds[key] for key in PseudoLabelSettings.model_fields if key in rounds}
+    if not settings:
+        raise UserError("--compare: none of these is a finished run" + "".join(f"; {note}" for note in notes[:3]))
+    keys = [key for key in dict.fromkeys(key for values in settings.values() for key in values) if not is_ignored(key)]
+    # What only some can have, such as the settings of a method, does not set them apart from those that cannot.
+    differing = [key for key in keys if len({str(values[key]) for values in settings.values() if key in values}) > 1]
+    if "round.select" in keys and not all("round.select" in values for values in settings.values()):
+        differing = [*dict.fromkeys([*differing, "round.select"])]
+    rows: dict[tuple[str, ...], list[Path]] = {}
+    for path, values in settings.items():
+        rows.setdefault(
+            tuple("null" if (value := values.get(key, NOTHING)) is None else str(value) for key in differing), []
+        ).append(path)
+    head = [*differing, "test accuracy (%)", "best validation (%)", "seeds", "seconds"]
+    lines = [head, ["---"] * len(head)]
+    for shown, members in rows.items():
+        tests = [value for path in members if (value := outcomes[path].test_accuracy) is not None]
+        best = [value["accuracy"] for path in members if (value := outcomes[path].best_validation) is not None]
+        seconds = f"{statistics.mean(outcomes[path].seconds for path in members):.0f}"
+        seeds = sorted(int(settings[path]["seed"]) for path in members)
+        lines.append([*shown, spread(tests), spread(best), ", ".join(map(str, seeds)), seconds])
+    return "\n".join(
+        "| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    ), notes
