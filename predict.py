@@ -69,7 +69,7 @@ def predict(model: "Classifier", options: Namespace) -> None:  # noqa: F821 - to
     from mixmatch.files import explain_os_errors, write_atomically
     from mixmatch.predictions import Score, Sheet, Table, list_files, predict_files, sort_into
 
-    began, read, unreadable = time.monotonic(), 0, 0
+    began, read, unreadable, several = time.monotonic(), 0, 0, 0
     score, sheet = Score(len(model.classes)), Sheet(model.classes, options.sheet_size)
     with ExitStack() as stack:
         stack.enter_context(explain_os_errors(options.to))
@@ -82,6 +82,7 @@ def predict(model: "Classifier", options: Namespace) -> None:  # noqa: F821 - to
                 unreadable += 1
                 continue
             read += 1
+            several += prediction.pages > 1
             score.add(prediction)
             if options.sheet is not None:
                 sheet.add(prediction)
@@ -91,6 +92,8 @@ def predict(model: "Classifier", options: Namespace) -> None:  # noqa: F821 - to
         write_atomically(options.sheet, sheet.to_html().encode("utf-8", "backslashreplace"))
     for line in score.lines(model.classes):
         print(line)
+    if several:
+        print(f"files with several pages, of which the first was used: {several}")
     if unreadable:
         print(f"{unreadable} of {read + unreadable} files could not be read; their rows say why")
     if not read:

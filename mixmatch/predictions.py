@@ -36,6 +36,7 @@ class Prediction:
         probabilities: (C,) float; None if the file could not be read.
         problem: why it could not be read, else empty.
         pixels: (size, size, c) uint8, as the network saw it.
+        pages: of the file, of which the first was used; 2 stands for any number above 1.
     """
 
     file: Path
@@ -43,6 +44,7 @@ class Prediction:
     probabilities: np.ndarray | None = None
     problem: str = ""
     pixels: np.ndarray | None = None
+    pages: int = 1
 
     @property
     def confidence(self) -> float:
@@ -95,7 +97,7 @@ def predict_files(model: Classifier, files: Iterable[tuple[Path, int | None]]) -
             if isinstance(picture, Unreadable):
                 yield Prediction(file, truth, problem=str(picture))
             else:
-                yield Prediction(file, truth, next(guesses), pixels=picture.pixels)
+                yield Prediction(file, truth, next(guesses), pixels=picture.pixels, pages=picture.pages)
 
 
 class Table:

@@ -143,7 +143,7 @@ def test_files_that_cannot_be_read_are_rows_and_the_others_are_done(photos, trai
     odd = os.fsencode(new) + b"/\xff=cmd().png"
     pattern(1, 2).save(new / "x.png")
     os.rename(os.fsencode(new / "x.png"), odd)
-    pattern(1, 2).save(new / "line\nbreak.png")
+    pattern(1, 2).save(new / "line\nbreak.png", "TIFF", save_all=True, append_images=[pattern(2, 2)])
     os.chdir(new)
     try:
         pattern(2, 3).save("=1+1.png")
@@ -155,7 +155,8 @@ def test_files_that_cannot_be_read_are_rows_and_the_others_are_done(photos, trai
     assert set(problems) == {"bad.png", "pipe.png", "dangling.png"} and "is no file" in problems["pipe.png"]
     assert len(found) == 8 and [row["path"] for row in found][-1] == "./=1+1.png"
     assert any("\\udcff=cmd().png" in row["path"] for row in found)
-    assert "3 of 8 files could not be read" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "3 of 8 files could not be read" in printed and "of which the first was used: 1" in printed
     (new / "sub" / "circle").unlink()
     assert command("--run", trained, new / "sub", "--to", tmp_path / "q.csv") == 2
     assert "no picture could be read" in capsys.readouterr().err

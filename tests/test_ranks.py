@@ -27,7 +27,7 @@ LONG = [*SMALL, "train.steps=60", "train.checkpoint_every=5"]
 
 
 def torchrun(*arguments, processes=2):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.Popen(
         [*command, *map(str, arguments)],
         cwd=ROOT,
@@ -136,14 +136,14 @@ def wait_for(path, process):
 
 @pytest.mark.timeout(600)
 def test_two_processes_stopped_and_killed_continue_to_the_same_weights_or_with_one(tmp_path, capsys):
-    code, out, err = finish(torchrun("main.py", "--run", tmp_path / "whole", *LONG))
+    code, out, err = finish(torchrun("main.py", "--folder", tmp_path / "whole", *LONG))
     assert code == 0, err
     assert "in 2 processes" in out and out.count("done: test accuracy") == 1 and out.count("step 6 of 60") == 1
 
     cut = tmp_path / "cut"
-    process = torchrun("main.py", "--run", cut, *LONG)
+    process = torchrun("main.py", "--folder", cut, *LONG)
     wait_for(cut / "checkpoints" / "step-00000005.safetensors", process)
-    processes = subprocess.run(["pgrep", "-f", f"main.py --run {cut}"], capture_output=True, text=True, check=True)
+    processes = subprocess.run(["pgrep", "-f", f"main.py --folder {cut}"], capture_output=True, text=True, check=True)
     ranks = [int(number) for number in processes.stdout.split() if int(number) != process.pid]
     second = next(number for number in ranks if b"\0RANK=1\0" in Path(f"/proc/{number}/environ").read_bytes())
     os.kill(second, signal.SIGKILL)
@@ -153,13 +153,13 @@ def test_two_processes_stopped_and_killed_continue_to_the_same_weights_or_with_o
     assert "another process of this run has ended; the same command continues" in err or "Signal 15" in err
     shutil.copytree(cut, tmp_path / "alone")
 
-    process = torchrun("main.py", "--run", cut, *LONG)
+    process = torchrun("main.py", "--folder", cut, *LONG)
     assert "continuing" in process.stdout.readline()
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     code, out, _ = finish(process)
     assert code != 0 and out.count("stopped by SIGTERM at step") == 1
-    code, out, err = finish(torchrun("main.py", "--run", cut, *LONG))
+    code, out, err = finish(torchrun("main.py", "--folder", cut, *LONG))
     assert code == 0 and "continuing" in out, err
     assert_same_run(tmp_path / "whole", cut)
 
@@ -175,12 +175,12 @@ def test_two_processes_stopped_and_killed_continue_to_the_same_weights_or_with_o
 
 def test_two_processes_do_a_round(tmp_path):
     settings = ["pseudo_label.enabled=true", "pseudo_label.select=top", "pseudo_label.steps=4"]
-    code, out, err = finish(torchrun("main.py", "--run", tmp_path / "run", *SMALL, *settings))
+    code, out, err = finish(torchrun("main.py", "--folder", tmp_path / "run", *SMALL, *settings))
     assert code == 0, err
     assert "a round of pseudo-labels, from step 12 of 16" in out
     assert json.loads((tmp_path / "run-top-0.1" / "results.json").read_text())["processes"] == 2
 
 
 def test_a_batch_that_cannot_be_shared_is_said(tmp_path):
-    code, _, err = finish(torchrun("main.py", "--run", tmp_path / "run", *SMALL, "train.batch_size=9"))
+    code, _, err = finish(torchrun("main.py", "--folder", tmp_path / "run", *SMALL, "train.batch_size=9"))
     assert code != 0 and "error: train.batch_size: 9 cannot be shared by 2 processes" in err

@@ -11,7 +11,8 @@ from mixmatch.records.lettering import load_font, show_name
 TILE = 96  # pixels of an image's side in a picture, at least
 LETTERS = 13  # pixels of their height
 LINE = 16
-LARGEST_CELL, LARGEST_SIDE = 40, 800  # pixels of a confusion matrix
+# Pixels of a confusion matrix: TensorBoard shows pictures 350 wide, and a cell of 28 has room for its number.
+SHOWN, LARGEST, CELL_WITH_NUMBER, LARGEST_CELL = 350, 800, 28, 40
 
 
 def to_png(picture: Image.Image) -> bytes:
@@ -50,11 +51,12 @@ def draw_grid(images: np.ndarray, captions: Sequence[str], columns: int) -> Imag
 def draw_confusion(matrix: np.ndarray, classes: Sequence[str]) -> Image.Image:
     """Draw a confusion matrix, (C, C) counts, as shares of each true class, with numbers where there is room."""
     shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
-    cell = max(4, min(LARGEST_CELL, LARGEST_SIDE // len(classes)))
-    named = cell >= LETTERS
-    names = [show_name(classes, number) for number in range(len(classes))] if named else []
-    margin = 8 + max((int(load_font(name, LETTERS).getlength(name)) for name in names), default=0)
-    margin = max(margin, 3 * LINE + 4)
+    count = len(classes)
+    readable = min(CELL_WITH_NUMBER, LARGEST // count)
+    names = [show_name(classes, number) for number in range(count)] if readable >= LETTERS else []
+    widths = [int(load_font(name, LETTERS).getlength(name)) for name in names]
+    margin = 8 + max([3 * LINE, *widths])
+    cell = max(4, readable, min(LARGEST_CELL, (SHOWN - margin) // count))
     side = margin + cell * len(classes)
     canvas = Image.new("RGB", (side, side), "white")
     draw, font = ImageDraw.Draw(canvas), load_font("0", LETTERS)
@@ -64,12 +66,15 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str]) -> Image.Image:
             left, top = margin + j * cell, margin + i * cell
             shade = round(255 * (1 - share))
             draw.rectangle((left, top, left + cell - 2, top + cell - 2), (shade, shade, 255))
-            if cell >= 28 and matrix[i, j]:
+            if cell >= CELL_WITH_NUMBER and matrix[i, j]:
                 ink = "white" if share > 0.5 else "black"
                 draw.text((left + cell / 2, top + cell / 2), f"{100 * share:.0f}", ink, font, anchor="mm")
     for i, name in enumerate(names):
         letters = load_font(name, LETTERS)
         draw.text((margin - 4, margin + (i + 0.5) * cell), name, "black", letters, anchor="rm")
+        if max(widths) < cell:
+            draw.text((margin + (i + 0.5) * cell, margin - 4), name, "black", letters, anchor="mb")
+            continue
         upright = Image.new("RGB", (margin - 8, cell), "white")
         ImageDraw.Draw(upright).text((0, cell / 2), name, "black", letters, anchor="lm")
         canvas.paste(upright.rotate(90, expand=True), (margin + i * cell, 4))
