@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixmatch.command import Parser, add_run, import_files, run_command, stop_signals
+from mixmatch.command import Parser, add_run, import_files, loading, run_command, stop_signals
 
 DEFAULT_CONFIG = Path(__file__).parent / "config.yml"
 
@@ -47,22 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code, see ``run_command``."""
 
     def body() -> None:
-        import_files(arguments)
-        options = make_parser().parse_intermixed_args(arguments)
-        from mixmatch.config import load_config
-        from mixmatch.ranks import join_ranks
+        with loading():
+            import_files(arguments)
+            options = make_parser().parse_intermixed_args(arguments)
+            from mixmatch.check import check
+            from mixmatch.config import load_config
+            from mixmatch.ranks import join_ranks
+            from mixmatch.training.loop import train
 
         stored = options.run and options.run / "config.yml"
         source = options.config or (stored if stored and stored.exists() else DEFAULT_CONFIG)
         config = load_config(source, options.overrides)
         path = options.run or Path("runs", config.run_name())
         if options.check:
-            from mixmatch.check import check
-
             check(config, path)
             return
-        from mixmatch.training.loop import train
-
         with join_ranks(config.device) as ranks:
             train(config, path, ranks, signals=stop_signals)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from mixmatch.command import Parser, import_files, run_command
+from mixmatch.command import Parser, import_files, loading, run_command
 from mixmatch.errors import UserError
 
 
@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code, see ``run_command``."""
 
     def body() -> None:
-        import_files(arguments)
+        with loading():
+            import_files(arguments)
         options = make_parser().parse_intermixed_args(arguments)
         if options.sheet_size < 1:
             raise UserError(f"--sheet-size: must be 1 or more, got {options.sheet_size}")
@@ -44,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError("--best: is of a run; a model file holds one network")
         if not options.pictures and options.export is None:
             raise UserError("no pictures are given, and no --export; see --help")
-        from mixmatch.classifier import export_onnx, load_model
-        from mixmatch.training.device import choose_device
-
+        with loading():
+            from mixmatch.classifier import export_onnx, load_model
+            from mixmatch.training.device import choose_device
         device = choose_device(options.device)
         model = load_model(options.run or options.model, str(device), options.best)
         if options.export is not None:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixmatch.command import Parser, add_run, import_files, run_command, stop_signals
+from mixmatch.command import Parser, add_run, import_files, loading, run_command, stop_signals
 from mixmatch.errors import UserError
 
 MAY_CHANGE = ("device", "data.root", "train.eval_every", "train.checkpoint_every", "train.log_every")
@@ -29,13 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code, see ``run_command``."""
 
     def body() -> None:
-        import_files(arguments)
-        options = make_parser().parse_intermixed_args(arguments)
-        from mixmatch.config import override
-        from mixmatch.ranks import join_ranks
-        from mixmatch.records.run import RunDirectory
-        from mixmatch.rounds.round import round_path, start_round
-        from mixmatch.training.loop import train
+        with loading():
+            import_files(arguments)
+            options = make_parser().parse_intermixed_args(arguments)
+            from mixmatch.config import override
+            from mixmatch.ranks import join_ranks
+            from mixmatch.records.run import RunDirectory
+            from mixmatch.rounds.round import round_path, start_round
+            from mixmatch.training.loop import train
 
         for text in options.overrides:
             key = text.partition("=")[0]

@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("commit", help="to compare the working tree with")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--ignore", nargs="+", default=[], help="entries whose meaning has changed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder, "checkout")
@@ -38,7 +39,7 @@ def main() -> int:
             return 2
         equal = True
         for theirs in sorted((runs / "theirs").iterdir()):
-            a, b = (lines(path / "metrics.jsonl") for path in (theirs, runs / "ours" / theirs.name))
+            a, b = (lines(path / "metrics.jsonl", options.ignore) for path in (theirs, runs / "ours" / theirs.name))
             equal &= a == b
             print(f"{theirs.name}: {len(a)} evaluations, {'identical' if a == b else 'DIFFERENT'}")
     return 0 if equal else 1
@@ -60,10 +61,12 @@ def start(checkout: Path, runs: Path, options: argparse.Namespace) -> subprocess
     return subprocess.Popen(script, shell=True, cwd=checkout, env=environment, stdout=subprocess.DEVNULL)  # noqa: S602
 
 
-def lines(file: Path) -> list[dict]:
-    """Return the entries of a metrics.jsonl without timings."""
+def lines(file: Path, ignored: list[str]) -> list[dict]:
+    """Return the entries of a metrics.jsonl without timings and what is ignored."""
     entries = [json.loads(line) for line in file.read_text().splitlines()]
-    return [{key: value for key, value in entry.items() if "second" not in key} for entry in entries]
+    return [
+        {key: value for key, value in entry.items() if "second" not in key and key not in ignored} for entry in entries
+    ]
 
 
 if __name__ == "__main__":

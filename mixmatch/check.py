@@ -1,6 +1,7 @@
 """A look before hours are spent: the data, a sheet of what the network will see, and how long it would take."""
 
 import math
+import os
 import shutil
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from mixmatch.config import Config, continued
+from mixmatch.config import Config
 from mixmatch.console import Console
 from mixmatch.data import DATASETS, ImageData, load_data
 from mixmatch.data.pool import Pool, step_seed
@@ -20,9 +21,10 @@ from mixmatch.files import explain_os_errors, write_atomically
 from mixmatch.ranks import ALONE
 from mixmatch.records.lettering import show_name
 from mixmatch.records.pictures import draw_grid, to_png
-from mixmatch.records.run import RunDirectory
+from mixmatch.records.run import RunDirectory, open_run
 from mixmatch.training.device import choose_device, explain_memory
-from mixmatch.training.prepare import describe, describe_classes, find_split, make_trainer, start_from
+from mixmatch.training.opening import describe, describe_classes
+from mixmatch.training.prepare import find_split, make_trainer, start_from
 from mixmatch.training.rungs import climb, list_rungs
 from mixmatch.training.trainer import Trainer
 
@@ -42,7 +44,9 @@ def check(config: Config, path: Path) -> None:
     Raises:
         UserError: when all is said, if training would fail.
     """
-    console = Console()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError("--check: is done by one process; start it without torchrun")
+    console, path = Console(), path.resolve()
     device = choose_device(config.device)
     problems: list[str] = []
 
@@ -58,7 +62,7 @@ def check(config: Config, path: Path) -> None:
         def look_at_data() -> None:
             report = look(config.data, device, console.quiet_bars)
             for line in report.lines:
-                print(one_line(line) if not line.startswith(" ") else line, flush=True)
+                console.say(line)
             problems.extend(report.problems)
 
         attempt(look_at_data)
@@ -79,26 +83,24 @@ def try_training(config: Config, path: Path, device: torch.device, console: Cons
         UserError: if something does not work.
         Diverged: if the loss is not finite.
     """
-    run, done = RunDirectory(path), 0
-    if (path / "config.yml").exists():
-        try:
-            continued(run.read_config(), config)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-        done = run.newest_step()
-        print(f"{path} is there already, at step {done}")
+    run, done = RunDirectory(path), look_at_place(path, config)
     data = load_data(config.data, device, console.quiet_bars)
     split = find_split(run, config, data)
     with explain_memory(config, device):
         trainer = make_trainer(config, data, split, device)
+        lines = [f"{describe(config, data, split)} in {trainer.precision_name}", *describe_classes(data, split)]
         if config.init is not None and not done:
-            print(*start_from(config.init, trainer, data.classes, ALONE), sep="\n")
-        print(f"{describe(config, data, split)} in {trainer.precision_name}", *describe_classes(data, split), sep="\n")
+            lines += start_from(config.init, trainer, data.classes, ALONE)
+        for line in lines:
+            console.say(line)
         sheet = path.with_name(f"{path.name}-check.png")
-        with explain_os_errors(sheet):
-            sheet.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(sheet, draw_sheet(trainer.pool, data))
-        print(f"what the network will see: {sheet}")
+        try:
+            with explain_os_errors(sheet):
+                sheet.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(sheet, draw_sheet(trainer.pool, data))
+            console.say(f"what the network will see: {sheet}")
+        except UserError as error:
+            console.say(f"note: no sheet of what the network will see: {error}")
         steps = max(0, config.train.steps - done) + config.pseudo_label.enabled * config.pseudo_label.steps
         climb(trainer, list_rungs(config.train, device, steps), console.warn, console.busy)
         seconds, evaluating = time_steps(trainer), time_evaluation(trainer)
@@ -109,6 +111,26 @@ def try_training(config: Config, path: Path, device: torch.device, console: Cons
         f"{describe_seconds(total)} on {where}, and {describe_memory(device)}"
     )
     check_disk(trainer, path)
+
+
+def look_at_place(path: Path, config: Config) -> int:
+    """See that a run can be made or continued at ``path``, and return the steps that it has done.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    there = path
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{there}: cannot be written into; use another --run")
+    if not (path / "config.yml").exists():
+        return 0
+    with open_run(path, config) as run:  # which nobody else must be using
+        saved = run.load_newest()
+    done = 0 if saved is None else saved[1].step
+    print(f"{path} is there already, at step {done}")
+    return done
 
 
 def draw_sheet(pool: Pool, data: ImageData) -> bytes:
@@ -165,7 +187,8 @@ def check_disk(trainer: Trainer, path: Path) -> None:
         UserError: if they will not.
     """
     needed = CHECKPOINTS * sum(tensor.numel() * tensor.element_size() for tensor in trainer.state().values())
-    free = shutil.disk_usage(path.parent).free
+    there = next(place for place in (path, *path.parents) if place.exists())
+    free = shutil.disk_usage(there).free
     print(f"checkpoints will take {needed / 1e6:,.0f} MB of disk, {free / 1e9:,.1f} GB are free")
     if needed > free:
         raise UserError(f"{path}: checkpoints take more than there is; make room, or use another --run")

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,8 +46,14 @@ def add_import(parser: argparse.ArgumentParser) -> None:
 
 def add_run(parser: argparse.ArgumentParser, text: str, required: bool = False) -> None:
     """Let a command take ``--run DIRECTORY``, or ``--folder``, which torchrun does not take for its own option."""
+
+    def folder(value: str) -> Path:
+        if not value or "\0" in value:
+            raise argparse.ArgumentTypeError("must be the path of a folder")
+        return Path(value)
+
     names = ("--run", "--folder")
-    parser.add_argument(*names, dest="run", type=Path, metavar="DIRECTORY", required=required, help=text)
+    parser.add_argument(*names, dest="run", type=folder, metavar="DIRECTORY", required=required, help=text)
 
 
 def import_files(arguments: Sequence[str] | None) -> None:
@@ -73,6 +80,32 @@ def import_files(arguments: Sequence[str] | None) -> None:
 
 
 @contextmanager
+def loading() -> Iterator[None]:
+    """Let Ctrl-C end the process at once and silently: while libraries load, Python's own way is pages of traceback."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def repair_streams() -> None:
+    """Open what was closed of standard input, output and error, and let both print any text."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # or the next file opened would be the output
+        pass
+    os.close(descriptor)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115 - as long as the process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
 def stop_signals() -> Iterator[Received]:
     """Collect SIGINT and SIGTERM, so that the step under way can end; a second SIGINT stops at once."""
     received = Received()
@@ -96,6 +129,7 @@ def run_command(body: Callable[[], object]) -> int:
     Returns:
         0 done, 1 diverged, 2 something that the user can mend (said in one line), 128 + N stopped by signal N.
     """
+    repair_streams()
     rank = os.environ.get("RANK", "0")  # of the processes that torchrun has started
     try:
         body()

@@ -24,6 +24,7 @@ from mixmatch.section import Count, NonNegative, Positive, Section, brief, expla
 # Keys that may change on a run under way: it may go on elsewhere and be computed in other ways, its split knows the
 # images, and its checkpoints the precision, see ``training.prepare``.
 NOT_OF_THE_RUN = ("device", "data.root", "train.precision", "train.compile", "train.record")
+DEEPEST = 8  # sections in sections that a key can be in
 # How often a run is looked at: it may change on a run under way, which keeps the newest.
 RHYTHM = ("train.eval_every", "train.checkpoint_every", "train.log_every")
 
@@ -280,6 +281,8 @@ def _lay_over(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
         key, separator, value = text.partition("=")
         if not separator or not key:
             raise UserError(f"{text!r}: not understood; overrides look like train.lr=0.03")
+        if key.count(".") > DEEPEST:
+            raise UserError(f"{brief(key)}: unknown key; main.py --help lists the keys")
         pairs.append((key, parse_yaml(value, brief(text))))
     _drop_keys_of_former_choices(values, dict(pairs))
     for key, value in pairs:
@@ -328,21 +331,30 @@ def flat(config: Config) -> dict[str, Any]:
     return {key: _value(config, key) for key in keys}
 
 
-def continued(stored: Config, config: Config) -> Config:
+def continued(stored: Config, config: Config, reached: int) -> Config:
     """Return what a run's config becomes when it goes on as ``config`` asks: ``RHYTHM`` and the length may be others.
+
+    Args:
+        stored: the run's.
+        config: that is asked for.
+        reached: the steps of its newest checkpoint; it cannot become shorter.
 
     Raises:
         UserError: naming the keys, if ``config`` is of another run.
     """
     differing = differing_keys(stored, config, ignoring=(*RHYTHM, "train.steps"))
-    longer = config.train.steps - stored.train.steps
+    another_length = config.train.steps != stored.train.steps
     fixed = METHODS[stored.method].length_matters
-    if longer and (differing or fixed or longer < 0):
+    hint = ""
+    if another_length and (differing or fixed or config.train.steps < reached):
         differing += _differing(stored, config, ["train.steps"])
+        if fixed:
+            hint = "; its schedules depend on its length: a new run with init=RUN starts from its weights"
+        elif config.train.steps < reached:
+            hint = f"; it is at step {reached} already"
     if differing:
-        hint = "; its schedules depend on its length: a new run with init=RUN starts from its weights" if fixed else ""
         raise UserError(
-            f"holds a run of another config: {', '.join(differing)}{hint if longer > 0 else ''}; "
+            f"holds a run of another config: {', '.join(differing)}{hint}; "
             "use another run directory (--run DIRECTORY, or name=NAME)"
         )
     changed = {key.removeprefix("train."): _value(config, key) for key in (*RHYTHM, "train.steps")}

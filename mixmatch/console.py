@@ -7,6 +7,13 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from mixmatch.errors import one_line
+
+
+def printable(line: str) -> str:
+    """Return a line that prints anywhere, whatever names it quotes; columns stay where they are if they can."""
+    return line if line.isprintable() else one_line(line)
+
 
 class Console:
     """A progress bar on a terminal, else a line at each evaluation; or nothing but warnings.
@@ -75,15 +82,15 @@ class Console:
     def report(self, line: str) -> None:
         """Print a line beside the bar."""
         if not self.quiet:
-            tqdm.write(line)
+            tqdm.write(printable(line))
             sys.stdout.flush()
 
     def say(self, line: str) -> None:
         """Print a line about the run as a whole."""
         if not self.quiet:
-            print(line, flush=True)
+            print(printable(line), flush=True)
 
     def warn(self, line: str) -> None:
         """Print a warning, also where all else is quiet."""
         if self.speaks:
-            tqdm.write(f"warning: {line}", file=sys.stderr)
+            tqdm.write(f"warning: {printable(line)}", file=sys.stderr)

@@ -7,6 +7,16 @@ def one_line(value: object) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
+def brief_error(error: Exception) -> str:
+    """Return the first thing that an error says, in a line: of a pydantic error where and what is wrong."""
+    details = getattr(error, "errors", None)
+    if callable(details):
+        first = details(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return one_line(f"{where}: {first['msg']}" if where else first["msg"])[:200]
+    return one_line(str(error) or type(error).__name__)[:200]
+
+
 class UserError(Exception):
     """Something that the person at the keyboard can mend: one line that says what is wrong and what to do.
 

@@ -1,8 +1,10 @@
 """Writing files so that a crash at any moment leaves the old one or the new one, and reading them with distrust."""
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,28 @@ def explain_os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); mend that and run again") from None
+
+
+def read_file(path: Path) -> bytes:
+    """Return the contents of a regular file; what is none, such as a pipe, could keep a reader waiting for ever.
+
+    Raises:
+        OSError: if it is none, or cannot be read.
+    """
+    check_regular(path)
+    return path.read_bytes()
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError if a path is not that of a regular file."""
+    try:
+        kind = os.stat(path).st_mode
+    except ValueError as error:  # a path with a NUL in it
+        raise OSError(errno.EINVAL, str(error)) from None
+    if stat.S_ISDIR(kind):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(kind):
+        raise OSError(errno.EINVAL, "is no regular file")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -70,6 +94,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         DamagedFile: if it is not exactly what was written.
         OSError: if it cannot be opened.
     """
+    check_regular(path)
     with open(path, "rb"):  # safetensors does not tell a missing file from a forbidden one
         pass
     try:
@@ -81,9 +106,16 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     version = header.get("version")
     if version != str(FORMAT_VERSION):
         raise DamagedFile(f"has format version {version!r}, this program reads {FORMAT_VERSION}")
-    if header.get("sha256") != _checksum(tensors, header.get("meta", "")):
+    text = header.get("meta", "")
+    if header.get("sha256") != _checksum(tensors, text):
         raise DamagedFile("fails its checksum")
-    return tensors, json.loads(header["meta"])
+    try:
+        meta = json.loads(text)
+    except (ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict):
+        raise DamagedFile("says nothing of its contents that can be read")
+    return tensors, meta
 
 
 def _checksum(tensors: dict[str, Tensor], meta: str) -> str:

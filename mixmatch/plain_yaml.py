@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from mixmatch.errors import UserError
+from mixmatch.files import read_file
 from mixmatch.section import brief
 
 
@@ -17,7 +18,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: in one line, if it cannot be read or holds anything else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text; a YAML file is needed") from None
     except (OSError, ValueError) as error:
@@ -44,7 +45,7 @@ def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401 - what YAML holds
         where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{source}:{where} not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise UserError(f"{source}: not valid YAML: {error}") from None
+        raise UserError(f"{source}: not valid YAML: {brief(str(error))}") from None
     except RecursionError:
         raise UserError(f"{source}: not valid YAML: nested too deeply") from None
 
@@ -56,6 +57,11 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.MarkedYAMLError(None, None, f"aliases (*{event.anchor}) are not supported", event.start_mark)
+        tag = getattr(self.peek_event(), "tag", None)
+        if tag is not None:
+            raise yaml.MarkedYAMLError(
+                None, None, f"tags ({brief(tag)}) are not supported", self.peek_event().start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:  # noqa: ANN401

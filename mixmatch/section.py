@@ -1,10 +1,11 @@
 """What every group of settings is made of: the strict base class, the ranges that keys share, and what says a slip."""
 
 import difflib
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 Count = Annotated[int, Field(ge=1, le=2**53)]
@@ -18,6 +19,18 @@ class Section(BaseModel):
     """A group of keys. Unknown keys and values of another type are errors; nothing is converted silently."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _fit_for_paths(cls, value: Any) -> Any:  # noqa: ANN401 - of any key
+        if isinstance(value, str):
+            if "\0" in value:
+                raise ValueError("must not contain a NUL character")
+            try:
+                os.fsencode(value)
+            except UnicodeEncodeError:
+                raise ValueError("must not contain half of a surrogate pair") from None
+        return value
 
 
 def list_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -70,5 +83,8 @@ def explain(error: ValidationError, schema: type[Section], where_keys_are: str =
 
 def brief(value: Any) -> str:  # noqa: ANN401 - what a person gave can be anything
     """Return a value as Python writes it, in at most 60 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
+        text = f"a {type(value).__name__} that is too large to show"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -11,6 +11,7 @@ from mixmatch.models.batch_norm import BatchNorm
 from mixmatch.models.network import Network, NetworkSettings
 
 LEAKY_SLOPE = 0.1
+DEEPEST = 1000
 
 
 class WideResNetSettings(NetworkSettings):
@@ -24,8 +25,8 @@ class WideResNetSettings(NetworkSettings):
     @field_validator("depth")
     @classmethod
     def _six_n_plus_four(cls, depth: int) -> int:
-        if depth < 10 or (depth - 4) % 6:
-            raise ValueError("must be 6n + 4: 10, 16, 22, 28, ...")
+        if not 10 <= depth <= DEEPEST or (depth - 4) % 6:
+            raise ValueError(f"must be 6n + 4: 10, 16, 22, 28, ... up to {DEEPEST}")
         return depth
 
     @field_validator("width")

@@ -1,5 +1,6 @@
 """Compare finished runs by what differs in their configs, without a table file."""
 
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mixmatch.config import NOT_OF_THE_RUN, RHYTHM, PseudoLabelSettings, flat
-from mixmatch.errors import UserError, one_line
+from mixmatch.errors import UserError, brief_error, one_line
+from mixmatch.files import read_file
 from mixmatch.records.run import RunDirectory
 from reproduce.results import NOTHING, Outcome, spread
 
@@ -17,6 +19,14 @@ IGNORED = {"name", "seed", "data.dataset", *NOT_OF_THE_RUN, *RHYTHM}
 def is_ignored(key: str) -> bool:
     """Tell whether runs that differ in a key may still stand in one row, or another key says the same."""
     return key in IGNORED or key.startswith("pseudo_label.")
+
+
+def _images(path: Path) -> str:
+    """Return a few letters that tell training images apart, of runs whose names for them are the same."""
+    try:
+        return str(json.loads(read_file(path / "split.json"))["fingerprint"])[:6]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return "unknown"
 
 
 def compare_runs(paths: Sequence[Path]) -> tuple[str, list[str]]:
@@ -33,16 +43,21 @@ def compare_runs(paths: Sequence[Path]) -> tuple[str, list[str]]:
     outcomes: dict[Path, Outcome] = {}
     for path in paths:
         run = RunDirectory(path)
+        if path.is_file():  # such as a sheet of --check beside runs
+            continue
         try:
             config, results = run.read_config(), run.read_results()
             if results is None:
                 raise UserError(f"{path}: is not finished")
             outcomes[path] = Outcome.model_validate(results)
-        except (UserError, ValidationError) as error:
+        except UserError as error:
             notes.append(f"left out: {one_line(error)}")
             continue
-        settings[path] = {"data": config.data.title(), **flat(config)}
-        rounds = results.get("pseudo_label", {})
+        except ValidationError as error:
+            notes.append(f"left out: {one_line(path)}: results.json: {brief_error(error)}")
+            continue
+        settings[path] = {"data": config.data.title(), "images": _images(path), **flat(config)}
+        rounds = results.get("pseudo_label") or {}
         settings[path] |= {f"round.{key}": rounds[key] for key in PseudoLabelSettings.model_fields if key in rounds}
     if not settings:
         raise UserError("--compare: none of these is a finished run" + "".join(f"; {note}" for note in notes[:3]))
@@ -60,7 +75,7 @@ def compare_runs(paths: Sequence[Path]) -> tuple[str, list[str]]:
     lines = [head, ["---"] * len(head)]
     for shown, members in rows.items():
         tests = [value for path in members if (value := outcomes[path].test_accuracy) is not None]
-        best = [value["accuracy"] for path in members if (value := outcomes[path].best_validation) is not None]
+        best = [value.accuracy for path in members if (value := outcomes[path].best_validation) is not None]
         seconds = f"{statistics.mean(outcomes[path].seconds for path in members):.0f}"
         seeds = sorted(int(settings[path]["seed"]) for path in members)
         lines.append([*shown, spread(tests), spread(best), ", ".join(map(str, seeds)), seconds])

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from scipy.stats import t as student
 
 from mixmatch.config import build_config
-from mixmatch.errors import UserError
-from mixmatch.files import explain_os_errors, write_atomically
+from mixmatch.errors import UserError, brief_error
+from mixmatch.files import explain_os_errors, read_file, write_atomically
 from mixmatch.plain_yaml import read_yaml
 from mixmatch.records.run import ROOT
 from reproduce.tables import TABLES, Planned, Table, arguments_of, in_order, plan, read_table
@@ -38,14 +38,21 @@ class OfRound(BaseModel):
     selections: list[Selected]
 
 
+class Best(BaseModel):
+    """What a comparison shows of the best evaluation on validation images."""
+
+    accuracy: FiniteFloat
+    step: int
+
+
 class Outcome(BaseModel):
     """What a table shows of results.json; the rest is kept as it is."""
 
     model_config = ConfigDict(extra="allow")
-    test_accuracy: float | None
-    best_validation: dict[str, float] | None = None
+    test_accuracy: FiniteFloat | None
+    best_validation: Best | None = None
     steps: int
-    seconds: float = 0.0
+    seconds: FiniteFloat = 0.0
     device: str
     torch: str
     commit: str
@@ -85,7 +92,7 @@ def read_lines(file: Path) -> dict[str, Line]:
         UserError: if it is no result file.
     """
     try:
-        lines = [Line.model_validate_json(text) for text in file.read_bytes().splitlines()]
+        lines = [Line.model_validate_json(text) for text in read_file(file).splitlines()]
         for line in lines:
             build_config(line.config)
     except FileNotFoundError:
@@ -104,13 +111,18 @@ def save_result(run: Path, table: Table, file: Path) -> None:
         table: says in which order lines stand.
         file: from ``result_file``. Several processes may write to it.
     """
-    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    try:
+        history = [json.loads(line) for line in read_file(run / "metrics.jsonl").splitlines()]
+        results = json.loads(read_file(run / "results.json"))
+        keys = [key for key in history[-1] if key != "guesses"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{run}: what it left cannot be read ({brief_error(error)}); train it anew") from None
     content = {
         "run": run.name,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "config": read_yaml(run / "config.yml"),
-        "results": json.loads((run / "results.json").read_bytes()),
-        **{f"metrics.{key}": [_brief(entry.get(key)) for entry in history] for key in history[-1] if key != "guesses"},
+        "results": results,
+        **{f"metrics.{key}": [_brief(entry.get(key)) for entry in history] for key in keys},
     }
     with explain_os_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,9 @@ from mixmatch.errors import UserError
 from mixmatch.records import lettering
 from mixmatch.records.lettering import find_font, load_font, show_name
 from mixmatch.records.pictures import draw_confusion, draw_grid
+from mixmatch.records.progress import Progress
 from mixmatch.records.recorder import Recorder
-from mixmatch.records.run import Progress, RunDirectory
+from mixmatch.records.run import RunDirectory
 from tests.small_runs import ROOT, SMALL, curves, final, metrics
 
 
@@ -107,7 +108,8 @@ from mixmatch.records import lettering
 from mixmatch.records.lettering import find_font, load_font, show_name
 from mixmatch.records.pictures import draw_confusion, draw_grid
 from mixmatch.records.recorder import Recorder
-from mixmatch.records.run import Progress, RunDirectory
+from mixmatch.records.progress import Progress
+from mixmatch.records.run import RunDirectory
 large = torch.rand(64, 64, 40, 40).contiguous(memory_format=torch.channels_last)
 (large + 1).sum()  # torch's own threads start
 process, counts = psutil.Process(), []

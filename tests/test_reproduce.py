@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-import reproduce.__main__ as command_of_tables
+import reproduce.command as command_of_tables
 from reproduce.results import RESULTS, Line, read_lines, render, render_into, result_file
 from reproduce.tables import TABLES, find_table, in_order, plan, read_table
 from tests.small_runs import ROOT, SMALL, assert_same_run, metrics

@@ -13,10 +13,12 @@ import yaml
 from scipy import stats
 
 import main
+import pseudo_label
 from mixmatch.config import load_config
 from mixmatch.hooks import Hook
 from mixmatch.methods import METHODS
-from mixmatch.records.run import Progress
+from mixmatch.records.progress import Progress
+from mixmatch.records.run import RunDirectory
 from mixmatch.training.loop import train
 from mixmatch.training.results import wilson_interval
 from mixmatch.training.trainer import Trainer
@@ -95,12 +97,19 @@ def test_a_longer_run_is_the_run_that_was_that_long_from_the_start(tmp_path, cap
     assert "is finished" in capsys.readouterr().out
 
 
-def test_a_run_made_longer_is_not_finished_until_it_is(tmp_path, monkeypatch):
+def test_a_run_made_longer_is_not_finished_until_it_is(tmp_path, monkeypatch, capsys):
     assert run(tmp_path / "run") == 0
     signal_after(monkeypatch, 15, signal.SIGTERM)
     assert run(tmp_path / "run", "train.steps=20") == 128 + signal.SIGTERM
-    assert not (tmp_path / "run" / "results.json").exists()
+    assert RunDirectory(tmp_path / "run").read_results() is None
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 12  # kept until there are others
     monkeypatch.undo()
+    assert pseudo_label.main(["--run", str(tmp_path / "run")]) == 2
+    assert "is no finished run" in capsys.readouterr().err
+    assert run(tmp_path / "run", "train.steps=16") == 0  # not as long as was asked for, but no shorter than it is
+    assert run(tmp_path / "run", "train.steps=20") == 0
+    assert run(tmp_path / "run", "train.steps=19") == 2
+    assert "train.steps (20 there, 19 now); it is at step 20 already" in capsys.readouterr().err
     assert main.main(["--run", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 20
 

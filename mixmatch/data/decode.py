@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import stat
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ Fit = Literal["crop", "pad", "stretch"]
 # What operating systems leave in folders; hidden files are passed over anyway.
 LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 FILES_AT_ONCE = 512
-MOST_PIXELS = 2**28  # of one picture: 16,384 x 16,384, which take 0.8 GB to decode
 # Tags of TIFF that say what range numbers have.
 MOST_VALUE, LEAST_FLOAT, MOST_FLOAT = 281, 340, 341
 
 
+# Pictures of up to twice as many pixels as Pillow warns of are read; it refuses larger ones itself.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 HEIF = importlib.util.find_spec("pillow_heif") is not None
 if HEIF:  # the plug-in that Pillow needs for the photographs of telephones
     importlib.import_module("pillow_heif").register_heif_opener()
@@ -119,8 +121,6 @@ def decode(file: Path, size: int, channels: int = 3, fit: Fit = "crop") -> Pictu
         if not stat.S_ISREG(os.stat(file).st_mode):
             raise Unreadable("is no file")
         with Image.open(file) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise Unreadable(f"{image.width} x {image.height} pixels are too many; make it smaller")
             width, height, kind = image.width, image.height, f"{image.format}, {image.mode}"
             # A photograph of a telephone (MPO) has its preview as a second page.
             pages = 1 + (image.format != "MPO" and getattr(image, "is_animated", False))

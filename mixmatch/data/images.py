@@ -34,7 +34,7 @@ class DataSettings(Section):
     num_validation: CountOrZero | Literal["auto"] = Field(
         0,
         description="images held out to watch and to pick the best checkpoint by, equally many of each class; "
-        "auto: a fifth of the labelled ones where that leaves 25 a class",
+        "auto: one for every four labelled ones of the smallest class, if that leaves 25 of it",
     )
     labeled_as_unlabeled: bool = Field(False, description="labelled images also serve, without label, as unlabelled")
     split_file: str | None = Field(
@@ -68,9 +68,9 @@ class ImageSpec:
         fit: how pictures of other shapes are made square, see ``decode``.
     """
 
-    classes: list[str]
-    size: int
-    channels: int
+    classes: Annotated[list[str], Field(min_length=1)]
+    size: Annotated[int, Field(ge=1, le=2**14)]
+    channels: Annotated[int, Field(ge=1, le=2**10)]
     mean: float = 127.5
     std: float = 127.5
     fit: Fit = "crop"
@@ -119,10 +119,20 @@ class ImageData:
 
     def fingerprint(self) -> str:
         """Return a hash of the training images and labels."""
-        digest = hashlib.sha256(f"{tuple(self.images.shape)}".encode())
-        digest.update(self.images.contiguous().numpy())
-        digest.update(self.labels.numpy())
-        return digest.hexdigest()[:32]
+        return _fingerprint(self.images, self.labels)
+
+    def test_fingerprint(self) -> str | None:
+        """Return a hash of the test images and labels, None if there are none."""
+        if self.test_images is None or self.test_labels is None:
+            return None
+        return _fingerprint(self.test_images, self.test_labels)
+
+
+def _fingerprint(images: Tensor, labels: Tensor) -> str:
+    digest = hashlib.sha256(f"{tuple(images.shape)}".encode())
+    digest.update(images.contiguous().numpy())
+    digest.update(labels.numpy())
+    return digest.hexdigest()[:32]
 
 
 class Report(NamedTuple):
@@ -148,6 +158,13 @@ def check_images(data: ImageData, image_size: int | None, device: torch.device) 
     Raises:
         UserError: if the loader returned what is no ImageData, or the images don't fit into memory.
     """
+    names = [name for name in data.classes if not name or name in (".", "..") or "/" in name or "\0" in name]
+    if names:
+        raise UserError(f"data set {data.name}: {names[0]!r} is no name for a class; it must be fit for a folder")
+    for name in ("files", "groups"):
+        values = getattr(data, name)
+        if values is not None and len(values) != len(data.images):
+            raise UserError(f"data set {data.name}: {name} must be one for each of the {len(data.images)} images")
     sets = {"training": (data.images, data.labels, -1)}
     if (data.test_images is None) != (data.test_labels is None):
         raise UserError(f"data set {data.name}: has test images without labels, or labels without images")

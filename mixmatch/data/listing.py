@@ -5,8 +5,12 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image
+
 from mixmatch.data.decode import find_images, is_litter
 from mixmatch.errors import UserError
+from mixmatch.files import check_regular
+from mixmatch.section import brief
 
 UNLABELED = ("unlabeled", "unlabelled")
 NOT_KNOWN = -1
@@ -78,7 +82,7 @@ def list_photographs(root: Path, table: str | None) -> Listing:
 
 
 def read_labels(file: Path, root: Path) -> dict[str, dict[str, str]]:
-    """Read a table of labels of files below ``root``, separated by commas, semicolons or tabs.
+    """Read a table of labels of files below ``root``, UTF-8, separated by commas, semicolons or tabs.
 
     Returns:
         For each file, by its path below the root, ``line`` and what the table says of ``class`` and ``group``.
@@ -88,23 +92,39 @@ def read_labels(file: Path, root: Path) -> dict[str, dict[str, str]]:
     """
     rows: dict[str, dict[str, str]] = {}
     try:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+        check_regular(file)
+        with open(file, encoding="utf-8-sig", newline="") as opened:
             head = opened.readline()
             opened.seek(0)
-            reader = csv.DictReader(opened, delimiter=max(",;\t", key=head.count), strict=True)
-            if "file" not in (reader.fieldnames or []):
-                raise UserError(f"{file}: needs a first line that names its columns: file,class or file,class,group")
-            for row in reader:
-                said = {name: (row[name] or "").strip() for name in ("class", "group") if name in row}
-                place = os.path.normpath((row["file"] or "").strip())
-                if os.path.isabs(place):
-                    place = os.path.relpath(place, root)
+            lines = csv.reader(opened, delimiter=max(",;\t", key=head.count), strict=True)
+            columns = [name.strip().lower() for name in next(lines, [])]
+            known = [name for name in columns if name in ("file", "class", "group")]
+            if "file" not in known or len(known) < 2 or len(set(known)) < len(known):
+                raise UserError(
+                    f"{file}: needs a first line that names its columns, file,class or file,class,group, each once; "
+                    f"it names {brief(columns)}"
+                )
+            for cells in lines:
+                if not any(cells):
+                    continue
+                if len(cells) != len(columns):
+                    raise UserError(f"{file}: line {lines.line_num}: {len(cells)} cells, but {len(columns)} columns")
+                row = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
+                said = {name: row[name] for name in ("class", "group") if name in row}
+                place = find_place(row["file"], root)
+                name = said.get("class", "")
+                if name in (".", "..") or any(character in name for character in "/\\\0"):
+                    raise UserError(f"{file}: line {lines.line_num}: {name!r} is no name for a class")
                 former = rows.get(place, said)
                 if any(former[name] != said[name] for name in said):
-                    raise UserError(f"{file}: line {reader.line_num}: {place} was another in line {former['line']}")
-                rows[place] = said | {"line": str(reader.line_num)}
+                    raise UserError(f"{file}: line {lines.line_num}: {place} was another in line {former['line']}")
+                rows[place] = said | {"line": str(lines.line_num)}
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); data.labels must name a CSV file") from None
+        raise UserError(
+            f"{file}: cannot be read ({error.strerror or error}); data.labels must name a CSV file"
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: is not UTF-8; save it as CSV UTF-8") from None
     except csv.Error as error:
         raise UserError(f"{file}: is no CSV that can be read ({error})") from None
     if not rows:
@@ -112,10 +132,20 @@ def read_labels(file: Path, root: Path) -> dict[str, dict[str, str]]:
     return rows
 
 
+def find_place(name: str, root: Path) -> str:
+    """Return the path below ``root`` that a table means, which may be of Windows, or absolute."""
+    place = os.path.normpath(name)
+    if "\\" in place and not os.path.lexists(root / place):
+        place = os.path.normpath(place.replace("\\", "/"))
+    if os.path.isabs(place):
+        place = os.path.relpath(place, os.path.abspath(root))
+    return place
+
+
 def _by_table(listing: Listing, rows: dict[str, dict[str, str]], table: Path) -> None:
-    """Take classes from a table: what it does not name is unlabelled, but in test/ it is left out."""
+    """Take classes from a table: pictures that it does not name are unlabelled, but in test/ they are left out."""
     root = listing.root
-    in_test = {place for place in rows if place.split("/")[0] == "test"}
+    in_test = {place for place in rows if is_test(place)}
     names = {place: row["class"] for place, row in rows.items() if row.get("class")}
     listing.classes = sorted({name for place, name in names.items() if place not in in_test})
     numbers = {name: number for number, name in enumerate(listing.classes)}
@@ -125,9 +155,13 @@ def _by_table(listing: Listing, rows: dict[str, dict[str, str]], table: Path) ->
     if unknown:
         listing.problems.append(f"{table}: class {unknown[0]!r} is there in test/ alone")
     parts: dict[str, list[Path]] = {"train": [], "test": []}
+    suffixes = Image.registered_extensions()
     for file in find_images(root):
-        if file != table:
-            parts["test" if listing.place(file).split("/")[0] == "test" else "train"].append(file)
+        place = listing.place(file)
+        if place in rows or file.suffix.lower() in suffixes:
+            parts["test" if is_test(place) else "train"].append(file)
+        elif not os.path.samefile(file, table):
+            listing.strays.append(file)
     for file in parts["train"]:
         listing.add([file], numbers.get(names.get(listing.place(file), ""), NOT_KNOWN))
     listing.num_train = len(listing.files)
@@ -137,6 +171,11 @@ def _by_table(listing: Listing, rows: dict[str, dict[str, str]], table: Path) ->
             listing.strays.append(file)
         else:
             listing.add([file], number)
+
+
+def is_test(place: str) -> bool:
+    """Tell whether a path below the root lies in test/, however that is written."""
+    return place.split("/")[0].lower() == "test"
 
 
 def _by_folders(listing: Listing, ignored: set[str]) -> None:
@@ -153,7 +192,7 @@ def _by_folders(listing: Listing, ignored: set[str]) -> None:
     for name in tested:
         if name not in listing.classes:
             problems.append(f"{root / 'test' / name}: class {name!r} is in test/ but not in train/")
-    unlabeled = [root / name for name in UNLABELED if (root / name).exists()]
+    unlabeled = [root / name for name in UNLABELED if os.path.lexists(root / name)]
     if len(unlabeled) > 1:
         problems.append(f"{unlabeled[1]}: is there beside {unlabeled[0].name}/; put all unlabelled images into one")
     for part in ("train", "test"):
@@ -167,19 +206,23 @@ def _by_folders(listing: Listing, ignored: set[str]) -> None:
             listing.add([file for folder in unlabeled for file in find_images(folder)], NOT_KNOWN)
             listing.num_train = len(listing.files)
     known = {"train", "test", *UNLABELED, *ignored}
-    listing.strays += sorted(path for path in root.iterdir() if path.name not in known and not is_litter(path.name))
+    listing.strays += [path for path in _list(root) if path.name not in known]
 
 
 def _look_into(folder: Path, missing_is_fine: bool = False) -> tuple[list[str], list[Path]]:
     """Return the names of the folders in a folder, and what else lies there."""
+    if missing_is_fine and not os.path.lexists(folder):
+        return [], []
+    inside = _list(folder)
+    return [path.name for path in inside if path.is_dir()], [path for path in inside if not path.is_dir()]
+
+
+def _list(folder: Path) -> list[Path]:
     try:
-        inside = sorted(path for path in folder.iterdir() if not is_litter(path.name))
+        return sorted(path for path in folder.iterdir() if not is_litter(path.name))
     except FileNotFoundError:
-        if missing_is_fine:
-            return [], []
         raise UserError(
             f"{folder}: is not there; data.root must hold train/<class>/ with images, or data.labels name a table"
         ) from None
     except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
-    return [path.name for path in inside if path.is_dir()], [path for path in inside if not path.is_dir()]
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); mend its permissions or remove it") from None

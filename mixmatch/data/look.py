@@ -11,9 +11,10 @@ from mixmatch.data.decode import find_images
 from mixmatch.data.folder import Decoded, FolderSettings, count_files, read_pictures
 from mixmatch.data.images import Report
 from mixmatch.data.listing import NOT_KNOWN, Listing, list_photographs
-from mixmatch.errors import UserError
+from mixmatch.errors import UserError, one_line
 
-TWINS_NAMED = 20  # groups of the same picture
+TWINS_NAMED = 20  # groups of the same picture, or of one name
+LONGEST_NAME = 40
 
 
 def look_at_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> Report:
@@ -37,9 +38,7 @@ def look_at_folder(settings: FolderSettings, device: torch.device, quiet: bool) 
         lines += [f"left out: {line}" for line in unreadable]
     elif unreadable:
         problems += [f"cannot be read: {line}" for line in unreadable]
-        problems.append(
-            f"{count_files(len(unreadable))} cannot be read as pictures; data.skip_unreadable=true leaves them out"
-        )
+        lines.append(f"cannot be read: {count_files(len(unreadable))}; data.skip_unreadable=true leaves such files out")
     return Report([*lines, *decoded.notes], problems)
 
 
@@ -47,10 +46,11 @@ def _describe_classes(listing: Listing, decoded: Decoded) -> Iterator[str]:
     readable = [(n, label) for n, label in enumerate(listing.labels) if n not in decoded.unreadable]
     train = Counter(label for n, label in readable if n < listing.num_train)
     test = Counter(label for n, label in readable if n >= listing.num_train)
-    width = max([len("unlabelled"), *(len(name) for name in listing.classes)])
+    names = [one_line(name)[:LONGEST_NAME] for name in listing.classes]
+    width = max([len("unlabelled"), *(len(name) for name in names)])
     yield f"{listing.root}: {count_files(len(listing.files))}"
     yield f"  {'class':<{width}}   train    test"
-    for number, name in enumerate(listing.classes):
+    for number, name in enumerate(names):
         yield f"  {name:<{width}}{train[number]:>8,}{test[number]:>8,}"
     yield f"  {'unlabelled':<{width}}{train[NOT_KNOWN]:>8,}"
 
@@ -96,8 +96,11 @@ def _describe_twins(listing: Listing, decoded: Decoded) -> Iterator[str]:
 
 def _describe_groups(listing: Listing) -> Iterator[str]:
     train, test = set(listing.groups[: listing.num_train]), set(listing.groups[listing.num_train :])
-    for group in sorted((train & test) - {""}):
+    both = sorted((train & test) - {""})
+    for group in both[:TWINS_NAMED]:
         yield f"group {group!r} is in train and in test"
+    if len(both) > TWINS_NAMED:
+        yield f"{len(both) - TWINS_NAMED:,} more groups are in train and in test"
 
 
 def _describe_stray(path: Path) -> str:

@@ -185,6 +185,21 @@ class Pool:
         """Return what ``add_labels`` was given last."""
         return {"index": self.added_index, "labels": self.added_labels}
 
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up what ``state`` returned.
+
+        Raises:
+            ValueError: if it is nothing that ``add_labels`` can have been given.
+        """
+        index, labels = (state.get(name, torch.zeros(0, 0)) for name in ("index", "labels"))
+        ranges = ((index, len(self.images)), (labels, self.num_classes))
+        if index.shape != labels.shape or not all(
+            values.dim() == 1 and values.dtype == torch.int64 and bool(((values >= 0) & (values < end)).all())
+            for values, end in ranges
+        ):
+            raise ValueError("its pseudo-labels are not of these images")
+        self.add_labels(index, labels)
+
     def _draw(self, count: int, stream: int, step: int, size: int, rank: int, world: int) -> Tensor:
         """Return a rank's share of a step's ``size`` places out of ``count``, (size / world,) in 0 .. count - 1."""
         first = max(0, step - (step - REFILL_AT) % STEPS_PER_REFILL)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from mixmatch.errors import UserError
+from mixmatch.errors import UserError, brief_error
+from mixmatch.files import read_file
 
 AUTO_LEAVES = 25  # labels a class, where the count of validation images is left to us
 
@@ -24,6 +25,7 @@ class Split:
 
     ``fingerprint`` is the data set's: indices mean something with these images only. ``files`` are the training
     images', where they are of files: index by index, for a person, and to tell what has changed.
+    ``test_fingerprint`` is of the test images that accuracy is measured on; None if there are none.
     """
 
     dataset: str
@@ -32,6 +34,7 @@ class Split:
     unlabeled: list[int]
     validation: list[int]
     files: list[str] | None = None
+    test_fingerprint: str | None = None
 
     def to_json(self) -> str:
         """Return the text of a split file."""
@@ -63,8 +66,8 @@ def make_split(
         classes: names, for messages.
         seed: of the draw.
         num_labeled: in all, or ``all`` that have a known class and are not for validation.
-        num_validation: in all; ``auto``: a fifth of the images whose class is known, of the class that has fewest,
-            if that leaves 25 of it to be labelled, else none.
+        num_validation: in all; ``auto``: of each class one for every four that are labelled of the class that has
+            fewest, if that leaves 25 of it, else none.
         labeled_as_unlabeled: whether the labelled images are among the unlabelled too.
         groups: of every training image, see ``ImageData``.
         files: stored in the split.
@@ -73,12 +76,7 @@ def make_split(
         UserError: if a count cannot be had.
     """
     if num_validation == "auto":
-        fewest = min(int((labels == number).sum()) for number in range(len(classes)))
-        fifth = fewest // 5 if fewest - fewest // 5 >= AUTO_LEAVES else 0
-        num_validation = len(classes) * fifth
-        if num_labeled != "all":
-            num_validation = max(0, min(num_validation, len(classes) * fewest - num_labeled))
-            num_validation -= num_validation % len(classes)
+        num_validation = _choose_validation(labels, len(classes), seed, num_labeled, groups)
     per_class = {}
     for key, count in {"data.num_labeled": num_labeled, "data.num_validation": num_validation}.items():
         if count != "all" and count % len(classes):
@@ -115,11 +113,29 @@ def make_split(
     return Split(dataset, fingerprint, labeled.tolist(), unlabeled.tolist(), validation.tolist(), files)
 
 
+def _choose_validation(
+    labels: np.ndarray, num_classes: int, seed: int, num_labeled: int | Literal["all"], groups: Sequence[str] | None
+) -> int:
+    counts = np.bincount(labels[labels >= 0], minlength=num_classes)
+    if num_labeled == "all":
+        each = counts.min() // 5
+        left = counts.min() - each
+    else:
+        left = num_labeled // num_classes
+        each = max(0, min(left // 4, counts.min() - left))
+    if left < AUTO_LEAVES:
+        return 0
+    together = _hold_out_groups(groups, labels, num_classes, seed, int(each))
+    kept = counts - np.bincount(labels[together & (labels >= 0)], minlength=num_classes)
+    return 0 if (kept < (AUTO_LEAVES if num_labeled == "all" else left)).any() else num_classes * int(each)
+
+
 def _hold_out_groups(
     groups: Sequence[str] | None, labels: np.ndarray, num_classes: int, seed: int, held_out: int
 ) -> np.ndarray:
-    """Return which images are held out with their groups, (n,) bool: ``held_out`` of each class or a few more.
+    """Return which images are held out with their groups, (n,) bool: at least ``held_out`` of each class.
 
+    Groups that bring more than is missing of a class are taken only if the others do not suffice, smaller ones first.
     An image without a group is one by itself.
     """
     chosen = np.zeros(len(labels), dtype=bool)
@@ -130,11 +146,15 @@ def _hold_out_groups(
     order = np.argsort(numbers, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
     missing = np.full(num_classes, held_out)
-    for i in np.random.RandomState([seed, num_classes]).permutation(len(members)):
-        counts = np.bincount(labels[members[i]][labels[members[i]] >= 0], minlength=num_classes)
-        if (counts[missing > 0] > 0).any():
-            chosen[members[i]] = True
-            missing -= counts
+    order = np.random.RandomState([seed, num_classes]).permutation(len(members))
+    by_size = sorted(order, key=lambda i: len(members[i]))
+    for exact, places in ((True, order), (False, by_size)):
+        for i in places:
+            counts = np.bincount(labels[members[i]][labels[members[i]] >= 0], minlength=num_classes)
+            wanted = (counts[missing > 0] > 0).any() and not chosen[members[i][0]]
+            if wanted and not (exact and (counts > missing).any()):
+                chosen[members[i]] = True
+                missing -= counts
     return chosen
 
 
@@ -145,13 +165,11 @@ def read_split(path: Path, fingerprint: str, labels: np.ndarray, files: list[str
         UserError: if the file cannot be read, is no split, or belongs to other images.
     """
     try:
-        split = TypeAdapter(Split).validate_json(path.read_bytes())
+        split = TypeAdapter(Split).validate_python(json.loads(read_file(path)))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; a split file is needed there") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: is no split file ({where + ': ' if where else ''}{first['msg']})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is no split file ({brief_error(error)})") from None
     if split.fingerprint != fingerprint:
         raise UserError(f"{path}: belongs to other images than those found now ({_changes(split.files, files)})")
     for name in ("labeled", "unlabeled", "validation"):
@@ -165,6 +183,23 @@ def read_split(path: Path, fingerprint: str, labels: np.ndarray, files: list[str
     if set(split.validation) & (set(split.labeled) | set(split.unlabeled)):
         raise UserError(f"{path}: validation images are among those trained on")
     return split
+
+
+def check_groups(split: Split, groups: Sequence[str] | None) -> None:
+    """See that no group is in validation and trained on.
+
+    Raises:
+        UserError: naming one that is.
+    """
+    if groups is None:
+        return
+    held = {groups[i] for i in split.validation} - {""}
+    both = sorted(held & {groups[i] for i in (*split.labeled, *split.unlabeled)})
+    if both:
+        raise UserError(
+            f"data.labels: {len(both)} groups, such as {both[0]!r}, are in validation and trained on in this split; "
+            "let a new run draw its own"
+        )
 
 
 def _changes(then: list[str] | None, now: list[str] | None) -> str:

@@ -1,5 +1,6 @@
 """What TensorBoard shows of a run: curves and pictures, under the names that metrics.jsonl uses."""
 
+import io
 import os
 import time
 from collections.abc import Sequence
@@ -60,7 +61,6 @@ class Board:
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
             self._file.truncate(min(size, self._file.tell()))
             self._file.seek(0, os.SEEK_END)
-        self._records = RecordWriter(self._file)
         self.descriptions = dict(DESCRIPTIONS)
         self.is_new = not self._file.tell()
         if self.is_new:
@@ -131,8 +131,12 @@ class Board:
         return _metadata(self.descriptions.get(name, ""), plugin)
 
     def _write(self, event: Event) -> None:
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
         with explain_os_errors(self.path):
-            self._records.write(event.SerializeToString())
+            left = record.getbuffer()
+            while left:  # a disk that becomes full takes a part, and says so at the next attempt alone
+                left = left[self._file.write(left) :]
 
     def _add(self, values: list[Summary.Value], step: int) -> None:
         self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import ImageFont
 
-MOST_FONTS = 3000  # that are looked at for a letter
+MOST_FONTS = 500  # that are looked at for a letter
 NO_LETTER = "\U0010ffff"  # no font has it: it is drawn as those that are missing are
 
 
@@ -42,7 +42,7 @@ def _own(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-@lru_cache(64)
+@cache
 def _open(file: str) -> ImageFont.FreeTypeFont | None:
     try:
         return ImageFont.truetype(file, 16)

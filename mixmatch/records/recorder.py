@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mixmatch.files import write_atomically
 from mixmatch.records.board import Board
-from mixmatch.records.run import Progress, RunDirectory
+from mixmatch.records.progress import Progress
+from mixmatch.records.run import RunDirectory
 
 
 class Recorder:
@@ -99,7 +99,7 @@ class Recorder:
 
     def file(self, name: str, content: bytes) -> None:
         """Write a file of the run directory anew."""
-        self._do(lambda board: write_atomically(self._run.path / name, content))
+        self._do(lambda board: self._run.write(name, content))
 
     def metrics(self, history: Sequence[dict[str, Any]]) -> None:
         """Write metrics.jsonl anew, a line per evaluation."""

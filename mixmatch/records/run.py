@@ -11,73 +11,30 @@ events.out...    TensorBoard
 
 import json
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from mixmatch.config import Config, continued, load_config, to_yaml
 from mixmatch.data.images import ImageSpec
 from mixmatch.data.split import Split
-from mixmatch.errors import InUse, UserError
-from mixmatch.files import DamagedFile, explain_os_errors, load_tensors, save_tensors, write_atomically
+from mixmatch.errors import InUse, UserError, brief_error
+from mixmatch.files import DamagedFile, explain_os_errors, load_tensors, read_file, save_tensors, write_atomically
 from mixmatch.ranks import ALONE, Ranks
+from mixmatch.records.progress import Progress, Results
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINTS_KEPT = 2  # the newest and the one before, should the newest turn out damaged
-
-
-@dataclass
-class Progress:
-    """What a run has to remember beside tensors. It is saved in every checkpoint.
-
-    Attributes:
-        step: completed steps.
-        start: the step at which the run began: 0, or for a round of pseudo-labels its parent's last.
-        seconds: spent training and evaluating, over all sessions.
-        history: one entry per evaluation, the lines of metrics.jsonl.
-        events_size: bytes of the TensorBoard file that belong to the run so far.
-        environment: torch, device and threads that computed it.
-        precision: that it began with; empty in checkpoints of earlier versions.
-        beside: what things beside the loop have to remember, by names of their own.
-    """
-
-    step: int = 0
-    start: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    events_size: int = 0
-    environment: str = ""
-    precision: str = ""
-    beside: dict[str, Any] = field(default_factory=dict)
-
-    def to_meta(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of it: one level of names, ``beside``'s among them."""
-        values = dict(vars(self))
-        return values | values.pop("beside")
-
-    @classmethod
-    def from_meta(cls, meta: dict[str, Any]) -> "Progress":
-        """Return what ``to_meta`` made a checkpoint's entry of."""
-        own = {entry.name for entry in fields(cls)} - {"beside"}
-        return cls(
-            **{name: value for name, value in meta.items() if name in own},
-            beside={name: value for name, value in meta.items() if name not in own},
-        )
-
-    def best_validation(self) -> dict[str, float] | None:
-        """Return accuracy and step of the (first) best evaluation on the validation set, None without one."""
-        entries = [entry for entry in self.history if entry["validation_accuracy"] is not None]
-        best = max(entries, key=lambda entry: entry["validation_accuracy"], default=None)
-        return best and {"accuracy": best["validation_accuracy"], "step": best["step"]}
 
 
 class RunDirectory:
@@ -90,17 +47,56 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.split_file = path / "split.json"
         self.images_file = path / "images.json"
+        self._lock: tuple[int, int] | None = None  # the device and number of the lock's file, while it is held
 
     def read_results(self) -> dict[str, Any] | None:
-        """Return results.json, or None if the run is not finished."""
+        """Return results.json, or None if the run is not finished, or no longer because it is to become longer.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        file = self.path / "results.json"
         try:
-            return json.loads((self.path / "results.json").read_bytes())
+            values = json.loads(read_file(file))
+            Results.model_validate(values)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{file}: cannot be read ({brief_error(error)}); remove it to redo the end") from None
+        config = self.config if hasattr(self, "config") else self.read_config()
+        return values if values["steps"] >= config.train.steps else None
+
+    def has_results(self) -> bool:
+        """Tell whether the run was finished once."""
+        return (self.path / "results.json").exists()
+
+    def hold(self) -> None:
+        """Remember which folder this is: from now on nothing is written to another at the same path."""
+        self._lock = self._lock_there()
+
+    def check_held(self) -> None:
+        """See that the path still leads to the folder that is held.
+
+        Raises:
+            UserError: if it does not.
+        """
+        if self._lock is not None and self._lock_there() != self._lock:
             raise UserError(
-                f"{self.path / 'results.json'}: cannot be read ({error}); remove it to redo the end"
-            ) from None
+                f"{self.path}: is no longer the folder of this run, which was moved, removed or replaced; "
+                "what it has saved went with it, and continues from there"
+            )
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file of the run, see ``write_atomically``."""
+        self.check_held()
+        write_atomically(self.path / name, content)
+
+    def _lock_there(self) -> tuple[int, int] | None:
+        try:
+            status = os.stat(self.path / ".lock")
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
 
     def newest_step(self) -> int:
         """Return the step of the newest checkpoint, 0 if there is none."""
@@ -108,27 +104,28 @@ class RunDirectory:
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Write results.json: the run is finished."""
-        write_atomically(self.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+        self.write("results.json", (json.dumps(results, indent=2) + "\n").encode())
 
     def write_config(self) -> None:
-        """Write config.yml, if it is not there yet or has changed; results of a shorter run are no longer its."""
+        """Write config.yml, if it is not there yet or has changed."""
         file = self.path / "config.yml"
-        if not file.exists():
-            write_atomically(file, to_yaml(self.config).encode())
-        elif load_config(file) != self.config:
-            with explain_os_errors(self.path / "results.json"):
-                (self.path / "results.json").unlink(missing_ok=True)
-            write_atomically(file, to_yaml(self.config).encode())
+        if not file.exists() or load_config(file) != self.config:
+            self.write("config.yml", to_yaml(self.config).encode())
+
+    def forget(self) -> None:
+        """Remove what a run left that never came to a checkpoint."""
+        for name in ("config.yml", "split.json", "images.json", "metrics.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
 
     def write_split(self, split: Split) -> None:
         """Write split.json, if it is not there yet."""
         if not self.split_file.exists():
-            write_atomically(self.split_file, split.to_json().encode())
+            self.write("split.json", split.to_json().encode())
 
     def write_images(self, spec: ImageSpec) -> None:
         """Write images.json, if it is not there yet."""
         if not self.images_file.exists():
-            write_atomically(self.images_file, (json.dumps(asdict(spec)) + "\n").encode())
+            self.write("images.json", (json.dumps(asdict(spec)) + "\n").encode())
 
     def read_images(self) -> ImageSpec | None:
         """Return images.json, or None: earlier versions wrote none.
@@ -137,11 +134,11 @@ class RunDirectory:
             UserError: if it is damaged.
         """
         try:
-            return TypeAdapter(ImageSpec).validate_json(self.images_file.read_bytes())
+            return TypeAdapter(ImageSpec).validate_python(json.loads(read_file(self.images_file)))
         except FileNotFoundError:
             return None
-        except (OSError, ValidationError) as error:
-            reason = str(error).splitlines()[0]
+        except (OSError, ValueError, RecursionError) as error:
+            reason = brief_error(error)
             raise UserError(f"{self.images_file}: cannot be read ({reason}); remove it to ask the data again") from None
 
     def read_config(self) -> Config:
@@ -156,10 +153,11 @@ class RunDirectory:
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Write metrics.jsonl anew, a line per evaluation."""
-        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in history).encode())
+        self.write("metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in history).encode())
 
     def save(self, state: dict[str, Tensor], progress: Progress) -> None:
         """Write a checkpoint, then remove those no longer needed: all but the newest two and the best."""
+        self.check_held()
         save_tensors(self._checkpoint(progress.step), state, progress.to_meta())
         best = progress.best_validation()
         # Higher steps than this one's are of damaged files that the run went back behind.
@@ -180,9 +178,8 @@ class RunDirectory:
         for step in reversed(self._steps()):
             path = self._checkpoint(step)
             try:
-                state, meta = load_tensors(path)
-                progress = Progress.from_meta(meta)
-            except (DamagedFile, OSError, TypeError) as error:
+                state, progress = self._load(step)
+            except (DamagedFile, OSError) as error:
                 damaged.append(f"{path.name} {error}")
                 continue
             if damaged:
@@ -205,17 +202,23 @@ class RunDirectory:
             raise UserError(f"{self.path}: has no best checkpoint; train it with data.num_validation above 0")
         path = self._checkpoint(int(best["step"]))
         try:
-            state, meta = load_tensors(path)
+            return self._load(int(best["step"]))
         except (DamagedFile, OSError) as error:
             raise UserError(f"{path}: cannot be read ({error}); go without --best") from None
-        return state, Progress.from_meta(meta)
+
+    def _load(self, step: int) -> tuple[dict[str, Tensor], Progress]:
+        state, meta = load_tensors(self._checkpoint(step))
+        progress = Progress.from_meta(meta)
+        if progress.step != step:
+            raise DamagedFile(f"is of step {progress.step}")
+        return state, progress
 
     def _checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:08d}.safetensors"
 
     def _steps(self) -> list[int]:
         names = (path.stem.removeprefix("step-") for path in self.checkpoints.glob("step-*.safetensors"))
-        return sorted(int(name) for name in names if name.isdecimal())
+        return sorted(int(name) for name in names if re.fullmatch(r"\d{8}|[1-9]\d{8,15}", name, re.ASCII))
 
 
 @contextmanager
@@ -240,8 +243,12 @@ def open_run(path: Path, config: Config, ranks: Ranks = ALONE) -> Iterator[RunDi
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            who = owner.read_text() if owner.exists() else "another process"
+            try:
+                who = read_file(owner).decode("utf-8", "backslashreplace")
+            except OSError:
+                who = "another process"
             raise InUse(f"{path}: is in use by {who}; wait for it, or use another run directory") from None
+    run.hold()
     try:
         for leftover in (*path.glob(".*.tmp"), *run.checkpoints.glob(".*.tmp")):
             leftover.unlink(missing_ok=True)  # of a write that was killed
@@ -249,9 +256,12 @@ def open_run(path: Path, config: Config, ranks: Ranks = ALONE) -> Iterator[RunDi
         stored = path / "config.yml"
         if stored.exists():
             try:
-                run.config = continued(load_config(stored), config)
+                run.config = continued(load_config(stored), config, run.newest_step())
             except UserError as error:
-                raise UserError(f"{path}: {error}") from None
+                if run.newest_step() or run.has_results():
+                    raise UserError(f"{path}: {error}") from None
+                run.forget()
+                run.config = config
         else:
             run.config = config  # stored by write_config, once it is known to work
         yield run

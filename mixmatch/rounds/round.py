@@ -16,12 +16,13 @@ from mixmatch.config import Config, PseudoLabelSettings, differing_keys_of_round
 from mixmatch.data.pool import Pool
 from mixmatch.data.views import to_float
 from mixmatch.errors import UserError
-from mixmatch.files import write_atomically
+from mixmatch.files import read_file
 from mixmatch.hooks import Hook
 from mixmatch.records.lettering import show_name
 from mixmatch.records.pictures import draw_confusion, draw_grid, to_png
+from mixmatch.records.progress import Progress
 from mixmatch.records.recorder import Recorder
-from mixmatch.records.run import Progress, RunDirectory, open_run
+from mixmatch.records.run import RunDirectory, open_run
 from mixmatch.rounds.calibration import calibrate, draw_reliability
 from mixmatch.rounds.rules import (
     confusion,
@@ -187,6 +188,11 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
     begun = RunDirectory(path).load_newest()
     if begun is not None:  # it needs its parent no more, whatever became of that
         _check_settings(path, RunDirectory(path).read_config(), config)
+        reached = RunDirectory(parent).newest_step()
+        if reached > begun[1].start:
+            print(
+                f"note: {path} goes on from step {begun[1].start} of {parent}, which is at {reached}; --to starts anew"
+            )
         return config_of_round(config, begun[1].start)
     run = RunDirectory(parent)
     if run.read_results() is None and not allow_unfinished:
@@ -201,7 +207,7 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
             return config
         child.write_config()
         try:
-            write_atomically(child.split_file, run.split_file.read_bytes())
+            child.write("split.json", read_file(run.split_file))
         except OSError as error:
             raise UserError(f"{run.split_file}: cannot be read ({error.strerror})") from None
         spec = run.read_images()
@@ -230,6 +236,8 @@ def check_round(run: RunDirectory, config: Config, start: int) -> None:
     """
     if start:
         _check_settings(run.path, run.config, config)
+        if config.train.steps != start + run.config.pseudo_label.steps:
+            raise UserError(f"{run.path}: is a round; its length, pseudo_label.steps, stays what it is")
 
 
 def _check_settings(path: Path, stored: Config, config: Config) -> None:

@@ -5,11 +5,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import psutil
 import torch
 
 from mixmatch.config import Config
 from mixmatch.errors import UserError
+from mixmatch.models import NetworkSettings, build_network
 from mixmatch.ranks import ALONE, Ranks
+
+COPIES = 5  # of the weights: themselves, gradients, two moments, the average
 
 
 def choose_device(name: str, ranks: Ranks = ALONE, say: Callable[[str], None] = print) -> torch.device:
@@ -77,11 +81,39 @@ def explain_memory(config: Config, device: torch.device) -> Iterator[None]:
     """Turn the device's running out of memory into a UserError of one line."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # What torch raises where the CPU's memory does not suffice is told by its text alone.
+        if type(error) is RuntimeError and "DefaultCPUAllocator" not in str(error):
+            raise
         raise UserError(
             f"{device} is out of memory with train.batch_size={config.train.batch_size}; lower that, model.width or "
             "data.image_size, or free the device of other programs"
         ) from None
+
+
+def check_room(settings: NetworkSettings, num_classes: int, channels: int, device: torch.device) -> None:
+    """See that a network, its gradient, two moments of an optimiser and its average find room.
+
+    Args:
+        settings: the ``model`` section.
+        num_classes, channels: of the images.
+        device: that it will be trained on.
+
+    Raises:
+        UserError: if they do not.
+    """
+    with torch.device("meta"):
+        network = build_network(settings, num_classes, channels)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    needed, places = 4 * COPIES * count, {"this machine": psutil.virtual_memory().available}
+    if device.type == "cuda":
+        places[str(device)] = torch.cuda.mem_get_info(device)[0]
+    for place, free in places.items():
+        if needed > free:
+            raise UserError(
+                f"model: {settings.title()} has {count:,} parameters, to train which takes {needed / 2**30:.1f} GiB; "
+                f"{place} has {free / 2**30:.1f} GiB of memory free: choose a smaller one"
+            )
 
 
 def environment(device: torch.device, ranks: Ranks) -> str:

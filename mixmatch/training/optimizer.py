@@ -1,6 +1,6 @@
 """The optimiser of the ``train`` section: Adam, or SGD with momentum and step decay."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +35,40 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
             group["lr"] = lr
 
 
+def copy_all(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
+    """Copy tensors into those of the same names.
+
+    Raises:
+        ValueError: if names or shapes differ.
+    """
+    if targets.keys() != sources.keys():
+        raise ValueError("it lacks entries of this network and method, or has others")
+    for name, target in targets.items():
+        if sources[name].shape != target.shape:
+            raise ValueError(f"{name} has shape {tuple(sources[name].shape)} instead of {tuple(target.shape)}")
+        target.copy_(sources[name])
+
+
 def load_optimizer(optimizer: Optimizer, entries: dict[str, Tensor]) -> None:
-    """Restore an optimiser from entries named ``<number of the parameter>.<key>``."""
+    """Restore an optimiser from entries named ``<number of the parameter>.<key>``.
+
+    Raises:
+        ValueError: if they are not of this optimiser.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in entries.items():
         number, _, key = name.partition(".")
         state.setdefault(int(number), {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
-    # Moments lie in memory as their parameters do, which files do not tell.
-    for number, parameter in enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]):
-        for key, value in state.get(number, {}).items():
-            if value.shape == parameter.shape:
-                state[number][key] = torch.empty_like(parameter).copy_(value)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    keys = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
+    for number, values in state.items():
+        if not 0 <= number < len(parameters) or values.keys() != keys:
+            raise ValueError("its optimiser is another one, or of another network")
+        for key, value in values.items():
+            expected = torch.Size() if key == "step" else parameters[number].shape
+            if value.shape != expected or not value.is_floating_point():
+                raise ValueError(f"optimizer.{number}.{key} has shape {tuple(value.shape)}, {value.dtype}")
+            if key != "step":  # moments lie in memory as their parameters do, which files do not tell
+                values[key] = torch.empty_like(parameters[number]).copy_(value)
     optimizer.load_state_dict({"state": state, "param_groups": groups})

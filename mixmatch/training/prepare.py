@@ -1,7 +1,7 @@
 """What comes before the first step: the device, the images and their split, the trainer, and where it goes on from."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from mixmatch.console import Console
 from mixmatch.data import ImageData, load_data
 from mixmatch.data.images import ImageSpec
 from mixmatch.data.pool import Pool
-from mixmatch.data.split import Split, make_split, read_split
+from mixmatch.data.split import Split, check_groups, make_split, read_split
 from mixmatch.errors import UserError
 from mixmatch.evaluation import effective_classes
 from mixmatch.hooks import Hook
@@ -22,10 +22,12 @@ from mixmatch.methods import METHODS
 from mixmatch.methods.method import Task
 from mixmatch.models import build_network
 from mixmatch.ranks import ALONE, Ranks
+from mixmatch.records.progress import Progress
 from mixmatch.records.recorder import Recorder
-from mixmatch.records.run import Progress, RunDirectory
+from mixmatch.records.run import RunDirectory
 from mixmatch.rounds.round import Round, check_round
-from mixmatch.training.device import environment
+from mixmatch.training.device import check_room, environment
+from mixmatch.training.opening import describe, describe_classes, say_where
 from mixmatch.training.precision import choose_precision
 from mixmatch.training.trainer import Trainer
 from mixmatch.training.watch import Accuracy, CollapseWatch
@@ -85,17 +87,21 @@ def prepare(
         # Processors differ from machine to machine.
         return ranks.from_first(lambda: kept_precision(run, config, progress) or choose())
 
+    if saved is None and ranks.from_first(run.has_results):
+        raise UserError(f"{run.path}: is finished, but has no checkpoint to go on from; use another run directory")
     trainer = make_trainer(config, data, split, device, ranks, decide_precision)
-    if ranks.first:  # now that they are known to be good
-        run.write_config()
-        run.write_split(split)
-        run.write_images(data.spec())
     starting = []
     if saved is not None:
-        resume(run, trainer, saved[0], progress)
+        resume(trainer, saved[0], progress, run.path)
     elif config.init is not None:
         starting = start_from(config.init, trainer, data.classes, ranks)
     check_round(run, config, progress.start)
+    if ranks.first:  # now that all is known to be good
+        run.write_config()
+        run.write_split(split)
+        run.write_images(data.spec())
+        if saved is not None:
+            run.write_metrics(progress.history)  # without the lines from after the checkpoint
     here = environment(device, ranks)
     opening = [f"note: {note}" for note in data.notes]
     if progress.step:
@@ -126,8 +132,6 @@ def read_finished(run: RunDirectory, config: Config, ranks: Ranks) -> dict[str, 
     results = ranks.from_first(run.read_results)
     if results is not None:
         check_round(run, config, results.get("pseudo_label", {}).get("start", 0))
-        if results.get("steps", 0) < config.train.steps:
-            return None
     return results
 
 
@@ -156,6 +160,7 @@ def make_trainer(
     settings = config.data
     strong = config.pseudo_label.strong_augmentation
     pool = Pool(data, split, device, config.seed, settings.flip, settings.crop_padding, strong, settings.rotate)
+    check_room(config.model, len(data.classes), data.images.shape[3], device)
     network = build_network(config.model, len(data.classes), data.images.shape[3], config.seed)
     task = Task(data.classes, pool.class_shares(), batch_size, config.train.steps, device)
     method = METHODS[config.method](config.method_settings, task)
@@ -172,11 +177,17 @@ def find_split(run: RunDirectory, config: Config, data: ImageData) -> Split:
         UserError: if the split cannot be had or does not fit the images.
     """
     settings, labels, fingerprint = config.data, data.labels.numpy(), data.fingerprint()
-    if run.split_file.exists():
-        return read_split(run.split_file, fingerprint, labels, data.files)
-    if settings.split_file is not None:
-        return read_split(Path(settings.split_file), fingerprint, labels, data.files)
-    return make_split(
+    file = run.split_file if run.split_file.exists() else settings.split_file and Path(settings.split_file)
+    test = data.test_fingerprint()
+    if file:
+        split = read_split(file, fingerprint, labels, data.files)
+        if file == run.split_file and split.test_fingerprint not in (None, test):
+            raise UserError(
+                f"{run.path}: its test images have changed; put them back, or measure with predict.py on the new ones"
+            )
+        check_groups(split, data.groups)
+        return replace(split, test_fingerprint=test)
+    split = make_split(
         data.name,
         fingerprint,
         labels,
@@ -188,6 +199,7 @@ def find_split(run: RunDirectory, config: Config, data: ImageData) -> Split:
         data.groups,
         data.files,
     )
+    return replace(split, test_fingerprint=test)
 
 
 def kept_precision(run: RunDirectory, config: Config, progress: Progress) -> str | None:
@@ -210,8 +222,8 @@ def kept_precision(run: RunDirectory, config: Config, progress: Progress) -> str
     return kept or None
 
 
-def resume(run: RunDirectory, trainer: Trainer, state: dict[str, Tensor], progress: Progress) -> None:
-    """Bring ``trainer`` to a checkpoint.
+def resume(trainer: Trainer, state: dict[str, Tensor], progress: Progress, path: Path) -> None:
+    """Bring ``trainer`` to a checkpoint of the run at ``path``.
 
     Raises:
         UserError: if it is not one of this trainer.
@@ -219,9 +231,7 @@ def resume(run: RunDirectory, trainer: Trainer, state: dict[str, Tensor], progre
     try:
         trainer.load_state(state, progress.step)
     except ValueError as error:
-        raise UserError(f"{run.path}: the checkpoint at step {progress.step} does not fit ({error})") from None
-    if trainer.ranks.first:
-        run.write_metrics(progress.history)  # without the lines from after the checkpoint
+        raise UserError(f"{path}: the checkpoint at step {progress.step} does not fit ({error})") from None
 
 
 def start_from(source: str, trainer: Trainer, classes: list[str], ranks: Ranks) -> list[str]:
@@ -259,39 +269,3 @@ def start_from(source: str, trainer: Trainer, classes: list[str], ranks: Ranks) 
     if not others and known != classes:
         lines.append(f"note: these were of the classes {', '.join(known)}")
     return lines
-
-
-def say_where(run: RunDirectory, progress: Progress, steps: int, here: str) -> list[str]:
-    """Return lines that say where a run goes on, and whether that is still the uninterrupted run."""
-    fresh = progress.step == progress.start
-    what = f"{run.path}: a round of pseudo-labels, from step" if fresh else f"continuing {run.path} at step"
-    lines = [f"{what} {progress.step} of {steps}"]
-    if progress.environment != here:
-        lines.append(
-            f"note: so far it ran with {progress.environment}, now with {here}: "
-            "from here on it is not bit for bit the uninterrupted run"
-        )
-    return lines
-
-
-def describe_classes(data: ImageData, split: Split) -> list[str]:
-    """Return a line if the classes have labelled images in unequal numbers."""
-    counts = data.labels[split.labeled].bincount(minlength=len(data.classes)).tolist()
-    fewest, most = counts.index(min(counts)), counts.index(max(counts))
-    if counts[fewest] == counts[most]:
-        return []
-    return [
-        f"note: classes are of unequal size: from {counts[fewest]} labelled ({data.classes[fewest]}) to {counts[most]} "
-        f"({data.classes[most]}); results.json will have the accuracy of each and the balanced one"
-    ]
-
-
-def describe(config: Config, data: ImageData, split: Split) -> str:
-    """Return in a line what is about to be trained, on what."""
-    size = "x".join(str(n) for n in data.images.shape[1:3])
-    return (
-        f"{config.method}, {data.name} {size}, {len(data.classes)} classes: {len(split.labeled)} labelled, "
-        f"{len(split.unlabeled)} unlabelled, {len(split.validation)} validation, "
-        f"{0 if data.test_labels is None else len(data.test_labels)} test images; "
-        f"{config.model.title()}, {config.train.steps} steps"
-    )

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from mixmatch.config import Config
-from mixmatch.errors import one_line
 from mixmatch.training.prepare import Session
 
 EVALUATIONS_AVERAGED = 20  # the reported accuracy is the median of so many, as in the paper
@@ -70,11 +69,11 @@ def describe_end(results: dict[str, Any], path: Path) -> list[str]:
             "data.num_validation=N, or put some into test/<class>/"
         )
     run = shlex.quote(str(path))
-    lines.append(f"use it:    python3 predict.py --run {run} PICTURES")
+    lines.append(f"use it: python3 predict.py --run {run} PICTURES")
     if not results.get("pseudo_label"):
-        lines.append(f"go on:     python3 pseudo_label.py --run {run}")
-    lines.append(f"curves:    tensorboard --logdir {shlex.quote(str(path.parent))}")
-    return [one_line(line) if not line.startswith("  ") else f"  {one_line(line)}" for line in lines]
+        lines.append(f"go on: python3 pseudo_label.py --run {run}")
+    lines.append(f"curves: tensorboard --logdir {shlex.quote(str(path.parent))}")
+    return lines
 
 
 def wilson_interval(right: int, count: int) -> tuple[float, float]:

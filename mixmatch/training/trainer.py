@@ -20,7 +20,7 @@ from mixmatch.methods.method import Examples, Method, Networks
 from mixmatch.models import BatchNorm, Network
 from mixmatch.ranks import ALONE, Ranks
 from mixmatch.training.capture import PLAIN, Rung, capture
-from mixmatch.training.optimizer import learning_rate, load_optimizer, make_optimizer, set_learning_rate
+from mixmatch.training.optimizer import copy_all, learning_rate, load_optimizer, make_optimizer, set_learning_rate
 from mixmatch.training.precision import make_twin
 from mixmatch.training.totals import Totals
 
@@ -277,23 +277,15 @@ class Trainer:
                 raise ValueError(f"unknown entry {name!r}")
             parts[part][rest] = value
         averaged = dict(self.ema_model.named_parameters())
-        if (
-            averaged.keys() != parts["ema"].keys()
-            or self.method.state.keys() != parts["method"].keys()
-            or "totals" not in state
-        ):
-            raise ValueError("it lacks entries of this network and method, or has others")
         try:
             self.model.load_state_dict(parts["model"])
             with torch.no_grad():
-                for name, value in parts["ema"].items():
-                    averaged[name].copy_(value)
-                for name, value in parts["method"].items():
-                    self.method.state[name].copy_(value)
-                self.totals.sums.copy_(state["totals"])
+                copy_all(averaged, parts["ema"])
+                copy_all(self.method.state, parts["method"])
+                copy_all({"": self.totals.sums}, parts["totals"])
             load_optimizer(self.optimizer, parts["optimizer"])
             if parts["pseudo"]:
-                self.pool.add_labels(parts["pseudo"]["index"], parts["pseudo"]["labels"])
+                self.pool.load_state(parts["pseudo"])
         except RuntimeError as error:
             raise ValueError(str(error).splitlines()[0]) from None
         self.step = step

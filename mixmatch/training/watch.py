@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mixmatch.evaluation import Evaluation, score
 from mixmatch.hooks import Hook
+from mixmatch.records.progress import Progress
 from mixmatch.records.recorder import Recorder
-from mixmatch.records.run import Progress
 
 
 class Accuracy(Hook):
@@ -92,7 +92,7 @@ class CollapseWatch(Hook):
             return []
         self.beside["warned"] = True
         entry = history[-1]
-        share = entry["most_guessed_share"]
+        share = max(entry["guesses"])
         return [
             f"at step {entry['step']} the guessed labels go to few classes ({100 * share:.0f}% to "
             f"{self.classes[entry['guesses'].index(share)]!r}); {self.advice}"
