@@ -53,10 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from mixmatch.check import check
             from mixmatch.config import load_config
             from mixmatch.ranks import join_ranks
+            from mixmatch.records.run import RunDirectory
             from mixmatch.training.loop import train
 
-        stored = options.run and options.run / "config.yml"
-        source = options.config or (stored if stored and stored.exists() else DEFAULT_CONFIG)
+        begun = options.run is not None and RunDirectory(options.run).has_begun()
+        source = options.config or (options.run / "config.yml" if begun else DEFAULT_CONFIG)
         config = load_config(source, options.overrides)
         path = options.run or Path("runs", config.run_name())
         if options.check:

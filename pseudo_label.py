@@ -32,10 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with loading():
             import_files(arguments)
             options = make_parser().parse_intermixed_args(arguments)
-            from mixmatch.config import override
             from mixmatch.ranks import join_ranks
-            from mixmatch.records.run import RunDirectory
-            from mixmatch.rounds.round import round_path, start_round
+            from mixmatch.rounds.round import find_round, start_round
             from mixmatch.training.loop import train
 
         for text in options.overrides:
@@ -44,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise UserError(
                     f"{key}: belongs to the run; a round can change pseudo_label.*, {', '.join(MAY_CHANGE)}"
                 )
-        config = override(RunDirectory(options.run).read_config(), options.overrides)
-        path = options.to or round_path(options.run, config.pseudo_label)
+        config, path = find_round(options.run, options.to, options.overrides)
         with join_ranks(config.device) as ranks:
             start = ranks.from_first(lambda: start_round(options.run, path, config, options.allow_unfinished))
             train(start, path, ranks, signals=stop_signals)

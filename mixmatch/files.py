@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from mixmatch.errors import UserError
@@ -98,9 +98,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with open(path, "rb"):  # safetensors does not tell a missing file from a forbidden one
         pass
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        if os.fsencode(path).decode("utf-8", "replace") != str(path):  # safetensors opens no such names
+            data = path.read_bytes()
+            tensors = dict(sorted(load(data).items()))
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        else:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedFile(f"is no safetensors file ({error})") from None
     version = header.get("version")

@@ -219,7 +219,7 @@ def sort_into(folder: Path, name: str, file: Path) -> Path:
     Raises:
         UserError: if it cannot be written.
     """
-    if Path(name).name != name or "\\" in name:
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
         raise UserError(f"--sort-into: class {name!r} is no name for a folder; sort by the table of rows instead")
     place = folder / name
     with explain_os_errors(place):

@@ -66,6 +66,10 @@ class RunDirectory:
         config = self.config if hasattr(self, "config") else self.read_config()
         return values if values["steps"] >= config.train.steps else None
 
+    def has_begun(self) -> bool:
+        """Tell whether there is anything to go on from."""
+        return bool(self._steps()) or self.has_results()
+
     def has_results(self) -> bool:
         """Tell whether the run was finished once."""
         return (self.path / "results.json").exists()
@@ -258,7 +262,7 @@ def open_run(path: Path, config: Config, ranks: Ranks = ALONE) -> Iterator[RunDi
             try:
                 run.config = continued(load_config(stored), config, run.newest_step())
             except UserError as error:
-                if run.newest_step() or run.has_results():
+                if run.has_begun():
                     raise UserError(f"{path}: {error}") from None
                 run.forget()
                 run.config = config

@@ -4,7 +4,7 @@ A round is an ordinary run whose first checkpoint is another run's last: same fi
 remember beside that, its ``Round`` keeps in ``Progress.beside``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mixmatch.config import Config, PseudoLabelSettings, differing_keys_of_rounds
+from mixmatch.config import Config, PseudoLabelSettings, differing_keys_of_rounds, load_config, override
 from mixmatch.data.pool import Pool
 from mixmatch.data.views import to_float
 from mixmatch.errors import UserError
@@ -168,6 +168,30 @@ def round_path(parent: Path, settings: PseudoLabelSettings) -> Path:
         parent = parent.resolve()
     name = detail.get(settings.select, f"{settings.select}-{settings.fraction:g}")
     return parent.with_name(f"{parent.name}-{name}" + "-strong" * settings.strong_augmentation)
+
+
+def find_round(parent: Path, path: Path | None, overrides: Sequence[str]) -> tuple[Config, Path]:
+    """Return the config of a round on ``parent``, and where it goes or is.
+
+    A round that was begun needs its parent no more: it says itself what it is if that is gone.
+
+    Args:
+        parent: the run directory.
+        path: of the round; None for ``round_path``.
+        overrides: of the parent's config, ``pseudo_label.select=top`` and the like.
+
+    Raises:
+        UserError: if there is neither, or an override is not allowed.
+    """
+    try:
+        config = override(RunDirectory(parent).read_config(), overrides)
+    except UserError:
+        settings = load_config(None, [text for text in overrides if text.startswith("pseudo_label.")]).pseudo_label
+        path = path or round_path(parent, settings)
+        if (parent / "config.yml").exists() or not (path / "config.yml").exists():
+            raise
+        return override(RunDirectory(path).read_config(), overrides), path
+    return config, path or round_path(parent, config.pseudo_label)
 
 
 def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool = False) -> Config:
