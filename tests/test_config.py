@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mixmatch.config import Config, differing_keys, differing_keys_of_rounds, load_config, to_yaml
 from mixmatch.errors import UserError
 from mixmatch.section import list_keys
-from tests.small_runs import FUZZ
+from tests.small_runs import DEEP, FUZZ, NASTY
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yml"))
@@ -135,13 +135,20 @@ def test_an_empty_file_is_the_defaults(tmp_path):
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates()
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
-keys = st.sampled_from([key for key, _ in list_keys(type(DEFAULTS))] + ["data", "train", "x", "train.x"]) | st.text()
+keys = (
+    st.sampled_from([key for key, _ in list_keys(type(DEFAULTS))] + ["data", "train", "x", "train.x"])
+    | st.text()
+    | DEEP
+)
 
 
 @FUZZ
 @given(
-    text=st.text() | st.dictionaries(keys, values).map(lambda tree: yaml.safe_dump(tree, allow_unicode=True)),
-    overrides=st.lists(st.tuples(keys, st.text() | values.map(str)).map("=".join), max_size=3),
+    text=st.text()
+    | NASTY
+    | st.tuples(keys, NASTY).map(": ".join)
+    | st.dictionaries(keys, values).map(lambda tree: yaml.safe_dump(tree, allow_unicode=True)),
+    overrides=st.lists(st.tuples(keys, st.text() | NASTY | values.map(str)).map("=".join), max_size=3),
 )
 def test_any_yaml_and_any_override_is_a_config_or_one_line(tmp_path, text, overrides):
     path = tmp_path / "any.yml"

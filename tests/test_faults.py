@@ -27,7 +27,19 @@ from mixmatch.data import DATASETS, Dataset, DataSettings, load_data
 from mixmatch.errors import UserError
 from mixmatch.training.trainer import Trainer
 from mixmatch.training.watch import Accuracy
-from tests.small_runs import FUZZ, ROOT, SMALL, assert_same_curves, assert_same_run, curves, metrics, run, signal_after
+from tests.small_runs import (
+    DEEP,
+    FUZZ,
+    NASTY,
+    ROOT,
+    SMALL,
+    assert_same_curves,
+    assert_same_run,
+    curves,
+    metrics,
+    run,
+    signal_after,
+)
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -375,8 +387,8 @@ def test_the_first_checkpoint_format_is_still_read(tmp_path, capsys):
     assert [entry["step"] for entry in metrics(tmp_path / "run")] == [2, 4, 6]
 
 
-anything = st.text() | st.integers().map(str) | st.floats().map(str) | st.sampled_from(["null", "[]", "{}", "all"])
-keys = st.sampled_from([key for key, _ in all_keys()]) | st.text()
+anything = st.text() | st.integers().map(str) | st.floats().map(str) | NASTY | st.sampled_from(["null", "[]", "{}"])
+keys = st.sampled_from([key for key, _ in all_keys()]) | st.text() | DEEP
 arguments = st.lists(
     st.tuples(keys, anything).map("=".join)
     | st.text()

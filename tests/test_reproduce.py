@@ -17,7 +17,7 @@ from reproduce.results import RESULTS, Line, read_lines, render, render_into, re
 from reproduce.tables import TABLES, find_table, in_order, plan, read_table
 from tests.small_runs import ROOT, SMALL, assert_same_run, metrics
 
-SHOWN = [ROOT / "README.md", ROOT / "docs" / "results.md"]
+SHOWN = [ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "photographs.md"]
 
 
 def write_table(path, **values):

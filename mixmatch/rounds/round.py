@@ -219,12 +219,18 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
             )
         return config_of_round(config, begun[1].start)
     run = RunDirectory(parent)
-    if run.read_results() is None and not allow_unfinished:
+    results = run.read_results()
+    if results is None and not allow_unfinished:
         raise UserError(f"{parent}: is no finished run; continue it first, or add --allow-unfinished")
     saved = run.load_newest()
     if saved is None:
         raise UserError(f"{parent}: has no checkpoint; train it first with main.py --run {parent}")
     state, progress = saved
+    if results is not None and progress.step < results["steps"] and not allow_unfinished:
+        raise UserError(
+            f"{parent}: its last checkpoint is not whole, only one of step {progress.step} is; remove its results.json "
+            "and train it to its end again, or add --allow-unfinished"
+        )
     config = config_of_round(config, progress.step)
     with open_run(path, config) as child:
         if child.load_newest() is not None:  # another process began the round before this one had the lock
