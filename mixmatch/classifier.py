@@ -94,8 +94,10 @@ def load_model(path: Path | str, device: str = "cpu", best: bool = False) -> Cla
     return _build(config.model, spec, weights, progress.precision or "float32", device, what)
 
 
-def save_model(classifier: Classifier, path: Path) -> None:
+def save_model(classifier: Classifier, path: Path, folder: int | None = None) -> None:
     """Write a network and all that is needed to use it to one safetensors file, which ``load_model`` takes.
+
+    ``folder`` as for ``write_atomically``.
 
     Raises:
         UserError: if it cannot be written.
@@ -105,7 +107,7 @@ def save_model(classifier: Classifier, path: Path) -> None:
         "images": asdict(classifier.spec),
         "precision": classifier.precision,
     }
-    save_tensors(path, classifier.network.state_dict(), meta)
+    save_tensors(path, classifier.network.state_dict(), meta, folder)
 
 
 def _load_file(path: Path, device: str) -> Classifier:

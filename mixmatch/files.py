@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,28 +55,44 @@ def check_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, "is no regular file")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, folder: int | None = None) -> None:
     """Write ``data`` to ``path`` so that whoever looks finds the old content or the new, never a part of it.
+
+    Args:
+        path: of the file.
+        data: its content.
+        folder: a descriptor of the folder of ``path``: it is written there, wherever that folder is by now.
 
     Raises:
         UserError: if it cannot be written; ``path`` is then as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    name = path.name if folder is not None else str(path)
+    temporary = (
+        f".{path.name}.{os.getpid()}.tmp"
+        if folder is not None
+        else str(path.with_name(f".{path.name}.{os.getpid()}.tmp"))
+    )
     with explain_os_errors(path):
         try:
-            with open(temporary, "wb") as file:
+            with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o666, dir_fd=folder)) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
+            os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            if folder is None:
+                _sync_folder(path.parent)
+            else:
+                os.fsync(folder)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=folder)
             raise
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], folder: int | None = None) -> None:
     """Write tensors and JSON-able ``meta`` to one safetensors file, with a checksum over all of it.
+
+    ``folder`` as for ``write_atomically``.
 
     Raises:
         UserError: if it cannot be written.
@@ -84,7 +100,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     text = json.dumps(meta)
     header = {"version": str(FORMAT_VERSION), "meta": text, "sha256": _checksum(tensors, text)}
-    write_atomically(path, save(tensors, header))
+    write_atomically(path, save(tensors, header), folder)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -193,7 +193,7 @@ class Lives(RuleBasedStateMachine):
         files = sorted((self.root / place / "checkpoints").glob("step-*.safetensors"))
         if len(files) < 2:
             return
-        content = files[-1].read_bytes()
+        content = files[-1].read_bytes() or b"x"
         middle = len(content) // 2
         flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         files[-1].write_bytes({"cut": content[:middle], "flip": flipped, "empty": b""}[how])

@@ -15,7 +15,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -48,6 +48,7 @@ class RunDirectory:
         self.split_file = path / "split.json"
         self.images_file = path / "images.json"
         self._lock: tuple[int, int] | None = None  # the device and number of the lock's file, while it is held
+        self._folders: dict[Path, int] = {}  # descriptors, where the system has them
 
     def read_results(self) -> dict[str, Any] | None:
         """Return results.json, or None if the run is not finished, or no longer because it is to become longer.
@@ -75,25 +76,33 @@ class RunDirectory:
         return (self.path / "results.json").exists()
 
     def hold(self) -> None:
-        """Remember which folder this is: from now on nothing is written to another at the same path."""
+        """Remember which folder this is: until ``release`` nothing is written to another at the same path."""
         self._lock = self._lock_there()
+        if os.open in os.supports_dir_fd:
+            self._folders = {folder: os.open(folder, os.O_RDONLY) for folder in (self.path, self.checkpoints)}
 
-    def check_held(self) -> None:
-        """See that the path still leads to the folder that is held.
+    def release(self) -> None:
+        """Hold on to the folder no longer."""
+        for descriptor in self._folders.values():
+            os.close(descriptor)
+        self._lock, self._folders = None, {}
+
+    def held(self, folder: Path) -> int | None:
+        """Return the descriptor of ``path`` or ``checkpoints``, None where there is none, before something is written.
 
         Raises:
-            UserError: if it does not.
+            UserError: if the path leads to another folder by now than the one that is held, or to none.
         """
         if self._lock is not None and self._lock_there() != self._lock:
             raise UserError(
                 f"{self.path}: is no longer the folder of this run, which was moved, removed or replaced; "
                 "what it has saved went with it, and continues from there"
             )
+        return self._folders.get(folder)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file of the run, see ``write_atomically``."""
-        self.check_held()
-        write_atomically(self.path / name, content)
+        write_atomically(self.path / name, content, self.held(self.path))
 
     def _lock_there(self) -> tuple[int, int] | None:
         try:
@@ -161,16 +170,17 @@ class RunDirectory:
 
     def save(self, state: dict[str, Tensor], progress: Progress) -> None:
         """Write a checkpoint, then remove those no longer needed: all but the newest two and the best."""
-        self.check_held()
-        save_tensors(self._checkpoint(progress.step), state, progress.to_meta())
+        folder = self.held(self.checkpoints)
+        save_tensors(self._checkpoint(progress.step), state, progress.to_meta(), folder)
         best = progress.best_validation()
         # Higher steps than this one's are of damaged files that the run went back behind.
         earlier = [step for step in self._steps() if step <= progress.step]
         keep = earlier[-CHECKPOINTS_KEPT:] + ([best["step"]] if best else [])
         for step in self._steps():
             if step not in keep:
-                with explain_os_errors(self._checkpoint(step)):
-                    self._checkpoint(step).unlink(missing_ok=True)
+                path = self._checkpoint(step)
+                with explain_os_errors(path), suppress(FileNotFoundError):
+                    os.unlink(path if folder is None else path.name, dir_fd=folder)
 
     def load_newest(self) -> tuple[dict[str, Tensor], Progress] | None:
         """Return the newest checkpoint that is whole, saying which were not; None if there are none at all.
@@ -221,8 +231,12 @@ class RunDirectory:
         return self.checkpoints / f"step-{step:08d}.safetensors"
 
     def _steps(self) -> list[int]:
-        names = (path.stem.removeprefix("step-") for path in self.checkpoints.glob("step-*.safetensors"))
-        return sorted(int(name) for name in names if re.fullmatch(r"\d{8}|[1-9]\d{8,15}", name, re.ASCII))
+        try:
+            names = os.listdir(self._folders.get(self.checkpoints, self.checkpoints))
+        except OSError:
+            return []
+        found = (re.fullmatch(r"step-(\d{8}|[1-9]\d{8,15})\.safetensors", name, re.ASCII) for name in names)
+        return sorted(int(match[1]) for match in found if match)
 
 
 @contextmanager
@@ -270,6 +284,7 @@ def open_run(path: Path, config: Config, ranks: Ranks = ALONE) -> Iterator[RunDi
             run.config = config  # stored by write_config, once it is known to work
         yield run
     finally:
+        run.release()
         lock.release()
 
 

@@ -99,8 +99,7 @@ def train_run(
         results = summarise_run(config, session, commit)
         if ranks.first:
             network = Classifier(trainer.ema_model, session.spec, config.model, trainer.precision_name)
-            run.check_held()
-            save_model(network, run.path / "model.safetensors")
+            save_model(network, run.path / "model.safetensors", run.held(run.path))
             run.write_results(results)
         console.say(f"done: {summarise(results)}")
         for line in describe_end(results, run.path):
