@@ -66,12 +66,8 @@ def write_atomically(path: Path, data: bytes, folder: int | None = None) -> None
     Raises:
         UserError: if it cannot be written; ``path`` is then as it was.
     """
-    name = path.name if folder is not None else str(path)
-    temporary = (
-        f".{path.name}.{os.getpid()}.tmp"
-        if folder is not None
-        else str(path.with_name(f".{path.name}.{os.getpid()}.tmp"))
-    )
+    place = path.parent if folder is None else Path()  # names are relative to a descriptor
+    name, temporary = place / path.name, place / f".{path.name}.{os.getpid()}.tmp"
     with explain_os_errors(path):
         try:
             with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o666, dir_fd=folder)) as file:

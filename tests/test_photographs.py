@@ -15,6 +15,7 @@ import main
 from mixmatch.classifier import load_model
 from mixmatch.config import build_config
 from mixmatch.data import load_data
+from mixmatch.data.decode import Unreadable, decode
 from mixmatch.data.split import make_split
 from mixmatch.errors import UserError
 from tests.small_runs import SMALL
@@ -352,3 +353,73 @@ def test_what_cannot_be_read_is_remembered_and_tried_again(photos, tmp_path, mon
     pattern(0, 5).save(bad)
     os.utime(bad, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert len(load(photos, skip_unreadable=True).images) == 18
+
+
+def test_heic_is_read_by_its_plug_in_or_names_it(tmp_path, monkeypatch):
+    (tmp_path / "x.heic").write_bytes(b"\x00\x00\x00\x18ftypheic")
+    monkeypatch.setattr("mixmatch.data.decode.HEIF", False)
+    with pytest.raises(Unreadable, match="pip install pillow-heif reads it"):
+        decode(tmp_path / "x.heic", 8)
+    monkeypatch.undo()
+    pytest.importorskip("pillow_heif")
+    Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / "y.heic")
+    assert (decode(tmp_path / "y.heic", 8).pixels.astype(int) - [200, 30, 30]).__abs__().max() < 8
+
+
+def test_without_held_out_images_the_end_says_what_that_means(photos, tmp_path, capsys):
+    shutil.rmtree(photos / "test")
+    assert train(photos, tmp_path / "run") == 0
+    printed = capsys.readouterr().out
+    assert "nothing tells how good this network is" in printed and "data.num_validation=N" in printed
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["test_accuracy"] is None and "test_images" not in results
+
+
+@pytest.mark.parametrize(
+    "head, rows, message",
+    [
+        ("File, Class ", "cat-0.png,cat\ndog-0.png,dog\n", None),
+        ("file,label", "cat-0.png,cat\n", "names its columns, file,class .* it names .*'label'"),
+        ("file,class,class", "cat-0.png,cat,dog\n", "each once"),
+        ("file,class", "cat-0.png,cat, striped\n", "line 2: 3 cells, but 2 columns"),
+        ("file,class", "cat-0.png,a/b\n", "line 2: 'a/b' is no name for a class"),
+        ("file,class", "cat-0.png,..\n", "is no name for a class"),
+    ],
+)
+def test_headers_and_rows_that_are_almost_right(photos, tmp_path, head, rows, message):
+    root = heap(photos, tmp_path)
+    labels = table(root, f"{head}\n{rows}")
+    if message is None:
+        assert (load(root, labels=labels).labels >= 0).sum() == 2
+    else:
+        with pytest.raises(UserError, match=message):
+            load(root, labels=labels)
+
+
+def test_tables_of_other_systems(photos, tmp_path):
+    root = heap(photos, tmp_path)
+    (root / "sub").mkdir()
+    (root / "cat-0.png").rename(root / "sub" / "a.png")
+    (root / "notes.txt").write_text("no picture, and named by nothing")
+    (root / "Test").mkdir()
+    pattern(0, 4).save(root / "Test" / "y.png")
+    data = load(root, labels=table(root, "file,class\r\nsub\\a.png,cat\r\ndog-0.png,dog\r\n"))
+    assert (data.labels >= 0).sum() == 2 and len(data.images) == 17 and data.test_images is None
+    assert "notes.txt" in data.notes[0] and "Test/y.png" in data.notes[0]
+    (root / "labels.csv").write_bytes("file,class\ncat-0.png,café\n".encode("cp1252"))
+    with pytest.raises(UserError, match="is not UTF-8; save it as CSV UTF-8"):
+        load(root, labels="labels.csv")
+    # The table is none of the pictures, however it is called.
+    table(root, "file,class\nsub/a.png,cat\ndog-0.png,dog\n")
+    assert len(load(root, labels="sub/../labels.csv").images) == 17
+    assert len(load(root, labels=str(root.resolve() / "labels.csv")).images) == 17
+
+
+def test_large_groups_are_held_out_only_if_nothing_else_is_left():
+    labels = np.repeat([0, 1], 100)
+    groups = ["large"] * 60 + [""] * 140
+    for seed in range(30):
+        split = make_split("x", "", labels, CLASSES, seed, "all", "auto", False, groups)
+        assert np.bincount(labels[split.validation]).tolist() == [20, 20]
+    everything = ["one"] * 100 + [""] * 100
+    assert make_split("x", "", labels, CLASSES, 1, "all", "auto", False, everything).validation == []
