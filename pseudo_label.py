@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import_files(arguments)
             options = make_parser().parse_intermixed_args(arguments)
             from mixmatch.ranks import join_ranks
-            from mixmatch.rounds.round import find_round, start_round
+            from mixmatch.rounds.start import find_round, start_round
             from mixmatch.training.loop import train
 
         for text in options.overrides:

@@ -105,7 +105,7 @@ def kill_often(
 
 def kill_tables(folder: Path, kills: int, options: argparse.Namespace, chance: random.Random) -> bool:
     """Let two commands train a table at once, kill one or the other again and again, and compare the runs."""
-    steps = max(40, options.steps // 4)
+    steps = options.steps
     table = {
         "data": "digits",
         "about": "Of benchmarks/kill.py.",

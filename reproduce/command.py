@@ -21,7 +21,7 @@ from mixmatch.command import Parser, import_files, run_command, stop_signals
 from mixmatch.errors import Diverged, InUse, TimeUp, UserError
 from mixmatch.files import write_atomically
 from mixmatch.records.run import RunDirectory
-from mixmatch.rounds.round import start_round
+from mixmatch.rounds.start import start_round
 from mixmatch.training.loop import train
 from mixmatch.training.results import summarise
 from reproduce.compare import compare_runs

@@ -19,7 +19,7 @@ from mixmatch.config import (
 from mixmatch.errors import UserError
 from mixmatch.plain_yaml import read_yaml
 from mixmatch.records.run import ROOT
-from mixmatch.rounds.round import config_of_round, round_path
+from mixmatch.rounds.start import config_of_round, round_path
 from mixmatch.section import Section, explain
 
 TABLES = ROOT / "benchmarks" / "tables"

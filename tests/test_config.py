@@ -75,7 +75,10 @@ def test_overrides_are_laid_over_the_file():
         ("device=gpu", "device: must be auto, cpu, cuda or cuda:N, got 'gpu'"),
         ("name=../x", "name: must be up to 100 letters"),
         ("data=3", "data: must be a section with keys such as data.dataset, got 3"),
-        ("data.dataset=cats", "data.dataset: must be 'cifar10', 'digits' or 'folder', got 'cats'"),
+        (
+            "data.dataset=cats",
+            "data.dataset: must be 'cifar10', 'cifar100', 'digits', 'fashion_mnist', 'mnist'",
+        ),
         ("data.dataset.x=3", "data.dataset: must be a valid string, got {'x': 3}"),
         ("model.network=vgg", "model.network: must be 'wide_resnet', got 'vgg'"),
         ("train.lr_decay_steps=[1, x]", "train.lr_decay_steps: must be a valid integer, got 'x'"),

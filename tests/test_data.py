@@ -1,8 +1,10 @@
 """Data sets, read from real files made by the tests."""
 
+import gzip
 import hashlib
 import os
 import pickle
+import shutil
 import tarfile
 
 import numpy as np
@@ -10,10 +12,10 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
 
 from mixmatch.config import build_config
-from mixmatch.data import DATASETS, Dataset, ImageData, load_data
+from mixmatch.data import DATASETS, Dataset, ImageData, load_data, mnist
 from mixmatch.errors import UserError
 
 CPU = torch.device("cpu")
@@ -298,3 +300,128 @@ def test_cifar10_with_a_damaged_file_is_unpacked_anew_or_named(small_cifar):
     (small_cifar / CIFAR10.filename).write_bytes(b"not the archive")
     with pytest.raises(UserError, match=r"is damaged and could not be downloaded .*configs/digits.yml"):
         load_cifar(small_cifar)
+
+
+def idx(array, magic=8):
+    head = bytes([0, 0, magic, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return head + array.astype(np.uint8).tobytes()
+
+
+PARTS = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
+
+
+@pytest.fixture
+def idx_files():
+    """The contents of small files in MNIST's format, 6 training and 4 test images."""
+    draw = np.random.RandomState(0)
+    arrays = [draw.randint(0, 256, (6, 28, 28)), np.arange(6), draw.randint(0, 256, (4, 28, 28)), np.arange(4)]
+    return dict(zip(PARTS, arrays, strict=True))
+
+
+@pytest.fixture(params=["mnist", "fashion_mnist"])
+def small_mnist(request, tmp_path, monkeypatch, idx_files):
+    """Archives where torchvision looks for them, with checksums that it is told to expect; nobody serves others."""
+    source = {"mnist": MNIST, "fashion_mnist": FashionMNIST}[request.param]
+    raw = tmp_path / source.__name__ / "raw"
+    raw.mkdir(parents=True)
+    resources = []
+    for name, array in idx_files.items():
+        (raw / f"{name}.gz").write_bytes(gzip.compress(idx(array), mtime=0))
+        resources.append((f"{name}.gz", hashlib.md5((raw / f"{name}.gz").read_bytes()).hexdigest()))
+    monkeypatch.setattr(source, "resources", resources)
+    monkeypatch.setattr(source, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setattr("mixmatch.data.mnist.INSTALLED", tmp_path / "not there")
+    return request.param, source, raw
+
+
+def test_mnist_is_read_as_torchvision_does(small_mnist, tmp_path, idx_files):
+    name, source, _ = small_mnist
+    data = load_named(name, root=str(tmp_path))
+    theirs = source(tmp_path, train=True)
+    assert torch.equal(data.images[..., 0], theirs.data) and torch.equal(data.labels, theirs.targets)
+    assert np.array_equal(data.images[..., 0].numpy(), idx_files[PARTS[0]])
+    assert data.images.shape == (6, 28, 28, 1) and data.test_labels.tolist() == [0, 1, 2, 3]
+    assert len(data.classes) == 10 and data.flip == (name == "fashion_mnist")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda file: file.unlink(),
+        lambda file: file.write_bytes(file.read_bytes()[:-9]),
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(b"no archive"),
+        lambda file: file.write_bytes(gzip.compress(b"\0\0\x07\x01xxxx")),
+    ],
+    ids=["missing", "truncated", "empty", "no archive", "another magic number"],
+)
+def test_mnist_damaged_and_no_network(small_mnist, tmp_path, spoil):
+    name, _, raw = small_mnist
+    spoil(raw / f"{PARTS[0]}.gz")
+    with pytest.raises(UserError, match=r"could not be downloaded .*train-images-idx3-ubyte.gz [(]MD5") as caught:
+        load_named(name, root=str(tmp_path))
+    assert ("apt install" in str(caught.value)) == (name == "fashion_mnist")
+
+
+def test_mnist_whose_raw_files_are_damaged_or_have_other_labels(small_mnist, tmp_path, idx_files):
+    name, _, raw = small_mnist
+    load_named(name, root=str(tmp_path))  # unpacks them
+    (raw / PARTS[1]).write_bytes(idx(np.arange(6) + 200))
+    with pytest.raises(UserError, match="labels do not fit"):
+        load_named(name, root=str(tmp_path))
+    (raw / PARTS[0]).write_bytes(idx(idx_files[PARTS[0]])[:-1])
+    with pytest.raises(UserError, match="is damaged"):
+        load_named(name, root=str(tmp_path))
+
+
+def test_fashion_mnist_is_found_where_the_system_installs_it(tmp_path, monkeypatch, idx_files):
+    place = tmp_path / "share"
+    place.mkdir()
+    for name, array in idx_files.items():
+        (place / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
+    checksums = {name: hashlib.sha256(idx(array)).hexdigest() for name, array in idx_files.items()}
+    monkeypatch.setattr("mixmatch.data.mnist.INSTALLED", place)
+    monkeypatch.setattr("mixmatch.data.mnist.CHECKSUMS", checksums)
+    data = load_named("fashion_mnist", root=str(tmp_path / "data"))
+    assert np.array_equal(data.images[..., 0].numpy(), idx_files[PARTS[0]]) and data.labels.tolist() == [*range(6)]
+    assert "/" not in "".join(data.classes) and not (tmp_path / "data").exists()
+    for damaged in (gzip.compress(idx(idx_files[PARTS[0]] // 2)), b"x", gzip.compress(idx(idx_files[PARTS[0]]))[:-20]):
+        (place / f"{PARTS[0]}.gz").write_bytes(damaged)
+        with pytest.raises(UserError, match="install dataset-fashion-mnist anew"):
+            load_named("fashion_mnist", root=str(tmp_path / "data"))
+
+
+def test_the_whole_of_fashion_mnist():
+    if not mnist.INSTALLED.exists():
+        pytest.skip("needs Debian's package dataset-fashion-mnist")
+    data = load_named("fashion_mnist", root="/nowhere")
+    assert data.images.shape == (60000, 28, 28, 1) and data.test_images.shape == (10000, 28, 28, 1)
+    assert data.labels.bincount().tolist() == [6000] * 10 and data.test_labels.bincount().tolist() == [1000] * 10
+    assert data.classes[0] == "T-shirt or top"
+
+
+def test_cifar100_is_unpacked_from_its_archive(tmp_path, monkeypatch):
+    folder = tmp_path / "made" / CIFAR100.base_folder
+    folder.mkdir(parents=True)
+    for number, name in enumerate(["train", "test"]):
+        rows = np.full((3, 3072), number, np.uint8)
+        (folder / name).write_bytes(pickle.dumps({"data": rows, "fine_labels": [0, 50, 99]}))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class{i}" for i in range(100)]}))
+    archive = tmp_path / CIFAR100.filename
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(folder, CIFAR100.base_folder)
+
+    def md5(path):
+        return hashlib.md5(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(CIFAR100, "tgz_md5", md5(archive))
+    for part in ("train", "test"):
+        monkeypatch.setattr(CIFAR100, f"{part}_list", [[part, md5(folder / part)]])
+    monkeypatch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": md5(folder / "meta")})
+    monkeypatch.setattr(CIFAR100, "url", "http://127.0.0.1:9/x")
+    data = load_named("cifar100", root=str(tmp_path))
+    assert data.images.shape == (3, 32, 32, 3) and data.labels.tolist() == [0, 50, 99] and len(data.classes) == 100
+    shutil.rmtree(tmp_path / CIFAR100.base_folder)
+    archive.write_bytes(b"")
+    with pytest.raises(UserError, match=r"CIFAR-100 is not there and could not be downloaded .*put cifar-100-python"):
+        load_named("cifar100", root=str(tmp_path))

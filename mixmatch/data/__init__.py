@@ -2,17 +2,21 @@
 
 import torch
 
-from mixmatch.data.cifar import load_cifar10
+from mixmatch.data.cifar import load_cifar10, load_cifar100
 from mixmatch.data.digits import load_digits
 from mixmatch.data.folder import FolderSettings, load_folder
 from mixmatch.data.images import Dataset, DataSettings, ImageData, check_images
 from mixmatch.data.look import look_at_folder
+from mixmatch.data.mnist import load_fashion_mnist, load_mnist
 
 __all__ = ["DATASETS", "DataSettings", "Dataset", "ImageData", "load_data"]
 
 DATASETS: dict[str, Dataset] = {
     "cifar10": Dataset(load_cifar10),
+    "cifar100": Dataset(load_cifar100),
     "digits": Dataset(load_digits),
+    "fashion_mnist": Dataset(load_fashion_mnist),
+    "mnist": Dataset(load_mnist),
     "folder": Dataset(load_folder, FolderSettings, look_at_folder),
 }
 

@@ -1,9 +1,10 @@
-"""CIFAR-10 (Krizhevsky, 2009), downloaded and checked by torchvision."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009), downloaded and checked by torchvision."""
 
 import pickle
 import urllib.error
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,22 +20,33 @@ def load_cifar10(settings: DataSettings, device: torch.device, quiet: bool) -> I
     """
     from torchvision.datasets import CIFAR10  # a second of import that the other data sets need not pay
 
+    return _load("cifar10", "CIFAR-10", CIFAR10, settings)
+
+
+def load_cifar100(settings: DataSettings, device: torch.device, quiet: bool) -> ImageData:
+    """Read CIFAR-100 with its 100 fine classes, as ``load_cifar10`` does."""
+    from torchvision.datasets import CIFAR100
+
+    return _load("cifar100", "CIFAR-100", CIFAR100, settings)
+
+
+def _load(name: str, title: str, source: Any, settings: DataSettings) -> ImageData:  # noqa: ANN401 - a class of torchvision's
     root = Path(settings.root)
-    folder = root / CIFAR10.base_folder
+    folder = root / source.base_folder
     try:
         # Checks the MD5 of every file, unpacks the archive if that is there, and downloads it if not.
         with redirect_stdout(None):
             root.mkdir(parents=True, exist_ok=True)
-            train, test = (CIFAR10(root, train=part, download=True) for part in (True, False))
+            train, test = (source(root, train=part, download=True) for part in (True, False))
     except (urllib.error.URLError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         state = "is damaged" if folder.exists() else "is not there"
         raise UserError(
-            f"{folder}: CIFAR-10 {state} and could not be downloaded ({reason}); put {CIFAR10.filename} "
-            f"(MD5 {CIFAR10.tgz_md5}) into {root}, or try configs/digits.yml, which needs no download"
+            f"{folder}: {title} {state} and could not be downloaded ({reason}); put {source.filename} "
+            f"(MD5 {source.tgz_md5}) into {root}, or try configs/digits.yml, which needs no download"
         ) from None
     return ImageData(
-        "cifar10",
+        name,
         list(train.classes),
         torch.from_numpy(train.data),
         torch.tensor(train.targets),

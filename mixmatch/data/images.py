@@ -20,10 +20,12 @@ class DataSettings(Section):
     """The ``data`` section of every data set; one that needs keys of its own adds them."""
 
     dataset: str = Field(
-        "cifar10", description="cifar10 (downloaded), digits (bundled, 8x8) or folder (your own images)"
+        "cifar10",
+        description="cifar10, cifar100, mnist, fashion_mnist (downloaded), digits (bundled) or folder",
     )
     root: str = Field(
-        "data", description="where CIFAR-10 is or goes; for folder, holds train/<class>/, test/<class>/, unlabeled/"
+        "data",
+        description="where downloads are or go; for folder, holds train/<class>/, test/<class>/, unlabeled/",
     )
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = Field(
         None, description="images become squares of so many pixels; null: as they are, of a folder 32"

@@ -13,11 +13,9 @@ import json
 import os
 import re
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -286,18 +284,3 @@ def open_run(path: Path, config: Config, ranks: Ranks = ALONE) -> Iterator[RunDi
     finally:
         run.release()
         lock.release()
-
-
-@cache
-def code_commit() -> str:
-    """Return the commit of this code, with a + if files of it have changed since; unknown outside a checkout."""
-    if not (ROOT / ".git").exists():
-        return "unknown"
-    try:
-        command = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--abbrev=7"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
-        command = ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", "mixmatch", "models"]
-        changed = subprocess.run(command, capture_output=True, check=False).returncode != 0  # noqa: S603
-        return commit + "+" * changed
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

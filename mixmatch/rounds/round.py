@@ -1,28 +1,23 @@
-"""A round of pseudo-labels: how one is started on a trained run, and what happens each time labels are selected.
+"""A round of pseudo-labels: what happens beside training, each time labels are selected.
 
-A round is an ordinary run whose first checkpoint is another run's last: same files, same resume. What a round has to
-remember beside that, its ``Round`` keeps in ``Progress.beside``.
+What a round has to remember beside what every run does, its ``Round`` keeps in ``Progress.beside``.
 """
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mixmatch.config import Config, PseudoLabelSettings, differing_keys_of_rounds, load_config, override
+from mixmatch.config import PseudoLabelSettings
 from mixmatch.data.pool import Pool
 from mixmatch.data.views import to_float
-from mixmatch.errors import UserError
-from mixmatch.files import read_file
 from mixmatch.hooks import Hook
 from mixmatch.records.lettering import show_name
 from mixmatch.records.pictures import draw_confusion, draw_grid, to_png
 from mixmatch.records.progress import Progress
 from mixmatch.records.recorder import Recorder
-from mixmatch.records.run import RunDirectory, open_run
 from mixmatch.rounds.calibration import calibrate, draw_reliability
 from mixmatch.rounds.rules import (
     confusion,
@@ -159,133 +154,6 @@ def _calibrate_sets(
                 "wrong_above_99": calibration.wrong_above_99,
             }
     return entries, pictures
-
-
-def round_path(parent: Path, settings: PseudoLabelSettings) -> Path:
-    """Return where a round on ``parent`` goes if nothing else is said: beside it, named after its rule."""
-    detail = {"none": "control", "threshold": f"threshold-{settings.threshold:g}"}
-    if parent.name in ("", ".."):
-        parent = parent.resolve()
-    name = detail.get(settings.select, f"{settings.select}-{settings.fraction:g}")
-    return parent.with_name(f"{parent.name}-{name}" + "-strong" * settings.strong_augmentation)
-
-
-def find_round(parent: Path, path: Path | None, overrides: Sequence[str]) -> tuple[Config, Path]:
-    """Return the config of a round on ``parent``, and where it goes or is.
-
-    A round that was begun needs its parent no more: it says itself what it is if that is gone.
-
-    Args:
-        parent: the run directory.
-        path: of the round; None for ``round_path``.
-        overrides: of the parent's config, ``pseudo_label.select=top`` and the like.
-
-    Raises:
-        UserError: if there is neither, or an override is not allowed.
-    """
-    try:
-        config = override(RunDirectory(parent).read_config(), overrides)
-    except UserError:
-        settings = load_config(None, [text for text in overrides if text.startswith("pseudo_label.")]).pseudo_label
-        path = path or round_path(parent, settings)
-        if (parent / "config.yml").exists() or not (path / "config.yml").exists():
-            raise
-        return override(RunDirectory(path).read_config(), overrides), path
-    return config, path or round_path(parent, config.pseudo_label)
-
-
-def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool = False) -> Config:
-    """Make ``path`` a run that goes on from the newest checkpoint of ``parent``, unless it is one already.
-
-    Args:
-        parent: the run directory of a finished run.
-        path: the run directory of the round.
-        config: the parent's config, with the ``pseudo_label`` section of the round.
-        allow_unfinished: take a parent that is not finished.
-
-    Returns:
-        The round's config: ``train.steps`` is the parent's plus ``pseudo_label.steps``.
-
-    Raises:
-        UserError: if the parent has no usable checkpoint, or is not finished, or the round cannot be written.
-    """
-    begun = RunDirectory(path).load_newest()
-    if begun is not None:  # it needs its parent no more, whatever became of that
-        _check_settings(path, RunDirectory(path).read_config(), config)
-        reached = RunDirectory(parent).newest_step()
-        if reached > begun[1].start:
-            print(
-                f"note: {path} goes on from step {begun[1].start} of {parent}, which is at {reached}; --to starts anew"
-            )
-        return config_of_round(config, begun[1].start)
-    run = RunDirectory(parent)
-    results = run.read_results()
-    if results is None and not allow_unfinished:
-        raise UserError(f"{parent}: is no finished run; continue it first, or add --allow-unfinished")
-    saved = run.load_newest()
-    if saved is None:
-        raise UserError(f"{parent}: has no checkpoint; train it first with main.py --run {parent}")
-    state, progress = saved
-    if results is not None and progress.step < results["steps"] and not allow_unfinished:
-        raise UserError(
-            f"{parent}: its last checkpoint is not whole, only one of step {progress.step} is; remove its results.json "
-            "and train it to its end again, or add --allow-unfinished"
-        )
-    config = config_of_round(config, progress.step)
-    with open_run(path, config) as child:
-        if child.load_newest() is not None:  # another process began the round before this one had the lock
-            return config
-        child.write_config()
-        try:
-            child.write("split.json", read_file(run.split_file))
-        except OSError as error:
-            raise UserError(f"{run.split_file}: cannot be read ({error.strerror})") from None
-        spec = run.read_images()
-        if spec is not None:
-            child.write_images(spec)
-        start = Progress(
-            step=progress.step,
-            start=progress.step,
-            environment=progress.environment,
-            precision=progress.precision,
-        )
-        child.save(state, start)
-    return config
-
-
-def check_round(run: RunDirectory, config: Config, start: int) -> None:
-    """Refuse to go on with a run that is a round under other settings of rounds than those stored.
-
-    Args:
-        run: as ``open_run`` gives it.
-        config: that it is to go on under.
-        start: the step at which the run began; it is a round if that is above 0.
-
-    Raises:
-        UserError: naming the keys that differ.
-    """
-    if start:
-        _check_settings(run.path, run.config, config)
-        if config.train.steps != start + run.config.pseudo_label.steps:
-            raise UserError(f"{run.path}: is a round; its length, pseudo_label.steps, stays what it is")
-
-
-def _check_settings(path: Path, stored: Config, config: Config) -> None:
-    differing = differing_keys_of_rounds(stored, config)
-    if differing:
-        raise UserError(
-            f"{path}: holds a round with other settings: {', '.join(differing)}; use another directory (--to)"
-        )
-
-
-def config_of_round(config: Config, start: int) -> Config:
-    """Return what is stored as a round's config: its parent's with the round's settings, going on from ``start``."""
-    return config.model_copy(
-        update={
-            "train": config.train.model_copy(update={"steps": start + config.pseudo_label.steps}),
-            "pseudo_label": config.pseudo_label.model_copy(update={"enabled": False}),
-        }
-    )
 
 
 def describe_entry(settings: PseudoLabelSettings, entry: dict[str, Any]) -> list[str]:

@@ -15,11 +15,11 @@ from mixmatch.errors import Received, Stopped, TimeUp
 from mixmatch.hooks import Hook
 from mixmatch.ranks import ALONE, Ranks
 from mixmatch.records.recorder import Recorder
-from mixmatch.records.run import RunDirectory, code_commit, open_run
-from mixmatch.rounds.round import round_path, start_round
+from mixmatch.records.run import RunDirectory, open_run
+from mixmatch.rounds.start import round_path, start_round
 from mixmatch.training.device import choose_device, explain_memory
 from mixmatch.training.prepare import Session, prepare, read_finished
-from mixmatch.training.results import describe_end, summarise, summarise_run
+from mixmatch.training.results import code_commit, describe_end, summarise, summarise_run
 from mixmatch.training.rungs import climb, list_rungs
 
 

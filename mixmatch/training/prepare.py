@@ -25,7 +25,8 @@ from mixmatch.ranks import ALONE, Ranks
 from mixmatch.records.progress import Progress
 from mixmatch.records.recorder import Recorder
 from mixmatch.records.run import RunDirectory
-from mixmatch.rounds.round import Round, check_round
+from mixmatch.rounds.round import Round
+from mixmatch.rounds.start import check_round
 from mixmatch.training.device import check_room, environment
 from mixmatch.training.opening import describe, describe_classes, say_where
 from mixmatch.training.precision import choose_precision

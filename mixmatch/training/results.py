@@ -3,12 +3,15 @@
 import math
 import shlex
 import statistics
+import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mixmatch.config import Config
+from mixmatch.records.run import ROOT
 from mixmatch.training.prepare import Session
 
 EVALUATIONS_AVERAGED = 20  # the reported accuracy is the median of so many, as in the paper
@@ -105,3 +108,18 @@ def summarise(results: dict[str, Any]) -> str:
     trained = results["steps"] - results.get("pseudo_label", {}).get("start", 0)
     parts.append(f"{trained} steps in {results['seconds']:.0f} s ({results['steps_per_second']:.2f} steps/s)")
     return ", ".join(parts)
+
+
+@cache
+def code_commit() -> str:
+    """Return the commit of this code, with a + if files of it have changed since; unknown outside a checkout."""
+    if not (ROOT / ".git").exists():
+        return "unknown"
+    try:
+        command = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--abbrev=7"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+        command = ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", "mixmatch", "models"]
+        changed = subprocess.run(command, capture_output=True, check=False).returncode != 0  # noqa: S603
+        return commit + "+" * changed
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
