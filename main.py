@@ -56,8 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from mixmatch.records.run import RunDirectory
             from mixmatch.training.loop import train
 
-        begun = options.run is not None and RunDirectory(options.run).has_begun()
-        source = options.config or (options.run / "config.yml" if begun else DEFAULT_CONFIG)
+        stored = options.run and options.run / "config.yml"
+        # A start that came to nothing is corrected by other overrides, not laid under them.
+        goes_on = stored and stored.exists() and (RunDirectory(options.run).has_begun() or not options.overrides)
+        source = options.config or (stored if goes_on else DEFAULT_CONFIG)
         config = load_config(source, options.overrides)
         path = options.run or Path("runs", config.run_name())
         if options.check:

@@ -1,11 +1,13 @@
 """Use a trained network: what is on these pictures? `python3 predict.py --help` says how."""
 
+import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from mixmatch.command import Parser, import_files, loading, run_command
 from mixmatch.errors import UserError
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError("--best: is of a run; a model file holds one network")
         if not options.pictures and options.export is None:
             raise UserError("no pictures are given, and no --export; see --help")
+        check_places(options)
         with loading():
             from mixmatch.classifier import export_onnx, load_model
             from mixmatch.training.device import choose_device
@@ -57,6 +60,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
             predict(model, options)
 
     return run_command(body)
+
+
+@contextmanager
+def open_table(path: Path) -> Iterator[TextIO]:
+    """Open a table to write; what was there under its name stays until the new one is whole."""
+    if path.exists() and not path.is_file():  # such as /dev/stdout
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            yield file
+        return
+    place = Path(os.path.realpath(path))
+    part = place.with_name(f".{place.name[:40]}.{os.getpid()}.tmp")
+    try:
+        with open(part, "w", encoding="utf-8", newline="") as file:
+            yield file
+        os.replace(part, place)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_places(options: Namespace) -> None:
+    """See that pictures are there, and that what is written does not go over or among them.
+
+    Raises:
+        UserError: if not.
+    """
+    from PIL import Image
+
+    resolved = [path.resolve() for path in options.pictures]
+    for path in options.pictures:
+        if not path.exists() and not path.is_symlink():
+            raise UserError(f"{path}: is not there; give files or folders of pictures")
+    if options.to.resolve() in resolved or options.to.suffix.lower() in Image.registered_extensions():
+        raise UserError(f"--to: {options.to} is a picture; give another name for the table")
+    if options.sort_into is not None:
+        target = options.sort_into.resolve()
+        for path in resolved:
+            if target == path or path in target.parents:
+                raise UserError(f"--sort-into: {options.sort_into} is inside {path}, whose pictures it would multiply")
 
 
 def predict(model: "Classifier", options: Namespace) -> None:  # noqa: F821 - torch takes seconds to load
@@ -74,7 +115,7 @@ def predict(model: "Classifier", options: Namespace) -> None:  # noqa: F821 - to
     score, sheet = Score(len(model.classes)), Sheet(model.classes, options.sheet_size)
     with ExitStack() as stack:
         stack.enter_context(explain_os_errors(options.to))
-        rows = stack.enter_context(open(options.to, "w", encoding="utf-8", newline=""))
+        rows = stack.enter_context(open_table(options.to))
         table = Table(rows, model.classes)
         files = list_files(options.pictures, model.classes)
         for prediction in tqdm(predict_files(model, files), unit="file", disable=not sys.stderr.isatty(), leave=False):

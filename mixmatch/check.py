@@ -84,6 +84,7 @@ def try_training(config: Config, path: Path, device: torch.device, console: Cons
         Diverged: if the loss is not finite.
     """
     run, done = RunDirectory(path), look_at_place(path, config)
+    run.starts_over = not run.has_begun()
     data = load_data(config.data, device, console.quiet_bars)
     split = find_split(run, config, data)
     with explain_memory(config, device):

@@ -82,7 +82,8 @@ def import_files(arguments: Sequence[str] | None) -> None:
 @contextmanager
 def loading() -> Iterator[None]:
     """Let Ctrl-C end the process at once and silently: while libraries load, Python's own way is pages of traceback."""
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # by whoever started this, and stays so
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
     previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -90,6 +91,18 @@ def loading() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def check_working_directory() -> None:
+    """See that the working directory is there: libraries say something else of it when they load.
+
+    Raises:
+        UserError: if it is not.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the working directory cannot be used ({error.strerror}); change to another") from None
 
 
 def repair_streams() -> None:
@@ -100,7 +113,7 @@ def repair_streams() -> None:
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115 - as long as the process
+            setattr(sys, name, open(number, "w", closefd=False, errors="backslashreplace"))  # noqa: SIM115 - as long as the process
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
@@ -115,7 +128,8 @@ def stop_signals() -> Iterator[Received]:
             raise Interrupted(number)
         received.append(number)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, note) for number in heeded}
     try:
         yield received
     finally:
@@ -132,6 +146,7 @@ def run_command(body: Callable[[], object]) -> int:
     repair_streams()
     rank = os.environ.get("RANK", "0")  # of the processes that torchrun has started
     try:
+        check_working_directory()
         body()
     except Stopped as stop:
         if rank == "0":

@@ -66,8 +66,12 @@ def write_atomically(path: Path, data: bytes, folder: int | None = None) -> None
     Raises:
         UserError: if it cannot be written; ``path`` is then as it was.
     """
+    if folder is None:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: is no regular file; give another name")
+        path = Path(os.path.realpath(path))  # a link stays one
     place = path.parent if folder is None else Path()  # names are relative to a descriptor
-    name, temporary = place / path.name, place / f".{path.name}.{os.getpid()}.tmp"
+    name, temporary = place / path.name, place / f".{path.name[:40]}.{os.getpid()}.tmp"
     with explain_os_errors(path):
         try:
             with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o666, dir_fd=folder)) as file:

@@ -227,7 +227,7 @@ def sort_into(folder: Path, name: str, file: Path) -> Path:
         for number in itertools.count(1):
             target = place / (file.name if number == 1 else f"{file.stem}-{number}{file.suffix}")
             try:
-                with open(target, "xb") as copy, open(file, "rb") as source:
+                with open(file, "rb") as source, open(target, "xb") as copy:
                     shutil.copyfileobj(source, copy)
                 return target
             except FileExistsError:

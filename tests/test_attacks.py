@@ -15,6 +15,7 @@ import main
 import predict
 import pseudo_label
 import reproduce.command
+from mixmatch.data import load_data
 from mixmatch.errors import UserError
 from mixmatch.files import load_tensors, save_tensors
 from mixmatch.predictions import sort_into
@@ -81,6 +82,8 @@ RESULTS = [
     "\xff",
     '{"test_accuracy": "x"}',
     lambda good: json.dumps(good | {"pseudo_label": 3}),
+    lambda good: json.dumps(good | {"pseudo_label": None}),
+    lambda good: json.dumps(good | {"test_accuracy_last": None}),
     lambda good: json.dumps(good | {"steps": "12"}),
     lambda good: json.dumps(good | {"best_validation": {"step": 6}}),
     lambda good: json.dumps(good | {"seconds": float("nan")}),
@@ -272,6 +275,98 @@ def test_what_never_came_to_a_checkpoint_does_not_block_the_corrected_command(tm
     assert run(tmp_path / "run") == 0
     assert run(tmp_path / "alone") == 0
     assert_same_run(tmp_path / "run", tmp_path / "alone")
+
+
+def test_run_alone_goes_on_where_no_checkpoint_was_written_and_nothing_is_lost_by_a_look(tmp_path):
+    script = (
+        "import os, signal, main\nfrom mixmatch.training.trainer import Trainer\n"
+        "Trainer.train_step = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"main.main(['--run', {str(tmp_path / 'run')!r}, *{SMALL!r}, 'seed=3'])"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    assert {"config.yml", "split.json", "images.json"} <= kept.keys()
+    assert main.main(["--run", str(tmp_path / "run"), "--check", *SMALL, "seed=4"]) == 0
+    assert main.main(["--run", str(tmp_path / "run"), *SMALL, "seed=4", "data.num_labeled=7"]) == 2
+    assert {
+        name: (tmp_path / "run" / name).read_bytes() for name in ("config.yml", "split.json")
+    }.items() <= kept.items()
+    assert main.main(["--run", str(tmp_path / "run")]) == 0
+    assert run(tmp_path / "alone", "seed=3") == 0
+    assert_same_run(tmp_path / "run", tmp_path / "alone")
+
+
+def test_a_length_that_is_taken_back(copy, monkeypatch):
+    config = (copy / "config.yml").read_text()
+    (copy / "config.yml").write_text(config.replace("steps: 12\n", "steps: 24\n", 1))
+    assert run(copy, "data.num_validation=20") == 0
+    assert (copy / "config.yml").read_text() == config
+    assert reproduce.command.main(["--compare", str(copy)]) == 0
+
+
+def test_curves_of_another_run_are_not_cut(tmp_path, monkeypatch, capsys):
+    """The folder is swapped while the data load, before TensorBoard's file is opened."""
+    signal_after(monkeypatch, 9, signal.SIGTERM)
+    assert run(tmp_path / "other") == 143
+    monkeypatch.undo()
+    monkeypatch.setattr("mixmatch.training.prepare.load_data", swapping(tmp_path, load_data))
+    assert run(tmp_path / "run") == 2
+    assert "is no longer the folder of this run" in one_line(capsys)
+    ours, theirs = (tmp_path / name / "events.out.tfevents.0" for name in ("run", "other"))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def swapping(root, load):
+    def loading(*arguments):
+        (root / "run").rename(root / "aside")
+        shutil.copytree(root / "other", root / "run")
+        return load(*arguments)
+
+    return loading
+
+
+def test_no_descriptor_and_no_lock_stays_when_a_folder_cannot_be_opened(copy, monkeypatch, capsys):
+    opened = os.open
+
+    def refusing(path, *arguments, **options):
+        if str(path).endswith("checkpoints"):
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "open", refusing)
+    monkeypatch.setattr(os, "supports_dir_fd", os.supports_dir_fd | {refusing})
+    for _ in range(3):
+        assert run(copy, "data.num_validation=20") == 2
+        one_line(capsys)
+    monkeypatch.undo()
+    assert len(os.listdir("/proc/self/fd")) <= before
+    assert run(copy, "data.num_validation=20") == 0
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    script = (
+        "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nimport main\n"
+        "from mixmatch.training.trainer import Trainer\nstep = Trainer.train_step\n"
+        "Trainer.train_step = lambda self: (step(self), os.kill(os.getpid(), signal.SIGINT))\n"
+        f"sys.exit(main.main(['--run', {str(tmp_path / 'run')!r}, *{SMALL!r}]))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False, capture_output=True).returncode == 0
+
+
+def test_a_working_directory_that_is_gone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run(tmp_path / "run") == 2
+    assert "the working directory cannot be used" in one_line(capsys)
+
+
+def test_a_dangling_link_beside_photographs_is_only_a_stray(photos, tmp_path):
+    os.symlink("/nowhere", photos / "notes.txt")
+    rows = "file,class\ntrain/cat/0.png,cat\ntrain/dog/0.png,dog\n"
+    (photos / "labels.csv").write_text(rows)
+    assert train_photos(photos, tmp_path / "run", "data.labels=labels.csv") == 0
 
 
 def test_a_finished_run_without_checkpoints_is_not_begun_anew(copy, capsys):

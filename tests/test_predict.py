@@ -18,6 +18,7 @@ import predict
 from mixmatch.classifier import load_model
 from mixmatch.data.decode import Unreadable, decode, find_images
 from mixmatch.errors import UserError
+from mixmatch.predictions import sort_into
 from tests.small_runs import ROOT, SMALL
 
 FOLDER = [
@@ -215,7 +216,7 @@ def test_onnx_computes_what_the_network_does(trained, photos, tmp_path):
     "arguments, message",
     [
         ([], "one of the arguments --run --model is required"),
-        (["--run", "nowhere", "x"], "nowhere: is no run directory"),
+        (["--run", "nowhere", "PHOTOS"], "nowhere: is no run directory"),
         (["--run", "RUN"], "no pictures are given"),
         (["--run", "RUN", "nowhere.png"], "nowhere.png: is not there"),
         (["--model", "RUN/model.safetensors", "--best", "x"], "--best: is of a run"),
@@ -223,12 +224,18 @@ def test_onnx_computes_what_the_network_does(trained, photos, tmp_path):
         (["--run", "RUN", "PHOTOS", "--to", "/nowhere/p.csv"], "/nowhere/p.csv: cannot be written"),
         (["--run", "RUN", "PHOTOS", "--sheet", "/nowhere/s.html"], "s.html: cannot be written"),
         (["--run", "RUN", "--export", "/nowhere/m.onnx"], "m.onnx: cannot be written"),
+        (["--run", "RUN", "PHOTOS", "--to", "x.jpg"], "--to: x.jpg is a picture"),
+        (["--run", "RUN", "PHOTOS", "--sort-into", "PHOTOS/sorted"], "is inside"),
+        (["--run", "RUN", "PHOTOS", "--sheet", "/dev/null"], "is no regular file; give another name"),
     ],
 )
 def test_bad_input_is_one_line(trained, photos, tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     names = {"RUN": str(trained), "PHOTOS": str(photos / "unlabeled")}
-    given = [names.get(argument, argument.replace("RUN", str(trained))) for argument in arguments]
+    given = [
+        names.get(argument, argument.replace("RUN", str(trained)).replace("PHOTOS", names["PHOTOS"]))
+        for argument in arguments
+    ]
     assert predict.main(given) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
@@ -368,3 +375,36 @@ def test_a_million_files_would_be_read_in_bounded_memory(trained, photos, tmp_pa
         assert code == 0
         peaks.append(peak)
     assert peaks[1] < peaks[0] * 1.2
+
+
+def test_a_table_that_was_there_stays_until_the_new_one_is_whole(trained, photos, tmp_path, monkeypatch, capsys):
+    table = tmp_path / "p.csv"
+    table.write_text("mine")
+    assert command("--run", trained, tmp_path / "mistyped", "--to", table) == 2
+    assert table.read_text() == "mine"
+
+    def interrupted(files, *arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mixmatch.predictions.predict_files", interrupted)
+    assert command("--run", trained, photos / "test", "--to", table) == 130
+    assert table.read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == ["p.csv"]
+    monkeypatch.undo()
+    os.symlink(table, tmp_path / "link.csv")
+    assert (
+        command("--run", trained, photos / "test", "--to", tmp_path / "link.csv", "--sheet", tmp_path / "s.html") == 0
+    )
+    assert (tmp_path / "link.csv").is_symlink() and len(rows(table)) == 18
+    done = subprocess.run(
+        [sys.executable, "predict.py", "--run", trained, photos / "test", "--to", "/dev/stdout"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.decode().count("/test/") >= 18
+
+
+def test_a_file_that_vanishes_before_it_is_sorted_leaves_nothing(tmp_path):
+    with pytest.raises(UserError):
+        sort_into(tmp_path / "sorted", "cat", tmp_path / "gone.png")
+    assert not list((tmp_path / "sorted" / "cat").iterdir())

@@ -160,7 +160,7 @@ def _by_table(listing: Listing, rows: dict[str, dict[str, str]], table: Path) ->
         place = listing.place(file)
         if place in rows or file.suffix.lower() in suffixes:
             parts["test" if is_test(place) else "train"].append(file)
-        elif not os.path.samefile(file, table):
+        elif os.path.realpath(file) != os.path.realpath(table):
             listing.strays.append(file)
     for file in parts["train"]:
         listing.add([file], numbers.get(names.get(listing.place(file), ""), NOT_KNOWN))

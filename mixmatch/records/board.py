@@ -47,8 +47,10 @@ class Board:
     A resumed run cuts the file back to the size it had at the checkpoint: its curves are the uninterrupted run's.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, folder: int | None = None) -> None:
         """Open the events of the run directory ``path`` at ``size`` bytes, 0 for a new run.
+
+        It is opened in the folder of the descriptor ``folder``, if there is one, wherever that is by now.
 
         ``descriptions`` of curves, by name, may be added to.
 
@@ -58,7 +60,9 @@ class Board:
         # TensorBoard orders files by the number in their name, which is a time otherwise; one file needs no order.
         self.path = path / "events.out.tfevents.0"
         with explain_os_errors(self.path):
-            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
+            name = self.path if folder is None else self.path.name
+            opener = lambda name, flags: os.open(name, flags, 0o666, dir_fd=folder)  # noqa: E731
+            self._file = open(name, "ab", buffering=0, opener=opener)  # noqa: SIM115 - closed by __exit__
             self._file.truncate(min(size, self._file.tell()))
             self._file.seek(0, os.SEEK_END)
         self.descriptions = dict(DESCRIPTIONS)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mixmatch.errors import brief_error
 from mixmatch.files import DamagedFile
@@ -63,7 +63,13 @@ class Results(_Stored):
     steps: Step
     seconds: Seconds
     steps_per_second: Seconds
-    pseudo_label: _OfRound | None = None
+    pseudo_label: _OfRound = _OfRound(start=0)
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> "Results":
+        if (self.test_accuracy is None) != (self.test_accuracy_last is None):
+            raise ValueError("test_accuracy and test_accuracy_last must both be there")
+        return self
 
 
 @dataclass

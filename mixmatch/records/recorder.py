@@ -35,7 +35,7 @@ class Recorder:
             writes: False for a rank that is not the first: nothing is written then.
         """
         self._run = run
-        self._board = Board(run.path, events_size) if writes else None
+        self._board = Board(run.path, events_size, run.held(run.path)) if writes else None
         # It is given NumPy's arrays and contiguous tensors: a computation of torch's would start threads that then
         # wait busily, on cores that training needs.
         self._thread = ThreadPoolExecutor(max_workers=1)

@@ -45,6 +45,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.split_file = path / "split.json"
         self.images_file = path / "images.json"
+        self.starts_over = False  # what is there never came to a checkpoint, and is of another config
         self._lock: tuple[int, int] | None = None  # the device and number of the lock's file, while it is held
         self._folders: dict[Path, int] = {}  # descriptors, where the system has them
 
@@ -77,7 +78,8 @@ class RunDirectory:
         """Remember which folder this is: until ``release`` nothing is written to another at the same path."""
         self._lock = self._lock_there()
         if os.open in os.supports_dir_fd:
-            self._folders = {folder: os.open(folder, os.O_RDONLY) for folder in (self.path, self.checkpoints)}
+            for folder in (self.path, self.checkpoints):
+                self._folders[folder] = os.open(folder, os.O_RDONLY)
 
     def release(self) -> None:
         """Hold on to the folder no longer."""
@@ -124,9 +126,11 @@ class RunDirectory:
             self.write("config.yml", to_yaml(self.config).encode())
 
     def forget(self) -> None:
-        """Remove what a run left that never came to a checkpoint."""
+        """Remove what a run left that never came to a checkpoint, if this one starts over."""
+        self.held(self.path)
         for name in ("config.yml", "split.json", "images.json", "metrics.jsonl"):
             (self.path / name).unlink(missing_ok=True)
+        self.starts_over = False
 
     def write_split(self, split: Split) -> None:
         """Write split.json, if it is not there yet."""
@@ -231,8 +235,10 @@ class RunDirectory:
     def _steps(self) -> list[int]:
         try:
             names = os.listdir(self._folders.get(self.checkpoints, self.checkpoints))
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise UserError(f"{self.checkpoints}: cannot be read ({error.strerror}); mend its permissions") from None
         found = (re.fullmatch(r"step-(\d{8}|[1-9]\d{8,15})\.safetensors", name, re.ASCII) for name in names)
         return sorted(int(match[1]) for match in found if match)
 
@@ -264,8 +270,9 @@ def open_run(path: Path, config: Config, ranks: Ranks = ALONE) -> Iterator[RunDi
             except OSError:
                 who = "another process"
             raise InUse(f"{path}: is in use by {who}; wait for it, or use another run directory") from None
-    run.hold()
     try:
+        with explain_os_errors(path):
+            run.hold()
         for leftover in (*path.glob(".*.tmp"), *run.checkpoints.glob(".*.tmp")):
             leftover.unlink(missing_ok=True)  # of a write that was killed
         write_atomically(owner, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -276,8 +283,7 @@ def open_run(path: Path, config: Config, ranks: Ranks = ALONE) -> Iterator[RunDi
             except UserError as error:
                 if run.has_begun():
                     raise UserError(f"{path}: {error}") from None
-                run.forget()
-                run.config = config
+                run.starts_over, run.config = True, config
         else:
             run.config = config  # stored by write_config, once it is known to work
         yield run

@@ -77,6 +77,8 @@ def train_run(
     with open_run(Path(path), config, ranks) as run, explain_memory(config, device):
         results = read_finished(run, config, ranks)
         if results is not None:
+            if ranks.first:
+                run.write_config()  # its length may have been raised, and taken back
             console.say(f"{path} is finished: {summarise(results)}")
             return results
 

@@ -98,6 +98,8 @@ def prepare(
         starting = start_from(config.init, trainer, data.classes, ranks)
     check_round(run, config, progress.start)
     if ranks.first:  # now that all is known to be good
+        if run.starts_over:
+            run.forget()
         run.write_config()
         run.write_split(split)
         run.write_images(data.spec())
@@ -178,7 +180,8 @@ def find_split(run: RunDirectory, config: Config, data: ImageData) -> Split:
         UserError: if the split cannot be had or does not fit the images.
     """
     settings, labels, fingerprint = config.data, data.labels.numpy(), data.fingerprint()
-    file = run.split_file if run.split_file.exists() else settings.split_file and Path(settings.split_file)
+    kept = run.split_file.exists() and not run.starts_over
+    file = run.split_file if kept else settings.split_file and Path(settings.split_file)
     test = data.test_fingerprint()
     if file:
         split = read_split(file, fingerprint, labels, data.files)
