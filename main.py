@@ -1,10 +1,11 @@
 """Train MixMatch, or the supervised baseline, as a config file says. `python3 main.py --help` lists every key."""
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixmatch.command import Parser, add_run, import_files, loading, run_command, stop_signals
+from mixmatch.command import Parser, add_run, loading, run_command, stop_signals
 
 DEFAULT_CONFIG = Path(__file__).parent / "config.yml"
 
@@ -46,10 +47,8 @@ def make_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code, see ``run_command``."""
 
-    def body() -> None:
+    def body(options: Namespace) -> None:
         with loading():
-            import_files(arguments)
-            options = make_parser().parse_intermixed_args(arguments)
             from mixmatch.check import check
             from mixmatch.config import load_config
             from mixmatch.ranks import join_ranks
@@ -68,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with join_ranks(config.device) as ranks:
             train(config, path, ranks, signals=stop_signals)
 
-    return run_command(body)
+    return run_command(make_parser, arguments, body)
 
 
 if __name__ == "__main__":

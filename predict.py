@@ -1,15 +1,15 @@
 """Use a trained network: what is on these pictures? `python3 predict.py --help` says how."""
 
-import os
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
-from mixmatch.command import Parser, import_files, loading, run_command
+from mixmatch.command import Parser, loading, run_command
 from mixmatch.errors import UserError
 
 
@@ -37,10 +37,7 @@ def make_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code, see ``run_command``."""
 
-    def body() -> None:
-        with loading():
-            import_files(arguments)
-        options = make_parser().parse_intermixed_args(arguments)
+    def body(options: Namespace) -> None:
         if options.sheet_size < 1:
             raise UserError(f"--sheet-size: must be 1 or more, got {options.sheet_size}")
         if options.best and options.run is None:
@@ -59,24 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.pictures:
             predict(model, options)
 
-    return run_command(body)
+    return run_command(make_parser, arguments, body)
 
 
 @contextmanager
 def open_table(path: Path) -> Iterator[TextIO]:
     """Open a table to write; what was there under its name stays until the new one is whole."""
-    if path.exists() and not path.is_file():  # such as /dev/stdout
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            yield file
-        return
-    place = Path(os.path.realpath(path))
-    part = place.with_name(f".{place.name[:40]}.{os.getpid()}.tmp")
-    try:
-        with open(part, "w", encoding="utf-8", newline="") as file:
-            yield file
-        os.replace(part, place)
-    finally:
-        part.unlink(missing_ok=True)
+    from mixmatch.files import open_atomically
+
+    device = path.exists() and not path.is_file()  # such as /dev/stdout
+    with open(path, "wb") if device else open_atomically(path) as file:
+        text = TextIOWrapper(file, encoding="utf-8", newline="")
+        yield text
+        text.detach()  # flushes, and leaves closing to whoever opened
 
 
 def check_places(options: Namespace) -> None:
@@ -87,10 +79,10 @@ def check_places(options: Namespace) -> None:
     """
     from PIL import Image
 
+    from mixmatch.data.decode import check_there
+
+    check_there(options.pictures)
     resolved = [path.resolve() for path in options.pictures]
-    for path in options.pictures:
-        if not path.exists() and not path.is_symlink():
-            raise UserError(f"{path}: is not there; give files or folders of pictures")
     if options.to.resolve() in resolved or options.to.suffix.lower() in Image.registered_extensions():
         raise UserError(f"--to: {options.to} is a picture; give another name for the table")
     if options.sort_into is not None:

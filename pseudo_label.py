@@ -1,13 +1,19 @@
 """Do a round of pseudo-labels on a finished run: its most confident predictions become labels, and training goes on."""
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixmatch.command import Parser, add_run, import_files, loading, run_command, stop_signals
+from mixmatch.command import Parser, add_run, loading, run_command, stop_signals
 from mixmatch.errors import UserError
 
-MAY_CHANGE = ("device", "data.root", "train.eval_every", "train.checkpoint_every", "train.log_every")
+
+def may_change() -> tuple[str, ...]:
+    """Return the keys of the run that a round may have otherwise."""
+    from mixmatch.config import RHYTHM
+
+    return "device", "data.root", *RHYTHM
 
 
 def make_parser() -> Parser:
@@ -17,7 +23,7 @@ def make_parser() -> Parser:
         description="Go on with a trained run, its most confident predictions as labels. "
         "The same command again continues an unfinished round.",
         overrides="pseudo_label.select=top and the like, listed by main.py --help; other keys stay the run's, but "
-        f"for {', '.join(MAY_CHANGE)}",
+        f"for {', '.join(may_change())}",
     )
     add_run(parser, "of the finished run", required=True)
     parser.add_argument("--to", type=Path, metavar="DIRECTORY", help="of the round (default: beside the run)")
@@ -28,26 +34,23 @@ def make_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code, see ``run_command``."""
 
-    def body() -> None:
+    def body(options: Namespace) -> None:
         with loading():
-            import_files(arguments)
-            options = make_parser().parse_intermixed_args(arguments)
             from mixmatch.ranks import join_ranks
             from mixmatch.rounds.start import find_round, start_round
             from mixmatch.training.loop import train
 
+        allowed = may_change()
         for text in options.overrides:
             key = text.partition("=")[0]
-            if not key.startswith("pseudo_label.") and key not in MAY_CHANGE:
-                raise UserError(
-                    f"{key}: belongs to the run; a round can change pseudo_label.*, {', '.join(MAY_CHANGE)}"
-                )
+            if not key.startswith("pseudo_label.") and key not in allowed:
+                raise UserError(f"{key}: belongs to the run; a round can change pseudo_label.*, {', '.join(allowed)}")
         config, path = find_round(options.run, options.to, options.overrides)
         with join_ranks(config.device) as ranks:
             start = ranks.from_first(lambda: start_round(options.run, path, config, options.allow_unfinished))
             train(start, path, ranks, signals=stop_signals)
 
-    return run_command(body)
+    return run_command(make_parser, arguments, body)
 
 
 if __name__ == "__main__":

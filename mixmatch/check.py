@@ -21,7 +21,7 @@ from mixmatch.files import explain_os_errors, write_atomically
 from mixmatch.ranks import ALONE
 from mixmatch.records.lettering import show_name
 from mixmatch.records.pictures import draw_grid, to_png
-from mixmatch.records.run import RunDirectory, open_run
+from mixmatch.records.run import CHECKPOINTS_KEPT, RunDirectory, open_run
 from mixmatch.training.device import choose_device, explain_memory
 from mixmatch.training.opening import describe, describe_classes
 from mixmatch.training.prepare import find_split, make_trainer, start_from
@@ -31,7 +31,7 @@ from mixmatch.training.trainer import Trainer
 WARM_UP, MOST_STEPS, SECONDS = 2, 50, 5.0  # steps that are not timed; and timed, until one of the two is reached
 IMAGES_TIMED = 1000  # of an evaluation
 SHOWN_OF_A_CLASS, SHOWN_CLASSES, SHOWN_UNLABELED, VIEWS = 3, 20, 12, 3
-CHECKPOINTS = 3  # the newest two and the best
+CHECKPOINTS = CHECKPOINTS_KEPT + 1  # and the best
 
 
 def check(config: Config, path: Path) -> None:
@@ -114,15 +114,18 @@ def try_training(config: Config, path: Path, device: torch.device, console: Cons
     check_disk(trainer, path)
 
 
+def nearest(path: Path) -> Path:
+    """Return what is there of a path: itself, or the closest folder above it."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 def look_at_place(path: Path, config: Config) -> int:
     """See that a run can be made or continued at ``path``, and return the steps that it has done.
 
     Raises:
         UserError: if it cannot.
     """
-    there = path
-    while not there.exists():
-        there = there.parent
+    there = nearest(path)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{there}: cannot be written into; use another --run")
     if not (path / "config.yml").exists():
@@ -188,8 +191,7 @@ def check_disk(trainer: Trainer, path: Path) -> None:
         UserError: if they will not.
     """
     needed = CHECKPOINTS * sum(tensor.numel() * tensor.element_size() for tensor in trainer.state().values())
-    there = next(place for place in (path, *path.parents) if place.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(nearest(path)).free
     print(f"checkpoints will take {needed / 1e6:,.0f} MB of disk, {free / 1e9:,.1f} GB are free")
     if needed > free:
         raise UserError(f"{path}: checkpoints take more than there is; make room, or use another --run")

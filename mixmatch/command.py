@@ -137,8 +137,15 @@ def stop_signals() -> Iterator[Received]:
             signal.signal(number, handler)
 
 
-def run_command(body: Callable[[], object]) -> int:
-    """Do ``body`` and return the exit code.
+def run_command(
+    make_parser: Callable[[], Parser], arguments: Sequence[str] | None, body: Callable[[argparse.Namespace], object]
+) -> int:
+    """Read the command line, do ``body`` as it says, and return the exit code.
+
+    Args:
+        make_parser: called when what ``--import`` brings is known.
+        arguments: of the command line; None for the process's own.
+        body: called with the options.
 
     Returns:
         0 done, 1 diverged, 2 something that the user can mend (said in one line), 128 + N stopped by signal N.
@@ -147,7 +154,10 @@ def run_command(body: Callable[[], object]) -> int:
     rank = os.environ.get("RANK", "0")  # of the processes that torchrun has started
     try:
         check_working_directory()
-        body()
+        with loading():
+            import_files(arguments)
+            options = make_parser().parse_intermixed_args(arguments)
+        body(options)
     except Stopped as stop:
         if rank == "0":
             print(stop)

@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -68,6 +69,18 @@ def confusion_matrix(truth: Tensor, predicted: Tensor, num_classes: int) -> Tens
     """Count pairs of true and predicted class, both (n,) int64: (C, C), the true class in rows."""
     pairs = truth * num_classes + predicted
     return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def recalls(confusion: Tensor | np.ndarray) -> list[float | None]:
+    """Return of each true class, the rows of (C, C) counts, the percentage that is right; None without images."""
+    pairs = zip(confusion.diagonal().tolist(), confusion.sum(1).tolist(), strict=True)
+    return [100 * right / count if count else None for right, count in pairs]
+
+
+def balanced(shares: list[float | None]) -> float:
+    """Return the mean of the recalls of the classes that have images: accuracy as if these had equally many."""
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known)
 
 
 def effective_classes(counts: list[float]) -> float:

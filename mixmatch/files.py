@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -66,27 +66,44 @@ def write_atomically(path: Path, data: bytes, folder: int | None = None) -> None
     Raises:
         UserError: if it cannot be written; ``path`` is then as it was.
     """
+    with explain_os_errors(path), open_atomically(path, folder) as file:
+        file.write(data)
+
+
+def open_in(folder: int | None, path: Path, mode: str, buffering: int = -1) -> BinaryIO:
+    """Open a binary file, in the folder of the descriptor ``folder`` if there is one, wherever that is by now."""
+    name = path if folder is None else path.name
+    return open(name, mode, buffering, opener=lambda name, flags: os.open(name, flags, 0o666, dir_fd=folder))
+
+
+@contextmanager
+def open_atomically(path: Path, folder: int | None = None) -> Iterator[BinaryIO]:
+    """Open a file to write that takes its name when it is whole; see ``write_atomically``.
+
+    Raises:
+        OSError: if it cannot be written; ``path`` is then as it was, as after any other exception.
+        UserError: if there is something at ``path`` that is no regular file.
+    """
     if folder is None:
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: is no regular file; give another name")
         path = Path(os.path.realpath(path))  # a link stays one
     place = path.parent if folder is None else Path()  # names are relative to a descriptor
     name, temporary = place / path.name, place / f".{path.name[:40]}.{os.getpid()}.tmp"
-    with explain_os_errors(path):
-        try:
-            with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o666, dir_fd=folder)) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-            if folder is None:
-                _sync_folder(path.parent)
-            else:
-                os.fsync(folder)
-        except OSError:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary, dir_fd=folder)
-            raise
+    try:
+        with open_in(folder, temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+        if folder is None:
+            _sync_folder(path.parent)
+        else:
+            os.fsync(folder)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=folder)
+        raise
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], folder: int | None = None) -> None:

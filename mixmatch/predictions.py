@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from mixmatch.classifier import Classifier
-from mixmatch.data.decode import Unreadable, decode_all, find_images
+from mixmatch.data.decode import Unreadable, check_there, decode_all, find_images, is_folder_name
 from mixmatch.errors import UserError, one_line
+from mixmatch.evaluation import balanced, recalls
 from mixmatch.files import csv_path, csv_text, explain_os_errors
 from mixmatch.records.pictures import to_png
 
@@ -64,16 +65,15 @@ def list_files(paths: Sequence[Path], classes: Sequence[str]) -> Iterator[tuple[
     Raises:
         UserError: if a path is not there, or a folder cannot be read.
     """
+    check_there(paths)
     numbers = {name: number for number, name in enumerate(classes)}
     for path in paths:
         if path.is_dir():
             for file in find_images(path):
                 above = [numbers[part] for part in file.relative_to(path).parts[:-1] if part in numbers]
                 yield file, above[-1] if above else None
-        elif path.exists() or path.is_symlink():
-            yield path, None
         else:
-            raise UserError(f"{path}: is not there; give files or folders of pictures")
+            yield path, None
 
 
 def predict_files(model: Classifier, files: Iterable[tuple[Path, int | None]]) -> Iterator[Prediction]:
@@ -219,7 +219,7 @@ def sort_into(folder: Path, name: str, file: Path) -> Path:
     Raises:
         UserError: if it cannot be written.
     """
-    if name in ("", ".", "..") or "/" in name or "\\" in name:
+    if not is_folder_name(name):
         raise UserError(f"--sort-into: class {name!r} is no name for a folder; sort by the table of rows instead")
     place = folder / name
     with explain_os_errors(place):
@@ -252,20 +252,19 @@ class Score:
 
     def lines(self, classes: Sequence[str]) -> list[str]:
         """Return accuracy, and recall and precision of each class that was there or was guessed, percent."""
-        total, right = self.confusion.sum(), self.confusion.diagonal()
+        total, right, shares = self.confusion.sum(), self.confusion.diagonal(), recalls(self.confusion)
         if not total:
             return []
         there, guessed = self.confusion.sum(axis=1), self.confusion.sum(axis=0)
         width = max(len(one_line(name)) for name in classes)
-        balanced = np.mean([right[c] / there[c] for c in range(len(classes)) if there[c]])
         lines = [
             f"accuracy {100 * right.sum() / total:.2f}% of {total} files whose class is known, "
-            f"balanced accuracy {100 * balanced:.2f}%",
+            f"balanced accuracy {balanced(shares):.2f}%",
             f"  {'class':<{width}}   files   recall  precision",
         ]
         for number, name in enumerate(classes):
             if there[number] or guessed[number]:
-                recall = f"{100 * right[number] / there[number]:.1f}%" if there[number] else "-"
+                recall = "-" if shares[number] is None else f"{shares[number]:.1f}%"
                 precision = f"{100 * right[number] / guessed[number]:.1f}%" if guessed[number] else "-"
                 lines.append(f"  {one_line(name):<{width}}{there[number]:>8}{recall:>9}{precision:>11}")
         return lines

@@ -17,7 +17,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixmatch.command import Parser, import_files, run_command, stop_signals
+from mixmatch.command import Parser, run_command, stop_signals
 from mixmatch.errors import Diverged, InUse, TimeUp, UserError
 from mixmatch.files import write_atomically
 from mixmatch.records.run import RunDirectory
@@ -41,9 +41,7 @@ from reproduce.tables import (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code, see ``run_command``."""
 
-    def body() -> None:
-        import_files(arguments)
-        options = make_parser().parse_args(arguments)
+    def body(options: Namespace) -> None:
         if (options.list or options.render or options.compare) and options.table:
             raise UserError("--list, --render and --compare train nothing: give no table with them")
         if options.list:
@@ -58,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             raise UserError("TABLE: none is given; --list lists them")
 
-    return run_command(body)
+    return run_command(make_parser, arguments, body)
 
 
 def make_parser() -> Parser:

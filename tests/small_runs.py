@@ -63,16 +63,24 @@ def run(path, *overrides):
     return main.main(["--run", str(path), *SMALL, *overrides])
 
 
-def signal_after(monkeypatch, stop_at, number):
-    """Let runs get a signal at the end of a step."""
+def after_each_step(monkeypatch, do):
+    """Let ``do`` be called with the trainer at the end of every step of runs."""
     step = Trainer.train_step
 
-    def stopping(self):
+    def stepping(self):
         step(self)
-        if self.step == stop_at:
-            os.kill(os.getpid(), number)
+        do(self)
 
-    monkeypatch.setattr(Trainer, "train_step", stopping)
+    monkeypatch.setattr(Trainer, "train_step", stepping)
+
+
+def at_step(monkeypatch, number, do):
+    after_each_step(monkeypatch, lambda trainer: do() if trainer.step == number else None)
+
+
+def signal_after(monkeypatch, stop_at, number):
+    """Let runs get a signal at the end of a step."""
+    at_step(monkeypatch, stop_at, lambda: os.kill(os.getpid(), number))
 
 
 def final(path):

@@ -20,7 +20,7 @@ from mixmatch.errors import UserError
 from mixmatch.files import load_tensors, save_tensors
 from mixmatch.predictions import sort_into
 from mixmatch.training.trainer import Trainer
-from tests.small_runs import ROOT, SMALL, assert_same_run, final, run, signal_after
+from tests.small_runs import ROOT, SMALL, assert_same_run, at_step, final, run, signal_after
 from tests.test_photographs import SETTINGS, pattern
 from tests.test_photographs import photos as photos
 from tests.test_photographs import train as train_photos
@@ -34,17 +34,6 @@ def one_line(capsys):
     lines = [line for line in error.splitlines() if not line.startswith("warning: ")]
     assert len(lines) == 1 and lines[0].startswith("error: "), error
     return lines[0]
-
-
-def at_step(monkeypatch, number, do):
-    step = Trainer.train_step
-
-    def stepping(self):
-        step(self)
-        if self.step == number:
-            do()
-
-    monkeypatch.setattr(Trainer, "train_step", stepping)
 
 
 @pytest.mark.parametrize("how", ["moved", "removed"])

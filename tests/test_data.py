@@ -245,6 +245,23 @@ def test_too_large_is_said_before_resizing(monkeypatch):
         load_named("digits", image_size=1024)
 
 
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def pack(monkeypatch, source, folder, root, train, test):
+    """Pack a folder as the archive that torchvision looks for, with checksums that it is told to expect."""
+    archive = root / source.filename
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(folder, source.base_folder)
+    monkeypatch.setattr(source, "tgz_md5", md5(archive))
+    for part, names in (("train_list", train), ("test_list", test)):
+        monkeypatch.setattr(source, part, [[name, md5(folder / name)] for name in names])
+    monkeypatch.setattr(source, "meta", source.meta | {"md5": md5(folder / source.meta["filename"])})
+    monkeypatch.setattr(source, "url", f"http://127.0.0.1:9/{source.filename}")  # nobody answers there
+    return archive
+
+
 @pytest.fixture
 def small_cifar(tmp_path, monkeypatch):
     """An archive laid out like CIFAR-10's, with two images a batch, whose checksums torchvision is told to expect."""
@@ -258,18 +275,7 @@ def small_cifar(tmp_path, monkeypatch):
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class{i}" for i in range(10)]}))
     root = tmp_path / "data"
     root.mkdir()
-    archive = root / CIFAR10.filename
-    with tarfile.open(archive, "w:gz") as file:
-        file.add(folder, CIFAR10.base_folder)
-
-    def md5(path):
-        return hashlib.md5(path.read_bytes()).hexdigest()
-
-    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive))
-    monkeypatch.setattr(CIFAR10, "train_list", [[name, md5(folder / name)] for name in names[:5]])
-    monkeypatch.setattr(CIFAR10, "test_list", [[names[5], md5(folder / names[5])]])
-    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5(folder / "batches.meta")})
-    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")  # nobody answers there
+    pack(monkeypatch, CIFAR10, folder, root, names[:5], names[5:])
     return root
 
 
@@ -327,7 +333,7 @@ def small_mnist(request, tmp_path, monkeypatch, idx_files):
     resources = []
     for name, array in idx_files.items():
         (raw / f"{name}.gz").write_bytes(gzip.compress(idx(array), mtime=0))
-        resources.append((f"{name}.gz", hashlib.md5((raw / f"{name}.gz").read_bytes()).hexdigest()))
+        resources.append((f"{name}.gz", md5(raw / f"{name}.gz")))
     monkeypatch.setattr(source, "resources", resources)
     monkeypatch.setattr(source, "mirrors", ["http://127.0.0.1:9/"])
     monkeypatch.setattr("mixmatch.data.mnist.INSTALLED", tmp_path / "not there")
@@ -407,18 +413,7 @@ def test_cifar100_is_unpacked_from_its_archive(tmp_path, monkeypatch):
         rows = np.full((3, 3072), number, np.uint8)
         (folder / name).write_bytes(pickle.dumps({"data": rows, "fine_labels": [0, 50, 99]}))
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class{i}" for i in range(100)]}))
-    archive = tmp_path / CIFAR100.filename
-    with tarfile.open(archive, "w:gz") as file:
-        file.add(folder, CIFAR100.base_folder)
-
-    def md5(path):
-        return hashlib.md5(path.read_bytes()).hexdigest()
-
-    monkeypatch.setattr(CIFAR100, "tgz_md5", md5(archive))
-    for part in ("train", "test"):
-        monkeypatch.setattr(CIFAR100, f"{part}_list", [[part, md5(folder / part)]])
-    monkeypatch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": md5(folder / "meta")})
-    monkeypatch.setattr(CIFAR100, "url", "http://127.0.0.1:9/x")
+    archive = pack(monkeypatch, CIFAR100, folder, tmp_path, ["train"], ["test"])
     data = load_named("cifar100", root=str(tmp_path))
     assert data.images.shape == (3, 32, 32, 3) and data.labels.tolist() == [0, 50, 99] and len(data.classes) == 100
     shutil.rmtree(tmp_path / CIFAR100.base_folder)

@@ -11,6 +11,7 @@ import signal
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -21,8 +22,7 @@ import pseudo_label
 from mixmatch.errors import Interrupted
 from mixmatch.files import DamagedFile, load_tensors
 from mixmatch.records.run import RunDirectory
-from mixmatch.training.trainer import Trainer
-from tests.small_runs import SMALL, metrics, without_times
+from tests.small_runs import SMALL, after_each_step, at_step, metrics, without_times
 
 TINY = [*SMALL, "data.num_labeled=10", "data.num_validation=10", "train.steps=6", "train.eval_every=3"]
 TINY += ["train.checkpoint_every=2", "train.batch_size=2", "mixmatch.num_views=1"]
@@ -58,20 +58,18 @@ class Truth:
         self.weights = {}
         self.results = {}
         self.history = {}
-        step = Trainer.train_step
         for seed in SEEDS:
             for kind in ("run", "round"):
                 seen = self.weights[seed, kind] = {}
 
-                def watching(trainer, seen=seen):
-                    step(trainer)
+                def watch(trainer, seen=seen):
                     seen[trainer.step] = {
                         f"model.{name}": value.clone() for name, value in trainer.model.state_dict().items()
                     }
 
-                Trainer.train_step = watching
                 path = self.root / f"{seed}"
-                try:
+                with pytest.MonkeyPatch.context() as patch:
+                    after_each_step(patch, watch)
                     if kind == "run":
                         assert command(path, seed) == 0
                     else:
@@ -79,8 +77,6 @@ class Truth:
                         path = self.root / f"{seed}-round"
                         start = ["--run", str(self.root / f"{seed}"), "--to", str(path), *ROUND]
                         assert pseudo_label.main(start) == 0
-                finally:
-                    Trainer.train_step = step
                 self.results[seed, kind] = json.loads((path / "results.json").read_text())
                 self.history[seed, kind] = without_times(metrics(path))
 
@@ -103,27 +99,23 @@ class Lives(RuleBasedStateMachine):
 
     def train(self, place, seed, kind="run", parent=None, at=None, how=None):
         """Train into a place, perhaps stopped or killed at a step, and return the exit code; None if killed."""
-        step = Trainer.train_step
 
-        def stopping(trainer):
-            step(trainer)
-            if trainer.step == at:
-                if how == "kill":
-                    raise Killed
-                os.kill(os.getpid(), signal.SIGTERM)
+        def stop():
+            if how == "kill":
+                raise Killed
+            os.kill(os.getpid(), signal.SIGTERM)
 
-        Trainer.train_step = stopping
         path = self.root / place
-        try:
-            if kind == "run":
-                return command(path, seed)
-            return pseudo_label.main(["--run", str(self.root / parent), "--to", str(path), *ROUND])
-        except Killed:
-            return None
-        except Interrupted:
-            return 128 + signal.SIGTERM
-        finally:
-            Trainer.train_step = step
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(patch, at, stop)
+            try:
+                if kind == "run":
+                    return command(path, seed)
+                return pseudo_label.main(["--run", str(self.root / parent), "--to", str(path), *ROUND])
+            except Killed:
+                return None
+            except Interrupted:
+                return 128 + signal.SIGTERM
 
     @rule(
         place=st.sampled_from(PLACES),
@@ -205,21 +197,17 @@ class Lives(RuleBasedStateMachine):
             return
         self.remove(place)
         aside, other = self.root / "aside", truth.root / f"{3 - seed}"
-        step = Trainer.train_step
 
-        def stepping(trainer):
-            step(trainer)
-            if trainer.step == at and not aside.exists():
+        def take_over():
+            if not aside.exists():
                 (self.root / place).rename(aside)
                 if copying:
                     shutil.copytree(other, self.root / place)
 
-        Trainer.train_step = stepping
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(patch, at, take_over)
             assert command(self.root / place, seed) == 2
-        finally:
-            Trainer.train_step = step
-            shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
         if copying:
             self.is_of[place] = 3 - seed, "run"
             self.finished.add(place)

@@ -2,12 +2,12 @@
 
 import pickle
 import urllib.error
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mixmatch.data.download import train_and_test
 from mixmatch.data.images import DataSettings, ImageData
 from mixmatch.errors import UserError
 
@@ -35,9 +35,7 @@ def _load(name: str, title: str, source: Any, settings: DataSettings) -> ImageDa
     folder = root / source.base_folder
     try:
         # Checks the MD5 of every file, unpacks the archive if that is there, and downloads it if not.
-        with redirect_stdout(None):
-            root.mkdir(parents=True, exist_ok=True)
-            train, test = (source(root, train=part, download=True) for part in (True, False))
+        train, test = train_and_test(source, root)
     except (urllib.error.URLError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         state = "is damaged" if folder.exists() else "is not there"

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -74,6 +74,18 @@ def find_images(folder: Path) -> Iterator[Path]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(place, name) for name in sorted(names) if not is_litter(name))
+
+
+def check_there(paths: Sequence[Path]) -> None:
+    """Raise UserError if one of some paths to pictures is not there; a link that leads nowhere is."""
+    for path in paths:
+        if not os.path.lexists(path):
+            raise UserError(f"{path}: is not there; give files or folders of pictures")
+
+
+def is_folder_name(name: str) -> bool:
+    """Tell whether the name of a class can be a folder's on any system, and leads nowhere else."""
+    return name not in ("", ".", "..") and not any(character in name for character in "/\\\0")
 
 
 def is_litter(name: str) -> bool:

@@ -204,16 +204,21 @@ def resize(images: Tensor, size: int) -> Tensor:
     return torch.cat(parts)
 
 
+def free_memory(device: torch.device) -> dict[str, int]:
+    """Return the bytes that are free on this machine, and on ``device`` if that has memory of its own."""
+    places = {"this machine": psutil.virtual_memory().available}
+    if device.type == "cuda":
+        places[str(device)] = torch.cuda.mem_get_info(device)[0]
+    return places
+
+
 def check_memory(needed: int, device: torch.device) -> None:
     """See that this machine and ``device`` have room for so many bytes of images.
 
     Raises:
         UserError: if one has not.
     """
-    places = {"this machine": psutil.virtual_memory().available}
-    if device.type == "cuda":
-        places[str(device)] = torch.cuda.mem_get_info(device)[0]
-    for place, free in places.items():
+    for place, free in free_memory(device).items():
         if needed > 0.9 * free:
             raise UserError(
                 f"data: the images take {needed / 2**30:.1f} GiB, {place} has {free / 2**30:.1f} GiB of memory free; "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mixmatch.data.decode import find_images, is_litter
+from mixmatch.data.decode import find_images, is_folder_name, is_litter
 from mixmatch.errors import UserError
 from mixmatch.files import check_regular
 from mixmatch.section import brief
@@ -62,22 +62,23 @@ def list_photographs(root: Path, table: str | None) -> Listing:
     Raises:
         UserError: if a folder or the table cannot be read at all. All else is in ``problems``.
     """
-    rows = None if table is None else read_labels(root / table, root)
-    by_table = rows is not None and any("class" in row for row in rows.values())
     listing = Listing(root)
-    if rows is not None and by_table:
-        _by_table(listing, rows, root / str(table))
-    else:
-        _by_folders(listing, ignored={str(table)})
-    if rows is not None:
-        groups = {place: row.get("group", "") for place, row in rows.items()}
-        listing.groups = [groups.get(listing.place(file), "") for file in listing.files]
-        listed = {listing.place(file) for file in listing.files + listing.strays}
-        for place, row in rows.items():
-            if place not in listed:
-                listing.problems.append(f"{root / str(table)}: line {row['line']}: {place} is no file below {root}")
-    else:
+    if table is None:
+        _by_folders(listing)
         listing.groups = [""] * len(listing.files)
+        return listing
+    file = root / table
+    rows = read_labels(file, root)
+    if any("class" in row for row in rows.values()):
+        _by_table(listing, rows, file)
+    else:
+        _by_folders(listing, ignored=table)
+    places = [listing.place(photograph) for photograph in listing.files]
+    listing.groups = [rows.get(place, {}).get("group", "") for place in places]
+    listed = {*places, *(listing.place(stray) for stray in listing.strays)}
+    for place, row in rows.items():
+        if place not in listed:
+            listing.problems.append(f"{file}: line {row['line']}: {place} is no file below {root}")
     return listing
 
 
@@ -113,7 +114,7 @@ def read_labels(file: Path, root: Path) -> dict[str, dict[str, str]]:
                 said = {name: row[name] for name in ("class", "group") if name in row}
                 place = find_place(row["file"], root)
                 name = said.get("class", "")
-                if name in (".", "..") or any(character in name for character in "/\\\0"):
+                if name and not is_folder_name(name):
                     raise UserError(f"{file}: line {lines.line_num}: {name!r} is no name for a class")
                 former = rows.get(place, said)
                 if any(former[name] != said[name] for name in said):
@@ -178,7 +179,7 @@ def is_test(place: str) -> bool:
     return place.split("/")[0].lower() == "test"
 
 
-def _by_folders(listing: Listing, ignored: set[str]) -> None:
+def _by_folders(listing: Listing, ignored: str = "") -> None:
     """Take classes from the names of folders."""
     root, problems = listing.root, listing.problems
     listing.classes, stray = _look_into(root / "train")
@@ -205,7 +206,7 @@ def _by_folders(listing: Listing, ignored: set[str]) -> None:
         if part == "train":
             listing.add([file for folder in unlabeled for file in find_images(folder)], NOT_KNOWN)
             listing.num_train = len(listing.files)
-    known = {"train", "test", *UNLABELED, *ignored}
+    known = {"train", "test", *UNLABELED, ignored}
     listing.strays += [path for path in _list(root) if path.name not in known]
 
 

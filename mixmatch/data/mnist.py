@@ -8,13 +8,13 @@ import gzip
 import hashlib
 import struct
 import zlib
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mixmatch.data.download import train_and_test
 from mixmatch.data.images import DataSettings, ImageData
 from mixmatch.errors import UserError, brief_error
 
@@ -93,9 +93,7 @@ def _load(name: str, title: str, source: Any, settings: DataSettings, flip: bool
     root = Path(settings.root)
     folder = root / source.__name__ / "raw"
     try:
-        with redirect_stdout(None):
-            root.mkdir(parents=True, exist_ok=True)
-            train, test = (source(root, train=part, download=True) for part in (True, False))
+        train, test = train_and_test(source, root)
         return _make(name, train.classes, train.data, train.targets, test.data, test.targets, flip=flip)
     except FAILURES as error:
         state = "is damaged" if folder.exists() and any(folder.iterdir()) else "is not there"

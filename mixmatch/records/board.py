@@ -15,7 +15,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import hparams
 
 from mixmatch.errors import one_line
-from mixmatch.files import explain_os_errors
+from mixmatch.files import explain_os_errors, open_in
 from mixmatch.records.pictures import describe_guess, draw_confusion, draw_grid, to_png
 
 # What TensorBoard says beside the pictures and curves; methods add those of their own curves.
@@ -60,9 +60,7 @@ class Board:
         # TensorBoard orders files by the number in their name, which is a time otherwise; one file needs no order.
         self.path = path / "events.out.tfevents.0"
         with explain_os_errors(self.path):
-            name = self.path if folder is None else self.path.name
-            opener = lambda name, flags: os.open(name, flags, 0o666, dir_fd=folder)  # noqa: E731
-            self._file = open(name, "ab", buffering=0, opener=opener)  # noqa: SIM115 - closed by __exit__
+            self._file = open_in(folder, self.path, "ab", buffering=0)
             self._file.truncate(min(size, self._file.tell()))
             self._file.seek(0, os.SEEK_END)
         self.descriptions = dict(DESCRIPTIONS)
@@ -86,7 +84,7 @@ class Board:
             Summary.Value(
                 tag=f"{GROUPS.get(name, 'train')}/{name}",
                 simple_value=value,
-                metadata=self._describe(name, "scalars"),
+                metadata=_metadata(self.descriptions.get(name, ""), "scalars"),
             )
             for name, value in values.items()
             if isinstance(value, int | float)
@@ -130,9 +128,6 @@ class Board:
             height=picture.height, width=picture.width, colorspace=3, encoded_image_string=to_png(picture)
         )
         self._add([Summary.Value(tag=tag, image=image, metadata=_metadata(text, "images"))], step)
-
-    def _describe(self, name: str, plugin: str) -> SummaryMetadata:
-        return _metadata(self.descriptions.get(name, ""), plugin)
 
     def _write(self, event: Event) -> None:
         record = io.BytesIO()

@@ -22,7 +22,7 @@ def show_name(names: Sequence[str], number: int, letters: int = 14) -> str:
 def load_font(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Return a font of ``size`` pixels that has the letters of ``text``, or Pillow's own if there is none."""
     file = find_font(text)
-    return ImageFont.truetype(file, size) if file else _own(size)
+    return (file and _open(file, size)) or _own(size)
 
 
 @lru_cache(10000)
@@ -31,7 +31,7 @@ def find_font(text: str) -> str | None:
     if text.isascii() or _has(_own(16), text):
         return ""
     for file in _fonts():
-        font = _open(file)
+        font = _open(file, 16)
         if font is not None and _has(font, text):
             return file
     return None
@@ -43,9 +43,9 @@ def _own(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 @cache
-def _open(file: str) -> ImageFont.FreeTypeFont | None:
+def _open(file: str, size: int) -> ImageFont.FreeTypeFont | None:
     try:
-        return ImageFont.truetype(file, 16)
+        return ImageFont.truetype(file, size)
     except (OSError, ValueError):  # of bitmaps of other sizes, or damaged
         return None
 

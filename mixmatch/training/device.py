@@ -5,10 +5,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import psutil
 import torch
 
 from mixmatch.config import Config
+from mixmatch.data.images import free_memory
 from mixmatch.errors import UserError
 from mixmatch.models import NetworkSettings, build_network
 from mixmatch.ranks import ALONE, Ranks
@@ -105,10 +105,8 @@ def check_room(settings: NetworkSettings, num_classes: int, channels: int, devic
     with torch.device("meta"):
         network = build_network(settings, num_classes, channels)
     count = sum(parameter.numel() for parameter in network.parameters())
-    needed, places = 4 * COPIES * count, {"this machine": psutil.virtual_memory().available}
-    if device.type == "cuda":
-        places[str(device)] = torch.cuda.mem_get_info(device)[0]
-    for place, free in places.items():
+    needed = 4 * COPIES * count
+    for place, free in free_memory(device).items():
         if needed > free:
             raise UserError(
                 f"model: {settings.title()} has {count:,} parameters, to train which takes {needed / 2**30:.1f} GiB; "

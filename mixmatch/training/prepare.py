@@ -190,19 +190,19 @@ def find_split(run: RunDirectory, config: Config, data: ImageData) -> Split:
                 f"{run.path}: its test images have changed; put them back, or measure with predict.py on the new ones"
             )
         check_groups(split, data.groups)
-        return replace(split, test_fingerprint=test)
-    split = make_split(
-        data.name,
-        fingerprint,
-        labels,
-        data.classes,
-        config.seed,
-        settings.num_labeled,
-        settings.num_validation,
-        settings.labeled_as_unlabeled,
-        data.groups,
-        data.files,
-    )
+    else:
+        split = make_split(
+            data.name,
+            fingerprint,
+            labels,
+            data.classes,
+            config.seed,
+            settings.num_labeled,
+            settings.num_validation,
+            settings.labeled_as_unlabeled,
+            data.groups,
+            data.files,
+        )
     return replace(split, test_fingerprint=test)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mixmatch.evaluation import Evaluation, score
+from mixmatch.evaluation import Evaluation, balanced, recalls, score
 from mixmatch.hooks import Hook
 from mixmatch.records.progress import Progress
 from mixmatch.records.recorder import Recorder
@@ -47,8 +47,8 @@ class Accuracy(Hook):
         # A run that was killed between its last checkpoint and its results has not evaluated in this process.
         last = self._last or self._measure(*self.held_out)
         confusion = last.confusion
-        counts, right = confusion.sum(dim=1).tolist(), confusion.diagonal().tolist()
-        recalls = {name: 100 * hit / n for name, hit, n in zip(self.classes, right, counts, strict=True) if n}
+        counts, shares = confusion.sum(dim=1).tolist(), recalls(confusion)
+        by_class = {name: share for name, share in zip(self.classes, shares, strict=True) if share is not None}
         wrong = confusion - confusion.diagonal().diag()
         truth, guess = divmod(int(wrong.argmax()), len(self.classes))
         confused = {
@@ -60,8 +60,8 @@ class Accuracy(Hook):
         return {
             f"{self.name}_images": sum(counts),
             f"{self.name}_accuracy_last": last.accuracy,
-            f"{self.name}_accuracy_by_class": recalls,
-            f"{self.name}_accuracy_balanced": sum(recalls.values()) / len(recalls),
+            f"{self.name}_accuracy_by_class": by_class,
+            f"{self.name}_accuracy_balanced": balanced(shares),
             f"{self.name}_most_confused": confused if wrong.any() else None,
         }
 
