@@ -236,7 +236,7 @@ def our_step(
     )
     names = [str(number) for number in range(CLASSES)]
     data = ImageData("random", names, images, labels, None, None, flip=True)
-    split = make_split("random", "", labels.numpy(), names, 1, 250, 0, True)
+    split = make_split(data, config.data, seed=1)
     trainer = make_trainer(config, data, split, device)
     trainer.keep_graph = True
     trainer.use(RUNGS.get(variant, PLAIN))

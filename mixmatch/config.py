@@ -38,6 +38,9 @@ class TrainSettings(Section):
     )
     optimizer: Literal["adam", "sgd"] = Field("adam", description="adam, or sgd with momentum and step decay")
     lr: Positive = Field(0.002, description="learning rate")
+    lr_schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="over the run: constant, cosine (FixMatch's, down to a fifth) or linear (to 0)"
+    )
     weight_decay: NonNegative = Field(
         0.02, description="after each step convolution and dense kernels shrink by lr times this; nothing else does"
     )
@@ -344,7 +347,7 @@ def continued(stored: Config, config: Config, reached: int) -> Config:
     """
     differing = differing_keys(stored, config, ignoring=(*RHYTHM, "train.steps"))
     another_length = config.train.steps != stored.train.steps
-    fixed = METHODS[stored.method].length_matters
+    fixed = METHODS[stored.method].length_matters or stored.train.lr_schedule != "constant"
     hint = ""
     if another_length and (differing or fixed or config.train.steps < reached):
         differing += _differing(stored, config, ["train.steps"])

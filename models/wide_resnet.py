@@ -17,9 +17,15 @@ DEEPEST = 1000
 class WideResNetSettings(NetworkSettings):
     """The ``model`` section of a Wide ResNet."""
 
-    depth: int = Field(28, description="of wide_resnet: convolutions on the longest path, 6n + 4: 10, 16, 22, 28, ...")
+    depth: int = Field(
+        28, description="of wide_resnet: convolutions on the longest path of three scales, 6n + 4: 10, 16, 22, ..."
+    )
     width: Annotated[float, Field(gt=0, le=64)] = Field(
-        2, description="of wide_resnet: widening factor; 16, 32 and 64 times so many channels"
+        2, description="of wide_resnet: widening factor; 16, 32, 64, ... times so many channels"
+    )
+    scales: Annotated[int, Field(ge=1, le=8)] = Field(
+        3,
+        description="of wide_resnet: groups of blocks, each from the second on at half the size and twice the channels",
     )
 
     @field_validator("depth")
@@ -38,7 +44,7 @@ class WideResNetSettings(NetworkSettings):
 
     def title(self) -> str:
         """Return the usual name: WRN-28-2."""
-        return f"WRN-{self.depth}-{self.width:g}"
+        return f"WRN-{self.depth}-{self.width:g}" + (f" of {self.scales} scales" if self.scales != 3 else "")
 
 
 class Block(nn.Module):
@@ -73,10 +79,10 @@ class Block(nn.Module):
 
 
 class WideResNet(Network):
-    """A 3x3 stem, three groups of blocks, global average pooling, one dense layer.
+    """A 3x3 stem, groups of blocks, global average pooling, one dense layer.
 
-    The groups have 16, 32 and 64 times ``width`` channels. Any image size works from 4x4 up; the second and the third
-    group halve it.
+    The groups, as many as ``scales``, have 16, 32, 64, ... times ``width`` channels, and each but the first halves the
+    image. Any size works from 4x4 up.
     """
 
     Settings = WideResNetSettings
@@ -88,7 +94,7 @@ class WideResNet(Network):
         channels = 16
         self.stem = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.blocks = nn.ModuleList()
-        for group in range(3):
+        for group in range(settings.scales):
             out_channels = int(16 * settings.width) << group
             for i in range(blocks_per_group):
                 stride = 2 if group > 0 and i == 0 else 1

@@ -12,7 +12,8 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
+from scipy.io import savemat
+from torchvision.datasets import CIFAR10, CIFAR100, MNIST, STL10, SVHN, FashionMNIST
 
 from mixmatch.config import build_config
 from mixmatch.data import DATASETS, Dataset, ImageData, load_data, mnist
@@ -420,3 +421,163 @@ def test_cifar100_is_unpacked_from_its_archive(tmp_path, monkeypatch):
     archive.write_bytes(b"")
     with pytest.raises(UserError, match=r"CIFAR-100 is not there and could not be downloaded .*put cifar-100-python"):
         load_named("cifar100", root=str(tmp_path))
+
+
+def mat(path, images, digits):
+    """A file of SVHN: images (h, w, c, n), the digit 0 stored as 10."""
+    savemat(path, {"X": images, "y": np.array(digits, np.uint8)[:, None]}, do_compression=True)
+
+
+@pytest.fixture
+def small_svhn(tmp_path, monkeypatch):
+    """Small files in SVHN's format, whose checksums torchvision is told to expect; nobody serves others."""
+    draw = np.random.RandomState(0)
+    root, parts = tmp_path / "data", {}
+    root.mkdir()
+    for part, digits in {"train": [10, 1, 9, 1], "extra": [2, 2, 5], "test": [10, 3]}.items():
+        file = root / f"{part}_32x32.mat"
+        mat(file, draw.randint(0, 256, (32, 32, 3, len(digits))).astype(np.uint8), digits)
+        parts[part] = [f"http://127.0.0.1:9/{file.name}", file.name, md5(file)]
+    monkeypatch.setattr(SVHN, "split_list", parts)
+    return root
+
+
+def test_svhn_is_read_as_torchvision_does(small_svhn):
+    data, extra = (load_named(name, root=str(small_svhn)) for name in ("svhn", "svhn_extra"))
+    theirs = SVHN(small_svhn, split="train")
+    assert data.images.shape == (4, 32, 32, 3) and data.labels.tolist() == [0, 1, 9, 1]
+    assert np.array_equal(data.images.numpy(), theirs.data.transpose(0, 2, 3, 1))
+    assert np.array_equal(data.images[1].numpy(), np.asarray(theirs[1][0]))
+    assert data.test_labels.tolist() == [0, 3] and data.by_share and not data.flip
+    assert extra.labels.tolist() == [0, 1, 9, 1, 2, 2, 5] and torch.equal(extra.images[:4], data.images)
+    assert torch.equal(extra.test_images, data.test_images) and extra.fingerprint() != data.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "spoil, state",
+    [
+        (lambda file: file.unlink(), "is not there"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-100]), "is damaged"),
+        (lambda file: file.write_bytes(b""), "is damaged"),
+        (lambda file: file.write_bytes(b"MATLAB 5.0 MAT-file" + bytes(500)), "is damaged"),
+    ],
+    ids=["missing", "truncated", "empty", "another format"],
+)
+@pytest.mark.parametrize("expected", [False, True], ids=["checksum differs", "checksum fits"])
+def test_svhn_damaged_and_no_network(small_svhn, monkeypatch, spoil, state, expected):
+    file = small_svhn / "train_32x32.mat"
+    spoil(file)
+    if expected and file.exists():
+        monkeypatch.setitem(SVHN.split_list, "train", [*SVHN.split_list["train"][:2], md5(file)])
+    with pytest.raises(UserError, match=rf"{state} and could not be downloaded .*put train_32x32.mat \(MD5 [0-9a-f]+"):
+        load_named("svhn", root=str(small_svhn))
+
+
+def test_svhn_with_labels_that_are_no_digits(small_svhn, monkeypatch):
+    file = small_svhn / "train_32x32.mat"
+    mat(file, np.zeros((32, 32, 3, 2), np.uint8), [1, 11])
+    monkeypatch.setitem(SVHN.split_list, "train", [*SVHN.split_list["train"][:2], md5(file)])
+    with pytest.raises(UserError, match="svhn: training labels must be -1 to 9"):
+        load_named("svhn", root=str(small_svhn))
+
+
+@pytest.fixture
+def small_stl10(tmp_path, monkeypatch):
+    """An archive laid out like STL-10's: 6 labelled images in two folds, 3 without label, 2 for the test."""
+    folder = tmp_path / "made" / STL10.base_folder
+    folder.mkdir(parents=True)
+    draw = np.random.RandomState(0)
+    for name, count in {"train": 6, "unlabeled": 3, "test": 2}.items():
+        (folder / f"{name}_X.bin").write_bytes(draw.randint(0, 256, (count, 3, 96, 96)).astype(np.uint8).tobytes())
+    (folder / "train_y.bin").write_bytes(bytes([1, 2, 3, 1, 2, 10]))
+    (folder / "test_y.bin").write_bytes(bytes([1, 10]))
+    (folder / "class_names.txt").write_text("\n".join(f"class{i}" for i in range(10)) + "\n")
+    (folder / "fold_indices.txt").write_text("0 1 2 \n3 4 5 \n")
+    root = tmp_path / "data"
+    root.mkdir()
+
+    def pack_stl10():
+        with tarfile.open(root / STL10.filename, "w:gz") as file:
+            file.add(folder, STL10.base_folder)
+        monkeypatch.setattr(STL10, "tgz_md5", md5(root / STL10.filename))
+        for part, names in {"train_list": ["train_X.bin", "train_y.bin", "unlabeled_X.bin"]}.items():
+            monkeypatch.setattr(STL10, part, [[name, md5(folder / name)] for name in names])
+        monkeypatch.setattr(STL10, "test_list", [[name, md5(folder / name)] for name in ("test_X.bin", "test_y.bin")])
+        monkeypatch.setattr(STL10, "url", f"http://127.0.0.1:9/{STL10.filename}")
+
+    pack_stl10()
+    return root, folder, pack_stl10
+
+
+def test_stl10_is_read_as_torchvision_does(small_stl10):
+    root, _, _ = small_stl10
+    data = load_named("stl10", root=str(root))
+    theirs = STL10(root, split="train+unlabeled")
+    assert data.images.shape == (9, 96, 96, 3) and data.labels.tolist() == [0, 1, 2, 0, 1, 9, -1, -1, -1]
+    assert np.array_equal(data.images.numpy(), theirs.data.transpose(0, 2, 3, 1))
+    assert np.array_equal(data.images[2].numpy(), np.asarray(theirs[2][0]))
+    assert data.folds == [[0, 1, 2], [3, 4, 5]] and data.classes[9] == "class9" and data.flip
+    assert data.test_labels.tolist() == [0, 9]
+    small = load_named("stl10", root=str(root), image_size=32)
+    assert small.images.shape == (9, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("train_X.bin", lambda old: old[:-1], "is damaged .*cannot reshape"),
+        ("train_y.bin", lambda old: bytes([1, 2, 3, 1, 2, 11]), "training labels must be"),
+        ("test_y.bin", lambda old: bytes([1, 0]), "test labels must be"),
+        ("test_y.bin", lambda old: old + b"x", "test labels must be"),
+        ("fold_indices.txt", lambda old: b"0 1 2\n3 4 6\n", "fold_indices.txt does not fit"),
+        ("fold_indices.txt", lambda old: b"0 1 2\n3 4\n", "fold_indices.txt does not fit"),
+        ("fold_indices.txt", lambda old: b"one two", "is damaged"),
+    ],
+)
+def test_stl10_with_files_that_do_not_fit(small_stl10, file, content, message):
+    root, folder, pack_stl10 = small_stl10
+    (folder / file).write_bytes(content((folder / file).read_bytes()))
+    pack_stl10()
+    with pytest.raises(UserError, match=message):
+        load_named("stl10", root=str(root))
+
+
+def test_stl10_damaged_and_no_network(small_stl10):
+    root, _, _ = small_stl10
+    load_named("stl10", root=str(root))
+    (root / STL10.filename).unlink()
+    load_named("stl10", root=str(root))  # what has been unpacked suffices
+    file = root / STL10.base_folder / "train_X.bin"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"is damaged and could not be downloaded .*put stl10_binary.tar.gz \(MD5"):
+        load_named("stl10", root=str(root))
+
+
+@pytest.mark.parametrize("name, source", [("cifar10", CIFAR10), ("stl10", STL10)])
+def test_an_archive_that_reaches_out_is_not_unpacked(tmp_path, monkeypatch, name, source):
+    root = tmp_path / "data"
+    root.mkdir()
+    with tarfile.open(root / source.filename, "w:gz") as file:
+        member = tarfile.TarInfo("../outside")
+        file.addfile(member)
+    monkeypatch.setattr(source, "url", f"http://127.0.0.1:9/{source.filename}")
+    with pytest.raises(UserError, match="could not be downloaded"):
+        load_named(name, root=str(root))
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "svhn", "svhn_extra", "stl10"])
+@pytest.mark.parametrize("root", ["/proc/none", "/dev/null/data"])
+def test_a_folder_that_cannot_be_written_to(name, root):
+    with pytest.raises(UserError, match="is not there and could not be downloaded"):
+        load_named(name, root=root)
+
+
+@pytest.mark.parametrize(
+    "name, gib", [("stl10", "2.9"), ("svhn_extra", "1.8"), ("svhn", "0.3"), ("cifar10", "0.2"), ("mnist", "0.1")]
+)
+def test_too_large_is_said_before_the_download(monkeypatch, tmp_path, name, gib):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**24}))
+    with pytest.raises(UserError, match=rf"take {gib} GiB, this machine has 0.0 GiB .*needs a machine with more"):
+        load_named(name, root=str(tmp_path / "data"))
+    assert not (tmp_path / "data").exists()

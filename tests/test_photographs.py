@@ -16,10 +16,10 @@ from mixmatch.classifier import load_model
 from mixmatch.config import build_config
 from mixmatch.data import load_data
 from mixmatch.data.decode import Unreadable, decode
-from mixmatch.data.split import make_split
 from mixmatch.errors import UserError
 from tests.small_runs import SMALL
 from tests.test_predict import pattern
+from tests.toys import labels_alone, split_of
 
 CPU = torch.device("cpu")
 CLASSES = ["cat", "dog"]
@@ -135,7 +135,7 @@ def test_groups_are_never_split_over_validation_and_training(seed, held_out, num
     if some_without:
         groups[::3] = [""] * 60
     try:
-        split = make_split("x", "", labels, CLASSES, seed, "all", 2 * held_out, True, groups)
+        split = split_of(labels_alone(labels, CLASSES, groups=groups), seed, "all", 2 * held_out, True)
     except UserError as error:
         assert "are too many" in str(error)  # a group can be all that a class has
         return
@@ -143,12 +143,12 @@ def test_groups_are_never_split_over_validation_and_training(seed, held_out, num
     assert not held & {groups[i] for i in (*split.labeled, *split.unlabeled)}
     counts = np.bincount(labels[split.validation], minlength=2)
     assert (counts >= held_out).all() and not set(split.validation) & set(split.labeled)
-    assert split == make_split("x", "", labels, CLASSES, seed, "all", 2 * held_out, True, groups)
+    assert split == split_of(labels_alone(labels, CLASSES, groups=groups), seed, "all", 2 * held_out, True)
 
 
 def test_groups_of_one_are_as_good_as_none():
     labels = np.repeat([0, 1], 50)
-    with_groups = make_split("x", "", labels, CLASSES, 3, 20, 30, True, [str(i) for i in range(100)])
+    with_groups = split_of(labels_alone(labels, CLASSES, groups=[str(i) for i in range(100)]), 3, 20, 30)
     assert np.bincount(labels[with_groups.validation]).tolist() == [15, 15]
     assert np.bincount(labels[with_groups.labeled]).tolist() == [10, 10]
 
@@ -168,7 +168,7 @@ def test_groups_of_one_are_as_good_as_none():
 )
 def test_validation_images_are_held_out_where_there_are_enough(counts, labeled, expected):
     labels = np.repeat([0, 1], counts)
-    split = make_split("x", "", labels, CLASSES, 1, labeled, "auto", False)
+    split = split_of(labels_alone(labels, CLASSES), 1, labeled, "auto")
     assert len(split.validation) == expected
     assert len(split.labeled) == (sum(counts) - expected if labeled == "all" else labeled)
 
@@ -419,7 +419,7 @@ def test_large_groups_are_held_out_only_if_nothing_else_is_left():
     labels = np.repeat([0, 1], 100)
     groups = ["large"] * 60 + [""] * 140
     for seed in range(30):
-        split = make_split("x", "", labels, CLASSES, seed, "all", "auto", False, groups)
+        split = split_of(labels_alone(labels, CLASSES, groups=groups), seed, "all", "auto")
         assert np.bincount(labels[split.validation]).tolist() == [20, 20]
     everything = ["one"] * 100 + [""] * 100
-    assert make_split("x", "", labels, CLASSES, 1, "all", "auto", False, everything).validation == []
+    assert split_of(labels_alone(labels, CLASSES, groups=everything), 1, "all", "auto").validation == []

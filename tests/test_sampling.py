@@ -8,15 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixmatch.data.pool import shuffled_stream, step_seed
-from mixmatch.data.split import Split, make_split, read_split
+from mixmatch.data.split import Split, deal, read_split
 from mixmatch.errors import UserError
+from tests.toys import labels_alone, split_of
 
 CLASSES = ["a", "b", "c"]
 LABELS = np.array([0, 1, 2] * 40 + [-1] * 30)
 
 
-def split(seed=1, num_labeled=30, num_validation=15, labeled_as_unlabeled=True, labels=LABELS):
-    return make_split("toy", "f", labels, CLASSES, seed, num_labeled, num_validation, labeled_as_unlabeled)
+TOY = labels_alone(LABELS, CLASSES)
+
+
+def split(seed=1, num_labeled=30, num_validation=15, labeled_as_unlabeled=True, data=TOY):
+    return split_of(data, seed, num_labeled, num_validation, labeled_as_unlabeled)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.integers(0, 20), st.booleans())
@@ -44,9 +48,63 @@ def test_fewer_labels_are_among_more_and_validation_stays():
     assert split(seed=2).labeled != split(seed=1).labeled
 
 
+@given(st.lists(st.integers(1, 1000), min_size=2, max_size=20), st.integers(0, 400))
+def test_labels_dealt_by_share_follow_the_shares(counts, count):
+    dealt, shares = deal(np.array(counts), count), np.array(counts) / sum(counts)
+    assert dealt.sum() == count
+    if count >= len(counts):
+        assert dealt.min() >= 1
+    assert (deal(np.array(counts), count + 1) - dealt).sum() == (deal(np.array(counts), count + 1) != dealt).sum() == 1
+    largest = int(np.argmax(counts))
+    # No class is a label or more ahead of the largest one's pace; none lags by more than what it takes to catch up.
+    pace = dealt[largest] * shares / shares[largest]
+    assert (dealt <= np.maximum(np.ceil(pace), 1)).all() and (dealt >= np.floor(pace * (1 - 1e-9)) - 1).all()
+
+
+def test_labels_dealt_by_share_as_the_authors_do():
+    # SVHN's training images of each digit; figures that the loop in the authors' scripts/create_split.py gives.
+    svhn = np.array([4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659])
+    assert deal(svhn, 250).tolist() == [17, 47, 36, 29, 25, 24, 20, 19, 17, 16]
+    assert deal(np.ones(3), 7).tolist() == [3, 2, 2]
+
+
+@given(st.integers(0, 1000), st.integers(4, 60), st.integers(0, 20))
+def test_a_split_by_share_is_disjoint_and_nested(seed, labeled, validation):
+    labels = np.repeat([0, 1, 2, -1], [90, 40, 30, 9])
+    data = labels_alone(labels, CLASSES, by_share=True)
+    result = split(seed, labeled, validation, data=data)
+    assert np.bincount(labels[result.labeled]).tolist() == deal(np.array([90, 40, 30]), labeled).tolist()
+    assert (
+        np.bincount(labels[result.validation], minlength=3).tolist()
+        == deal(np.array([90, 40, 30]), validation).tolist()
+    )
+    assert not set(result.validation) & (set(result.labeled) | set(result.unlabeled))
+    more = split(seed, labeled + 10, validation, data=data)
+    assert set(result.labeled) < set(more.labeled) and result.validation == more.validation
+
+
+def test_a_split_by_share_that_cannot_be_had():
+    data = labels_alone(np.repeat([0, 1, 2], [20, 10, 3]), CLASSES, by_share=True)
+    with pytest.raises(UserError, match="at least one for each of the 3 classes, got 2"):
+        split(num_labeled=2, data=data)
+    with pytest.raises(UserError, match=r"num_labeled: 20 images of class 'a' are too many: it has 20, 1 of"):
+        split(num_labeled=33, num_validation=3, data=data)
+
+
+def test_folds_are_the_labelled_images_of_their_seeds():
+    folds = [[0, 1, 2, 3, 4, 5], [9, 10, 11, 12, 13, 14]]
+    data = labels_alone(LABELS, CLASSES, folds=folds)
+    for seed in (1, 2, 3):
+        result = split(seed, 6, 30, False, data)
+        assert result.labeled == folds[seed % 2]
+        assert not set(result.labeled) & set(result.validation) and len(result.validation) == 30
+        assert set(result.unlabeled) == set(range(150)) - set(result.labeled) - set(result.validation)
+    assert split(1, 9, 0, False, data) == split(1, 9, 0, False, TOY)  # of other sizes, none
+
+
 def test_all_labels_of_unequal_classes():
     labels = np.array([0] * 10 + [1] * 4 + [2] * 2 + [-1] * 5)
-    result = split(num_labeled="all", num_validation=3, labels=labels)
+    result = split(num_labeled="all", num_validation=3, data=labels_alone(labels, CLASSES))
     assert np.bincount(labels[result.labeled]).tolist() == [9, 3, 1]
     assert set(np.flatnonzero(labels < 0)) <= set(result.unlabeled)
 
@@ -68,7 +126,7 @@ def test_counts_that_cannot_be_had(arguments, message):
 def test_split_file_comes_back(tmp_path):
     path = tmp_path / "split.json"
     path.write_text(split().to_json())
-    assert read_split(path, "f", LABELS) == split()
+    assert read_split(path, TOY) == split()
 
 
 @pytest.mark.parametrize(
@@ -88,15 +146,15 @@ def test_split_file_that_does_not_fit(tmp_path, change, message):
     path = tmp_path / "split.json"
     path.write_text(json.dumps(json.loads(split().to_json()) | change))
     with pytest.raises(UserError, match=message):
-        read_split(path, "f", LABELS)
+        read_split(path, TOY)
 
 
 def test_split_file_missing_or_no_json(tmp_path):
     with pytest.raises(UserError, match="No such file"):
-        read_split(tmp_path / "none.json", "f", LABELS)
+        read_split(tmp_path / "none.json", TOY)
     (tmp_path / "text.json").write_text("hello")
     with pytest.raises(UserError, match="no split file"):
-        read_split(tmp_path / "text.json", "f", LABELS)
+        read_split(tmp_path / "text.json", TOY)
 
 
 @given(st.integers(1, 50), st.integers(0, 300), st.integers(0, 300), st.integers(0, 300))

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from mixmatch.config import TrainSettings
 from mixmatch.data.pool import Batch, Pool
 from mixmatch.methods.mixmatch import draw_mixing, make_mixing
 from mixmatch.models import BatchNorm
 from mixmatch.training.capture import COMPILED
+from mixmatch.training.optimizer import learning_rate
 from tests.reference import Reference
 from tests.toys import CPU, SPLIT, toy_data, toy_trainer
 
@@ -132,6 +134,29 @@ def test_sgd_equals_pytorch_and_decays_in_steps():
     assert rates == pytest.approx([0.1, 0.1, 0.02, 0.004])
     for copy, p in zip(copies, trainer.model.parameters(), strict=True):
         torch.testing.assert_close(copy, p)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_learning_rates_that_fall_over_the_run(optimizer):
+    def rates(schedule, **more):
+        settings = TrainSettings(optimizer=optimizer, lr=0.4, lr_schedule=schedule, steps=8, **more)
+        return [learning_rate(settings, step) for step in (0, 2, 4, 8)]
+
+    assert rates("constant") == [0.4] * 4
+    assert rates("linear") == pytest.approx([0.4, 0.3, 0.2, 0])
+    # cos(7/64 pi), cos(7/32 pi), cos(7/16 pi)
+    assert rates("cosine") == pytest.approx([0.4, 0.4 * 0.9415440652, 0.4 * 0.7730104534, 0.4 * 0.1950903220])
+    if optimizer == "sgd":
+        assert rates("linear", lr_decay_steps=[4], lr_decay_factor=0.5) == pytest.approx([0.4, 0.3, 0.1, 0])
+
+
+def test_a_learning_rate_that_falls_reaches_the_optimiser():
+    trainer = toy_trainer(train={"lr": 0.1, "lr_schedule": "linear", "steps": 4, "batch_size": 5})
+    seen = []
+    for _ in range(4):
+        trainer.train_step()
+        seen.append(float(trainer.optimizer.param_groups[0]["lr"]))
+    assert seen == pytest.approx([0.1, 0.075, 0.05, 0.025])
 
 
 def test_preview_shows_the_next_batch_and_changes_nothing():

@@ -1,10 +1,12 @@
 """A trainer of a small network on random images, for tests of the step."""
 
+import numpy as np
 import torch
 
 from mixmatch.config import build_config
 from mixmatch.data import ImageData
-from mixmatch.data.split import Split
+from mixmatch.data.images import DataSettings
+from mixmatch.data.split import Split, make_split
 from mixmatch.models import WideResNet
 from mixmatch.ranks import ALONE
 from mixmatch.training.prepare import make_trainer
@@ -18,6 +20,19 @@ def toy_data(classes=3, size=8, channels=3, count=40):
     images = torch.randint(0, 256, (count, size, size, channels), generator=source, dtype=torch.uint8)
     labels = torch.arange(count) % classes
     return ImageData("toy", [f"c{i}" for i in range(classes)], images, labels, images, labels, flip=True)
+
+
+def labels_alone(labels, classes, **more):
+    """A data set of which nothing but its labels matters."""
+    images = torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8)
+    return ImageData("toy", classes, images, torch.from_numpy(np.asarray(labels)), None, None, flip=True, **more)
+
+
+def split_of(data, seed=1, num_labeled="all", num_validation=0, labeled_as_unlabeled=False):
+    settings = DataSettings(
+        num_labeled=num_labeled, num_validation=num_validation, labeled_as_unlabeled=labeled_as_unlabeled
+    )
+    return make_split(data, settings, seed)
 
 
 def toy_trainer(device=CPU, ranks=ALONE, split=SPLIT, data=None, **sections):

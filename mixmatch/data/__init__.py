@@ -8,6 +8,8 @@ from mixmatch.data.folder import FolderSettings, load_folder
 from mixmatch.data.images import Dataset, DataSettings, ImageData, check_images
 from mixmatch.data.look import look_at_folder
 from mixmatch.data.mnist import load_fashion_mnist, load_mnist
+from mixmatch.data.stl10 import load_stl10
+from mixmatch.data.svhn import load_svhn, load_svhn_extra
 
 __all__ = ["DATASETS", "DataSettings", "Dataset", "ImageData", "load_data"]
 
@@ -17,6 +19,9 @@ DATASETS: dict[str, Dataset] = {
     "digits": Dataset(load_digits),
     "fashion_mnist": Dataset(load_fashion_mnist),
     "mnist": Dataset(load_mnist),
+    "stl10": Dataset(load_stl10),
+    "svhn": Dataset(load_svhn),
+    "svhn_extra": Dataset(load_svhn_extra),
     "folder": Dataset(load_folder, FolderSettings, look_at_folder),
 }
 

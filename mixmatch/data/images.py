@@ -21,7 +21,8 @@ class DataSettings(Section):
 
     dataset: str = Field(
         "cifar10",
-        description="cifar10, cifar100, mnist, fashion_mnist (downloaded), digits (bundled) or folder",
+        description="cifar10, cifar100, svhn, svhn_extra, stl10, mnist, fashion_mnist (downloaded), digits (bundled) "
+        "or folder",
     )
     root: str = Field(
         "data",
@@ -31,7 +32,7 @@ class DataSettings(Section):
         None, description="images become squares of so many pixels; null: as they are, of a folder 32"
     )
     num_labeled: Count | Literal["all"] = Field(
-        250, description="labelled images, equally many of each class, or all that train/ has"
+        250, description="labelled images, equally many of each class (svhn: by the classes' shares), or all there are"
     )
     num_validation: CountOrZero | Literal["auto"] = Field(
         0,
@@ -94,6 +95,8 @@ class ImageData:
         files: of the training images, below the data set's root; None if they are of no files.
         groups: of each training image, what must not be split over training and validation, such as the animal or the
             day; empty where that is nothing. None if there are none.
+        by_share: labels are dealt by the classes' shares among the training images, instead of equally.
+        folds: sets of training images, equally large, that the data set's publishers fixed to be labelled.
         notes: what a person should know of the reading, a line each.
     """
 
@@ -107,6 +110,8 @@ class ImageData:
     fit: Fit = "crop"
     files: list[str] | None = None
     groups: list[str] | None = None
+    by_share: bool = False
+    folds: Sequence[list[int]] = ()
     notes: Sequence[str] = ()
 
     @property
@@ -212,7 +217,7 @@ def free_memory(device: torch.device) -> dict[str, int]:
     return places
 
 
-def check_memory(needed: int, device: torch.device) -> None:
+def check_memory(needed: int, device: torch.device, advice: str = "lower data.image_size or use fewer images") -> None:
     """See that this machine and ``device`` have room for so many bytes of images.
 
     Raises:
@@ -222,5 +227,5 @@ def check_memory(needed: int, device: torch.device) -> None:
         if needed > 0.9 * free:
             raise UserError(
                 f"data: the images take {needed / 2**30:.1f} GiB, {place} has {free / 2**30:.1f} GiB of memory free; "
-                "lower data.image_size or use fewer images"
+                f"{advice}"
             )

@@ -7,14 +7,13 @@ Both are downloaded and checked by torchvision. Fashion-MNIST is also found wher
 import gzip
 import hashlib
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixmatch.data.download import train_and_test
+from mixmatch.data.download import FAILURES, check_room, from_torchvision
 from mixmatch.data.images import DataSettings, ImageData
 from mixmatch.errors import UserError, brief_error
 
@@ -26,34 +25,24 @@ CHECKSUMS = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-# What reading and downloading raise.
-FAILURES = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    AssertionError,
-    zlib.error,
-    struct.error,
-)
 
 
 def load_mnist(settings: DataSettings, device: torch.device, quiet: bool) -> ImageData:
     """Read MNIST below ``settings.root``, downloading it if need be.
 
     Raises:
-        UserError: if it is not there, or damaged, and cannot be had.
+        UserError: if it is not there, or damaged, and cannot be had; if it does not fit into memory.
     """
     from torchvision.datasets import MNIST
 
-    return _load("mnist", "MNIST", MNIST, settings, flip=False)
+    return _load("mnist", "MNIST", MNIST, settings, device, flip=False)
 
 
 def load_fashion_mnist(settings: DataSettings, device: torch.device, quiet: bool) -> ImageData:
     """Read Fashion-MNIST below ``settings.root``, or as the system has it, or download it.
 
     Raises:
-        UserError: if it is not there, or damaged, and cannot be had.
+        UserError: if it is not there, or damaged, and cannot be had; if it does not fit into memory.
     """
     from torchvision.datasets import FashionMNIST
 
@@ -63,7 +52,8 @@ def load_fashion_mnist(settings: DataSettings, device: torch.device, quiet: bool
             return _make("fashion_mnist", FashionMNIST.classes, *parts, flip=True)
         except FAILURES as error:
             raise UserError(f"{INSTALLED}: {brief_error(error)}; install dataset-fashion-mnist anew") from None
-    return _load("fashion_mnist", "Fashion-MNIST", FashionMNIST, settings, flip=True)
+    advice = "; on Debian and Ubuntu `apt install dataset-fashion-mnist` brings it"
+    return _load("fashion_mnist", "Fashion-MNIST", FashionMNIST, settings, device, flip=True, advice=advice)
 
 
 def read_idx(file: Path, checksum: str) -> Tensor:
@@ -89,19 +79,22 @@ def read_idx(file: Path, checksum: str) -> Tensor:
     return torch.frombuffer(bytearray(content[4 + 4 * dimensions :]), dtype=torch.uint8).view(shape)
 
 
-def _load(name: str, title: str, source: Any, settings: DataSettings, flip: bool) -> ImageData:  # noqa: ANN401
+def _load(
+    name: str,
+    title: str,
+    source: Any,  # noqa: ANN401 - a class of torchvision's
+    settings: DataSettings,
+    device: torch.device,
+    *,
+    flip: bool,
+    advice: str = "",
+) -> ImageData:
+    check_room(70_000, 28, 1, settings, device)
     root = Path(settings.root)
-    folder = root / source.__name__ / "raw"
-    try:
-        train, test = train_and_test(source, root)
+    files = ", ".join(f"{file} (MD5 {md5})" for file, md5 in source.resources) + " there"
+    with from_torchvision(title, root, root / source.__name__ / "raw", files, advice):
+        train, test = (source(root, train=part, download=True) for part in (True, False))
         return _make(name, train.classes, train.data, train.targets, test.data, test.targets, flip=flip)
-    except FAILURES as error:
-        state = "is damaged" if folder.exists() and any(folder.iterdir()) else "is not there"
-        files = ", ".join(f"{file} (MD5 {md5})" for file, md5 in source.resources)
-        also = "; on Debian and Ubuntu `apt install dataset-fashion-mnist` brings it" if name == "fashion_mnist" else ""
-        raise UserError(
-            f"{folder}: {title} {state} and could not be downloaded ({brief_error(error)}); put {files} there{also}"
-        ) from None
 
 
 def _make(

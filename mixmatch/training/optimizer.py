@@ -1,5 +1,6 @@
 """The optimiser of the ``train`` section: Adam, or SGD with momentum and step decay."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -20,10 +21,19 @@ def make_optimizer(settings: TrainSettings, parameters: Iterable[nn.Parameter], 
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
-    """Return the learning rate after ``step`` completed steps."""
+    """Return the learning rate after ``step`` completed steps.
+
+    Cosine is lr * cos(7/16 * pi * step / steps), FixMatch's (arXiv:2001.07685, section 2.4).
+    """
+    done = step / settings.steps
+    lr = settings.lr
+    if settings.lr_schedule == "cosine":
+        lr *= math.cos(7 / 16 * math.pi * done)
+    elif settings.lr_schedule == "linear":
+        lr *= 1 - done
     if settings.optimizer == "adam":
-        return settings.lr
-    return settings.lr * settings.lr_decay_factor ** sum(step >= at for at in settings.lr_decay_steps)
+        return lr
+    return lr * settings.lr_decay_factor ** sum(step >= at for at in settings.lr_decay_steps)
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:

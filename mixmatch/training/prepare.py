@@ -14,7 +14,7 @@ from mixmatch.console import Console
 from mixmatch.data import ImageData, load_data
 from mixmatch.data.images import ImageSpec
 from mixmatch.data.pool import Pool
-from mixmatch.data.split import Split, check_groups, make_split, read_split
+from mixmatch.data.split import Split, make_split, read_split
 from mixmatch.errors import UserError
 from mixmatch.evaluation import effective_classes
 from mixmatch.hooks import Hook
@@ -179,30 +179,18 @@ def find_split(run: RunDirectory, config: Config, data: ImageData) -> Split:
     Raises:
         UserError: if the split cannot be had or does not fit the images.
     """
-    settings, labels, fingerprint = config.data, data.labels.numpy(), data.fingerprint()
+    settings = config.data
     kept = run.split_file.exists() and not run.starts_over
     file = run.split_file if kept else settings.split_file and Path(settings.split_file)
     test = data.test_fingerprint()
     if file:
-        split = read_split(file, fingerprint, labels, data.files)
+        split = read_split(file, data)
         if file == run.split_file and split.test_fingerprint not in (None, test):
             raise UserError(
                 f"{run.path}: its test images have changed; put them back, or measure with predict.py on the new ones"
             )
-        check_groups(split, data.groups)
     else:
-        split = make_split(
-            data.name,
-            fingerprint,
-            labels,
-            data.classes,
-            config.seed,
-            settings.num_labeled,
-            settings.num_validation,
-            settings.labeled_as_unlabeled,
-            data.groups,
-            data.files,
-        )
+        split = make_split(data, settings, config.seed)
     return replace(split, test_fingerprint=test)
 
 
