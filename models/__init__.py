@@ -6,14 +6,15 @@ import torch
 
 from mixmatch.models.batch_norm import BatchNorm
 from mixmatch.models.network import Network, NetworkSettings
+from mixmatch.models.resnet import ResNet
 from mixmatch.models.wide_resnet import WideResNet
 
 if __name__ != "mixmatch.models":
     raise ImportError("the networks are imported as mixmatch.models")
 
-__all__ = ["MODELS", "BatchNorm", "Network", "NetworkSettings", "WideResNet", "build_network"]
+__all__ = ["MODELS", "BatchNorm", "Network", "NetworkSettings", "ResNet", "WideResNet", "build_network"]
 
-MODELS: dict[str, type[Network]] = {"wide_resnet": WideResNet}
+MODELS: dict[str, type[Network]] = {"wide_resnet": WideResNet, "resnet": ResNet}
 
 _building = threading.Lock()  # torch's global generator is every thread's
 

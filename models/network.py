@@ -12,7 +12,7 @@ from mixmatch.section import Section
 class NetworkSettings(Section):
     """The ``model`` section of every network; each adds keys of its own."""
 
-    network: str = Field("wide_resnet", description="the network: wide_resnet")
+    network: str = Field("wide_resnet", description="the network: wide_resnet or resnet")
     bn_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
         0.001, description="share of a batch in BatchNorm's running statistics; short runs need more"
     )

@@ -80,7 +80,7 @@ def test_overrides_are_laid_over_the_file():
             "data.dataset: must be 'cifar10', 'cifar100', 'digits', 'fashion_mnist', 'mnist'",
         ),
         ("data.dataset.x=3", "data.dataset: must be a valid string, got {'x': 3}"),
-        ("model.network=vgg", "model.network: must be 'wide_resnet', got 'vgg'"),
+        ("model.network=vgg", "model.network: must be 'wide_resnet' or 'resnet', got 'vgg'"),
         ("train.lr_decay_steps=[1, x]", "train.lr_decay_steps: must be a valid integer, got 'x'"),
         ("mixmatch.temperature=0", "mixmatch.temperature: must be greater than or equal to 0.01, got 0"),
         ("seed", "'seed': not understood; overrides look like train.lr=0.03"),

@@ -1,4 +1,4 @@
-"""The Wide ResNet: size, initialisation, and BatchNorm over several batches in one tensor."""
+"""The networks: sizes, initialisation, and BatchNorm over several batches in one tensor."""
 
 import math
 
@@ -6,12 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models import resnet18
 
 from mixmatch.config import load_config
 from mixmatch.errors import UserError
-from mixmatch.models import BatchNorm, build_network
-from mixmatch.models.batch_norm import JointBatchNorm
+from mixmatch.models import BatchNorm, ResNet, build_network
+from mixmatch.models.batch_norm import EPSILON, JointBatchNorm
 from tests.toys import wide_resnet
+
+
+def resnet(num_classes=10, in_channels=3, **settings):
+    return ResNet(ResNet.Settings(**settings), num_classes, in_channels)
 
 
 def test_wrn_28_2_has_the_papers_parameters():
@@ -77,10 +82,11 @@ def test_any_size(size, channels):
     assert wide_resnet(10, 1, 7, channels)(torch.zeros(2, channels, size, size)).shape == (2, 7)
 
 
+@pytest.mark.parametrize("make", [lambda: wide_resnet(10, 1, 4), lambda: resnet(4, channels=8)], ids=["wrn", "resnet"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_several_batches_at_once_equal_passes_one_by_one(memory_format):
+def test_several_batches_at_once_equal_passes_one_by_one(make, memory_format):
     torch.manual_seed(0)
-    together, apart = wide_resnet(10, 1, 4), wide_resnet(10, 1, 4)
+    together, apart = make(), make()
     apart.load_state_dict(together.state_dict())
     x = torch.randn(12, 3, 8, 8).contiguous(memory_format=memory_format)
     logits = together(x, num_batches=3)
@@ -101,8 +107,9 @@ def test_batch_norm_equals_pytorch():
     torch.testing.assert_close(ours(x, num_batches=4), theirs(x))
 
 
-def test_statistics_stay_where_they_must():
-    network = wide_resnet(10, 1, 4)
+@pytest.mark.parametrize("make", [lambda: wide_resnet(10, 1, 4), lambda: resnet(4, channels=8)], ids=["wrn", "resnet"])
+def test_statistics_stay_where_they_must(make):
+    network = make()
     before = {name: value.clone() for name, value in network.named_buffers()}
     x = torch.randn(6, 3, 8, 8)
     network(x, num_batches=2, update_statistics=False)
@@ -158,3 +165,50 @@ def test_joint_batch_norm_in_bfloat16_sums_in_float32():
     norm.joint = True
     exact = BatchNorm(4, 0.1)(x.float(), 2)
     assert norm(x, 2).dtype == torch.bfloat16 and (norm(x, 2).float() - exact).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_resnet_18_is_torchvisions_with_a_small_stem(training):
+    ours, theirs = resnet(blocks=[2, 2, 2, 2], stem_stride=1, bn_momentum=0.1), resnet18(num_classes=10)
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = EPSILON
+            nn.init.uniform_(module.running_mean, -0.1, 0.1), nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 2), nn.init.uniform_(module.bias, -0.1, 0.1)
+    names = {"conv1": "stem", "bn1": "bn", "fc": "dense"}
+    state = {name: value for name, value in theirs.state_dict().items() if not name.endswith("num_batches_tracked")}
+    renamed = {}
+    for name, value in state.items():
+        first, _, rest = name.partition(".")
+        if first.startswith("layer"):
+            number, _, rest = rest.partition(".")
+            rest = rest.replace("downsample.0", "shortcut").replace("downsample.1", "bn_shortcut")
+            renamed[f"blocks.{2 * int(first[5:]) - 2 + int(number)}.{rest}"] = value
+        else:
+            renamed[f"{names[first]}.{rest}"] = value
+    ours.load_state_dict(renamed)
+    ours.double().train(training), theirs.double().train(training)
+    x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.bn.running_var, theirs.bn1.running_var)
+    assert ours.Settings(blocks=[2, 2, 2, 2]).title() == "ResNet-18-64"
+
+
+@pytest.mark.parametrize("size, channels", [(4, 1), (28, 1), (33, 3)])
+def test_resnet_of_any_size_and_shape(size, channels):
+    for settings in ({}, {"blocks": [1], "channels": 3, "stem_stride": 1}, {"blocks": [1, 2, 1, 1, 1], "channels": 2}):
+        assert resnet(7, channels, **settings)(torch.zeros(2, channels, size, size)).shape == (2, 7)
+
+
+def test_four_scales_are_the_authors_network_for_stl_10():
+    network = wide_resnet(28, 2, 10, scales=4)
+    assert [block.conv2.out_channels for block in network.blocks] == [32] * 4 + [64] * 4 + [128] * 4 + [256] * 4
+    assert [block.conv1.stride[0] for block in network.blocks] == [1, 1, 1, 1] + [2, 1, 1, 1] * 3
+    # Kernels by hand: the stem; of each scale the first block, the three others, the shortcut; then the dense layer.
+    kernels = 27 * 16 + 256 * 10
+    for before, here in ((16, 32), (32, 64), (64, 128), (128, 256)):
+        kernels += 9 * (before * here + 7 * here * here) + before * here
+    assert sum(p.numel() for p in network.parameters() if p.dim() > 1) == kernels
+    assert network(torch.zeros(2, 3, 96, 96)).shape == (2, 10)
+    assert "of 4 scales" in network.Settings(scales=4).title() and network.Settings().title() == "WRN-28-2"
