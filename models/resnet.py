@@ -23,7 +23,7 @@ class ResNetSettings(NetworkSettings):
     )
 
     def title(self) -> str:
-        """Return the usual name, its convolutions and dense layer counted, and the width of the first group: ResNet-8-64."""
+        """Return the usual name, with its layers counted, and the channels of the first group: ResNet-8-64."""
         return f"ResNet-{2 * sum(self.blocks) + 2}-{self.channels}"
 
 

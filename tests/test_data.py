@@ -574,10 +574,12 @@ def test_a_folder_that_cannot_be_written_to(name, root):
 
 
 @pytest.mark.parametrize(
-    "name, gib", [("stl10", "2.9"), ("svhn_extra", "1.8"), ("svhn", "0.3"), ("cifar10", "0.2"), ("mnist", "0.1")]
+    "name, gib", [("stl10", "5.8"), ("svhn_extra", "3.6"), ("svhn", "0.6"), ("cifar10", "0.3"), ("mnist", "0.1")]
 )
 def test_too_large_is_said_before_the_download(monkeypatch, tmp_path, name, gib):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**24}))
-    with pytest.raises(UserError, match=rf"take {gib} GiB, this machine has 0.0 GiB .*needs a machine with more"):
+    with pytest.raises(
+        UserError, match=rf"to read {name} takes {gib} GiB, this machine has 0.0 GiB .*a machine with more"
+    ):
         load_named(name, root=str(tmp_path / "data"))
     assert not (tmp_path / "data").exists()

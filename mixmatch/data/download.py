@@ -30,13 +30,16 @@ FAILURES = (
 
 
 def check_room(images: int, side: int, channels: int, settings: DataSettings, device: torch.device) -> None:
-    """See that so many images fit into memory, before they are downloaded: whole here, resized on ``device``.
+    """See that so many images fit into memory, before they are downloaded.
+
+    Here they are held twice for a moment, as the files have them and as ``ImageData`` does; on ``device`` resized.
 
     Raises:
         UserError: if they don't.
     """
     size = settings.image_size or side
-    check_memory(images * side * side * channels, torch.device("cpu"), "this data set needs a machine with more")
+    here = 2 * images * side * side * channels
+    check_memory(here, torch.device("cpu"), f"to read {settings.dataset} takes", "use a machine with more")
     check_memory(images * size * size * channels, device)
 
 

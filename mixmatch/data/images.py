@@ -217,8 +217,13 @@ def free_memory(device: torch.device) -> dict[str, int]:
     return places
 
 
-def check_memory(needed: int, device: torch.device, advice: str = "lower data.image_size or use fewer images") -> None:
-    """See that this machine and ``device`` have room for so many bytes of images.
+def check_memory(
+    needed: int,
+    device: torch.device,
+    what: str = "the images take",
+    advice: str = "lower data.image_size or use fewer images",
+) -> None:
+    """See that this machine and ``device`` have room for so many bytes, of which ``what`` is said.
 
     Raises:
         UserError: if one has not.
@@ -226,6 +231,5 @@ def check_memory(needed: int, device: torch.device, advice: str = "lower data.im
     for place, free in free_memory(device).items():
         if needed > 0.9 * free:
             raise UserError(
-                f"data: the images take {needed / 2**30:.1f} GiB, {place} has {free / 2**30:.1f} GiB of memory free; "
-                f"{advice}"
+                f"data: {what} {needed / 2**30:.1f} GiB, {place} has {free / 2**30:.1f} GiB of memory free; {advice}"
             )
