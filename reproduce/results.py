@@ -153,22 +153,27 @@ def render(table: Table, results: Path | None = None) -> str:
     ]
     sources = list(dict.fromkeys(source for row in table.rows for source in row.published))
     rounds = any(row.round for row in table.rows)
-    control = next((i for i, row in enumerate(table.rows) if row.label == table.control), None)
+    by_label = {row.label: i for i, row in enumerate(table.rows)}
+    controls = [by_label.get(row.control or table.control) for row in table.rows]
+    own = any(row.control for row in table.rows)
 
     head = [table.data, "test accuracy (%)"]
-    head += [f"against {table.control}, 95% interval"] * (control is not None)
+    if own or table.control:
+        head.append("difference, 95% interval" if own else f"against {table.control}, 95% interval")
     head += ["coverage (%)", "precision (%)"] * rounds + ["seeds", "steps", *sources]
     lines = [head, ["---"] * len(head)]
     for i, row in enumerate(table.rows):
         line = [row.label, spread(list(figures[i].values()))]
-        if control is not None:
-            pairs = [(figures[i][seed], figures[control][seed]) for seed in figures[i] if seed in figures[control]]
-            line.append(NOTHING if i == control else _interval([a - b for a, b in pairs]))
+        if own or table.control:
+            others = {} if controls[i] is None else figures[controls[i]]
+            differences = [figures[i][seed] - others[seed] for seed in figures[i] if seed in others]
+            line.append(NOTHING if i == controls[i] else _interval(differences))
         outcomes = list(rows[i].values())
         if rounds:
             line += _coverage_and_precision(outcomes)
         count = len(outcomes)
-        line.append(str(count) if count in (0, len(table.seeds)) else f"{count} of {len(table.seeds)}")
+        planned_count = len(planned[i])
+        line.append(str(count) if count in (0, planned_count) else f"{count} of {planned_count}")
         steps = sorted({outcome.steps for outcome in outcomes})
         line.append(" and ".join(f"{number:,}" for number in steps) or NOTHING)
         lines.append(line + [row.published.get(source, NOTHING) for source in sources])

@@ -33,6 +33,8 @@ class Row(Section):
     set: list[str] = Field([])  # key=value, laid over the table's
     round: list[str] | None = None  # key=value of pseudo_label: the row is a round on the run that the rest describes
     published: dict[str, str] = Field({})  # figures to compare with, by source
+    seeds: list[int] | None = Field(None, min_length=1)  # of the table's, if not all
+    control: str | None = None  # in place of the table's
 
 
 class Table(Section):
@@ -110,8 +112,12 @@ def read_table(file: Path) -> Table:
     labels = [row.label for row in table.rows]
     if len({*labels}) < len(labels):
         raise UserError(f"{file}: two rows have the same label")
-    if table.control is not None and table.control not in labels:
-        raise UserError(f"{file}: control: must be the label of a row, got {table.control!r}")
+    for part in (table, *table.rows):
+        if part.control is not None and part.control not in labels:
+            raise UserError(f"{file}: control: must be the label of a row, got {part.control!r}")
+    for row in table.rows:
+        if not {*(row.seeds or ())} <= {*table.seeds}:
+            raise UserError(f"{file}: seeds of {row.label!r} must be among the table's")
     return table
 
 
@@ -121,12 +127,17 @@ def plan(table: Table) -> list[dict[int, Planned]]:
     Raises:
         UserError: if a row's config is not one, or two rows with different configs have one name.
     """
-    rows = [{seed: _plan_run(table, row, seed) for seed in table.seeds} for row in table.rows]
+    rows = [{seed: _plan_run(table, row, seed) for seed in seeds_of(row, table)} for row in table.rows]
     known: dict[str, Planned] = {}
     for run in (run for row in rows for run in row.values()):
         if known.setdefault(run.name, run) != run:
             raise UserError(f"{table.file}: two rows make different runs named {run.name}; set name=... in one")
     return rows
+
+
+def seeds_of(row: Row, table: Table) -> list[int]:
+    """Return the seeds that a row is trained with."""
+    return [seed for seed in table.seeds if row.seeds is None or seed in row.seeds]
 
 
 def _plan_run(table: Table, row: Row, seed: int) -> Planned:
@@ -146,7 +157,7 @@ def in_order(table: Table) -> list[Planned]:
     found: dict[str, Planned] = {}
     rows = plan(table)
     for seed in table.seeds:
-        for row in rows:
+        for row in (row for row in rows if seed in row):
             for run in (row[seed].parent, row[seed]):
                 if run is not None:
                     found.setdefault(run.name, run)
