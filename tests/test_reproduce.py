@@ -124,6 +124,27 @@ def test_what_has_not_been_run_is_a_dash_and_a_part_says_so(done, tmp_path):
     assert "nothing has been run yet" in nothing_at_all
 
 
+def test_rows_with_seeds_and_a_control_of_their_own(done, tmp_path):
+    rows = [
+        {"label": "supervised", "set": ["method=supervised"]},
+        {"label": "nothing", "round": ["select=none"], "control": "supervised"},
+        {"label": "everything", "round": ["select=balanced", "fraction=1.0"], "seeds": [1]},
+    ]
+    table = read_table(write_table(tmp_path / "small.yml", control=None, rows=rows))
+    assert [[*row] for row in plan(table)] == [[1, 2], [1, 2], [1]]
+    assert "digits-20-seed2-balanced-1" not in [run.name for run in in_order(table)]
+    head, _, supervised, nothing, everything = cells(render(table, done / "results"))
+    assert head[2] == "difference, 95% interval" and supervised[2] == "-" and everything[2] == "-"
+    assert nothing[5] == "2" and everything[5] == "1"
+    accuracies = [[kept(done)[run.name].results.test_accuracy for run in row.values()] for row in plan(table)[:2]]
+    assert nothing[2] == interval(np.subtract(*reversed(accuracies)))
+
+
+def interval(gain):
+    low, high = stats.t.interval(0.95, len(gain) - 1, gain.mean(), gain.std(ddof=1) / len(gain) ** 0.5)
+    return f"{gain.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
 def test_slices_of_time_end_in_the_same_runs(done, tmp_path, monkeypatch, capsys):
     """The clock is ours: every reading of it is a second later, so that each slice is a few steps."""
     clock = iter(range(10**9))
@@ -203,6 +224,8 @@ def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):
         ({"sedes": [1]}, "unknown key; did you mean seeds?"),
         ({"seeds": []}, "seeds"),
         ({"control": "no such row"}, "control: must be the label of a row, got 'no such row'"),
+        ({"control": None, "rows": [{"label": "a", "control": "b"}]}, "control: must be the label of a row, got 'b'"),
+        ({"control": None, "rows": [{"label": "a", "seeds": [3]}]}, "seeds of 'a' must be among the table's"),
         ({"rows": [{"label": "a"}, {"label": "a"}]}, "two rows have the same label"),
         ({"rows": [{"label": "a|b"}]}, "rows"),
         ({"control": None, "rows": [{"label": "a", "set": ["train.lr=no"]}]}, "train.lr"),
