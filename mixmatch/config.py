@@ -106,7 +106,10 @@ class Config(Section):
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="of the split, the weights and every draw")
     device: str = Field("auto", description="auto (the GPU if there is one), cpu, cuda or cuda:N")
-    method: str = Field("mixmatch", description="mixmatch, or supervised for the baseline on the labelled images alone")
+    method: str = Field(
+        "mixmatch",
+        description="mixmatch, remixmatch, fixmatch, freematch, softmatch, or supervised: the labelled images alone",
+    )
     init: str | None = Field(
         None, description="a run, or a model.safetensors, whose averaged weights a new run starts from"
     )

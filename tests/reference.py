@@ -3,6 +3,8 @@
 Shares no code with the project: plain passes one by one, BatchNorm, Adam, decay and EMA by their formulas.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -37,6 +39,68 @@ def wide_resnet_10(state, x, moves=None):
         x = skip + F.conv2d(out, state[f"{name}.conv2.weight"], padding=1)
     x = leaky(batch_norm(state, "bn", x, moves))
     return x.mean(dim=(2, 3)) @ state["dense.weight"].T + state["dense.bias"]
+
+
+def cross_entropy(logits, targets):
+    return -(targets * (logits - torch.logsumexp(logits, dim=1, keepdim=True))).sum(dim=1)
+
+
+def fixmatch_weights(guesses, threshold):
+    return torch.tensor([float(max(row) >= threshold) for row in guesses.tolist()])
+
+
+def softmatch_weights(guesses, means, momentum, align):
+    """``means`` holds mean, variance and prediction; moved here."""
+    count = guesses.shape[1]
+    if align:
+        means["prediction"] = momentum * means["prediction"] + (1 - momentum) * guesses.mean(dim=0)
+        guesses = torch.stack([row * (1 / count) / means["prediction"] for row in guesses])
+        guesses = torch.stack([row / row.sum() for row in guesses])
+    confidence = [max(row) for row in guesses.tolist()]
+    mean = sum(confidence) / len(confidence)
+    variance = sum((value - mean) ** 2 for value in confidence) / (len(confidence) - 1)
+    means["mean"] = momentum * means["mean"] + (1 - momentum) * mean
+    means["variance"] = momentum * means["variance"] + (1 - momentum) * variance
+    weights = []
+    for value in confidence:
+        distance = value - means["mean"]
+        weights.append(1.0 if distance >= 0 else math.exp(-(distance**2) * 4 / (2 * means["variance"])))
+    return torch.tensor(weights)
+
+
+def freematch_weights(guesses, means, momentum):
+    """``means`` holds confidence, prediction and named; moved here."""
+    count = guesses.shape[1]
+    labels = guesses.argmax(dim=1).tolist()
+    named = torch.tensor([labels.count(c) / len(labels) for c in range(count)])
+    for name, value in (
+        ("confidence", guesses.amax(dim=1).mean()),
+        ("prediction", guesses.mean(dim=0)),
+        ("named", named),
+    ):
+        means[name] = momentum * means[name] + (1 - momentum) * value
+    largest = max(means["prediction"].tolist())
+    return torch.tensor(
+        [
+            float(max(row) >= means["confidence"] * means["prediction"][label] / largest)
+            for row, label in zip(guesses.tolist(), labels, strict=True)
+        ]
+    )
+
+
+def fairness(strong, weights, means):
+    """Sum of a log b over classes, a and b normalised quotients of mean prediction by share of labels."""
+    kept = strong[weights > 0]
+    if not len(kept):
+        return torch.zeros(())
+    labels = kept.argmax(dim=1).tolist()
+    a, b = [], []
+    for c in range(strong.shape[1]):
+        a.append(means["prediction"][c] / means["named"][c])
+        share = labels.count(c) / len(labels)
+        b.append(kept[:, c].mean() / share if share else torch.zeros(()))
+    a, b = torch.stack(a) / sum(a), torch.stack(b) / sum(b)
+    return (a * torch.log(b + 1e-12)).sum()
 
 
 class Reference:
@@ -78,6 +142,46 @@ class Reference:
         gaps = F.softmax(logits[batch_size:], dim=1) - targets[batch_size:]
         unlabeled = (gaps**2).sum() / (views * batch_size * p.shape[1])
         return labeled + lambda_u * unlabeled, labeled, unlabeled, moves
+
+    def remixmatch_losses(self, x, p, weak, strong, partner, share, shares, means, weights):
+        """weak (B, ...), strong: list of K batches; partner and share over the (K + 2) B examples, x first, then weak.
+
+        ``means`` holds the running mean of predictions over 128 batches, moved here; ``weights`` are those of the loss.
+        """
+        batch_size = len(x)
+        predictions = F.softmax(wide_resnet_10(self.state, weak), dim=1).detach()
+        q = []
+        for prediction in predictions:
+            aligned = prediction * (shares + 1e-6) / (means["prediction"] + 1e-6)
+            sharp = (aligned / aligned.sum()) ** 2  # T = 0.5
+            q.append(sharp / sharp.sum())
+        q = torch.stack(q)
+        means["prediction"] = (127 * means["prediction"] + predictions.mean(dim=0)) / 128
+        images, labels = torch.cat([x, weak, *strong]), torch.cat([p, q] + [q] * len(strong))
+        mixed_images = [share[i] * images[i] + (1 - share[i]) * images[partner[i]] for i in range(len(images))]
+        mixed_labels = [share[i] * labels[i] + (1 - share[i]) * labels[partner[i]] for i in range(len(images))]
+        batches, targets = list(torch.stack(mixed_images).split(batch_size)), torch.stack(mixed_labels)
+        slices, moves, logits = self._slices(batch_size, len(batches)), {}, []
+        for i, batch in enumerate(self._interleave(batches, slices)):
+            logits.append(wide_resnet_10(self.weights, batch, moves if i == 0 else None))
+        logits = torch.cat(self._interleave(logits, slices))
+        unmixed = wide_resnet_10(self.weights, strong[0])
+        labeled = cross_entropy(logits[:batch_size], targets[:batch_size]).mean()
+        unlabeled = cross_entropy(logits[batch_size:], targets[batch_size:]).mean()
+        anchored = cross_entropy(unmixed, q).mean()
+        return labeled + weights[0] * unlabeled + weights[1] * anchored, labeled, unlabeled, anchored, moves
+
+    def weak_to_strong_losses(self, x, p, weak, strong, weigh, lambda_u, more=None):
+        """Of FixMatch and its kin: ``weigh`` maps the predictions on ``weak`` to weights, ``more`` adds a loss."""
+        guesses = F.softmax(wide_resnet_10(self.state, weak), dim=1).detach()
+        weights, moves = weigh(guesses), {}
+        logits = wide_resnet_10(self.weights, torch.cat([x, strong]), moves)
+        labels = F.one_hot(guesses.argmax(dim=1), p.shape[1]).double()
+        labeled = cross_entropy(logits[: len(x)], p).mean()
+        unlabeled = (weights * cross_entropy(logits[len(x) :], labels)).sum() / len(strong)
+        total = labeled + lambda_u * unlabeled
+        extra = more(F.softmax(logits[len(x) :], dim=1), weights) if more else torch.zeros(())
+        return total + extra, labeled, unlabeled, extra, moves
 
     def supervised_losses(self, x, p):
         moves = {}

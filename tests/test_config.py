@@ -67,7 +67,11 @@ def test_overrides_are_laid_over_the_file():
         ("zzz=3", "zzz: unknown key; main.py --help lists the keys"),
         ("seed=true", "seed: must be a valid integer, got True"),
         ("seed=1.5", "seed: must be a valid integer, got 1.5"),
-        ("method=fixmatch", "method: must be 'mixmatch' or 'supervised', got 'fixmatch'; --import FILE brings others"),
+        (
+            "method=flexmatch",
+            "method: must be 'mixmatch', 'supervised', 'remixmatch', 'fixmatch', 'freematch' or 'softmatch', "
+            "got 'flexmatch'; --import FILE brings others",
+        ),
         ("data.num_labeled=some", "data.num_labeled: must be a valid integer or 'all', got 'some'"),
         ("data.num_labeled=0", "data.num_labeled: must be greater than or equal to 1 or 'all', got 0"),
         ("model.depth=27", "model.depth: must be 6n + 4: 10, 16, 22, 28, ... up to 1000, got 27"),

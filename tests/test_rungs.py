@@ -276,8 +276,16 @@ def test_a_preview_in_bfloat16_guesses_with_the_weights_of_now():
         {"train": {"precision": "bfloat16"}},
         {"method": "supervised", "supervised": {"alpha": 0.5}},
         {"pseudo_label": {"strong_augmentation": True}},
+        {"train": {"lr_schedule": "cosine", "steps": 40}},
+        {"method": "remixmatch", "remixmatch": {"num_strong_views": 2, "ramp_up_steps": 10}},
+        {"method": "fixmatch", "fixmatch": {"threshold": 0.4}},
+        {"method": "freematch", "freematch": {"unlabeled_ratio": 2}},
+        {"method": "softmatch", "softmatch": {"unlabeled_ratio": 2}},
     ],
-    ids=["adam", "sgd with decays", "sgd alone", "K = 3 and EMA guesses", "bfloat16", "supervised", "strong views"],
+    ids=[
+        *("adam", "sgd with decays", "sgd alone", "K = 3 and EMA guesses", "bfloat16", "supervised", "strong views"),
+        *("cosine", "remixmatch", "fixmatch", "freematch", "softmatch"),
+    ],
 )
 def test_the_recorded_step_is_the_plain_one_bit_for_bit(sections):
     recorded, plain = recorded_trainer(RECORDED, **sections), recorded_trainer(PLAIN, **sections)

@@ -9,7 +9,7 @@ from mixmatch.methods.mixmatch import draw_mixing, make_mixing
 from mixmatch.models import BatchNorm
 from mixmatch.training.capture import COMPILED
 from mixmatch.training.optimizer import learning_rate
-from tests.reference import Reference
+from tests.reference import Reference, fairness, fixmatch_weights, freematch_weights, softmatch_weights
 from tests.toys import CPU, SPLIT, toy_data, toy_trainer
 
 MODES = ["joint", "labeled", "unlabeled", "separate", "none"]
@@ -18,8 +18,8 @@ MODES = ["joint", "labeled", "unlabeled", "separate", "none"]
 class DoublePool(Pool):
     """Gives the batch in float64, and remembers it and where the generator was after its draws."""
 
-    def draw(self, num_labeled, num_unlabeled, num_views, generator):
-        draws = super().draw(num_labeled, num_unlabeled, num_views, generator)
+    def draw(self, num_labeled, num_unlabeled, num_views, generator, num_strong=0):
+        draws = super().draw(num_labeled, num_unlabeled, num_views, generator, num_strong)
         self.generator_after = generator.get_state()
         return draws
 
@@ -77,6 +77,100 @@ def test_mixmatch_step_equals_the_reference(float64, mode, num_views, guess_with
         assert statistics["loss"] == pytest.approx(total.item())
         assert statistics["loss_labeled"] == pytest.approx(labeled.item())
         assert statistics["loss_unlabeled"] == pytest.approx(unlabeled.item())
+
+
+def start_of(method, classes=3):
+    """The running means that a method starts with."""
+    uniform = torch.full((classes,), 1 / classes)
+    return {
+        "remixmatch": {"prediction": uniform},
+        "softmatch": {"mean": 1 / classes, "variance": 1.0, "prediction": uniform},
+        "freematch": {"confidence": 1 / classes, "prediction": uniform, "named": uniform},
+    }.get(method, {})
+
+
+def assert_same_means(trainer, means):
+    assert trainer.method.state.keys() == means.keys()
+    for name, value in trainer.method.state.items():
+        torch.testing.assert_close(value, torch.as_tensor(means[name], dtype=torch.float64), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_strong", [1, 3])
+def test_remixmatch_step_equals_the_reference(float64, num_strong):
+    settings = {"num_strong_views": num_strong, "ramp_up_steps": 4, "lambda_u": 1.5, "lambda_strong": 0.5}
+    trainer = double_trainer(method="remixmatch", remixmatch=settings)
+    reference = Reference(trainer.model.state_dict(), dict(trainer.model.named_parameters()))
+    means, shares = start_of("remixmatch"), trainer.pool.class_shares()
+    for step in range(3):
+        trainer.train_step()
+        batch, mixing = trainer.pool.drawn, trainer.pool.mixing("joint", num_strong + 1)
+        weights = (1.5 * step / 4, 0.5 * step / 4)
+
+        def losses(self, batch=batch, mixing=mixing, weights=weights):
+            drawn = batch.x, batch.p, batch.u[0], list(batch.s)
+            return self.remixmatch_losses(*drawn, mixing.partner, mixing.share, shares, means, weights)
+
+        gradients, (total, labeled, unlabeled, anchored, _) = reference.step(losses)
+        assert_same(trainer, reference, gradients)
+        assert_same_means(trainer, means)
+        statistics = trainer.read_statistics()
+        expected = {"loss": total, "loss_labeled": labeled, "loss_unlabeled": unlabeled, "loss_strong": anchored}
+        assert {name: statistics[name] for name in expected} == pytest.approx(
+            {name: value.item() for name, value in expected.items()}
+        )
+
+
+@pytest.mark.parametrize(
+    "method, settings",
+    [
+        ("fixmatch", {"threshold": 0.4}),
+        ("fixmatch", {"threshold": 0.99}),
+        ("softmatch", {"momentum": 0.7}),
+        ("softmatch", {"momentum": 0.3, "align": False}),
+        ("freematch", {"momentum": 0.7, "fairness": 0.5}),
+    ],
+)
+@pytest.mark.parametrize("ratio", [1, 3])
+def test_steps_from_weak_to_strong_views_equal_the_reference(float64, method, settings, ratio):
+    settings = {"unlabeled_ratio": ratio, "lambda_u": 0.8, **settings}
+    trainer = double_trainer(**{"method": method, method: settings})
+    reference = Reference(trainer.model.state_dict(), dict(trainer.model.named_parameters()))
+    means, more, used = start_of(method), None, []
+
+    def weigh(guesses):
+        if method == "fixmatch":
+            weights = fixmatch_weights(guesses, settings["threshold"])
+        elif method == "softmatch":
+            weights = softmatch_weights(guesses, means, settings["momentum"], settings.get("align", True))
+        else:
+            weights = freematch_weights(guesses, means, settings["momentum"])
+        used.append(weights.mean().item())
+        return weights
+
+    if method == "freematch":
+
+        def more(strong, weights):
+            return 0.5 * fairness(strong, weights, means)
+
+    for _ in range(3):
+        trainer.train_step()
+        batch = trainer.pool.drawn
+        assert batch.s.shape == (1, 5 * ratio, 3, 8, 8)
+        gradients, (total, labeled, unlabeled, extra, _) = reference.step(
+            lambda self, b=batch: self.weak_to_strong_losses(b.x, b.p, b.u[0], b.s[0], weigh, 0.8, more)
+        )
+        assert_same(trainer, reference, gradients)
+        assert_same_means(trainer, means)
+        statistics = trainer.read_statistics()
+        expected = {"loss": total, "loss_labeled": labeled, "loss_unlabeled": unlabeled}
+        assert {name: statistics[name] for name in expected} == pytest.approx(
+            {name: value.item() for name, value in expected.items()}
+        )
+        assert statistics["label_weight"] == pytest.approx(used[-1])
+        if method == "freematch":
+            assert 0.5 * statistics["loss_fairness"] == pytest.approx(extra.item())
+    if settings.get("threshold") != 0.99:
+        assert any(0 < weight < 1 for weight in used)  # some count, some don't
 
 
 def test_supervised_step_equals_the_reference(float64):

@@ -16,7 +16,8 @@ from torch import Generator, Tensor
 
 from mixmatch.data.images import ImageData
 from mixmatch.data.split import Split
-from mixmatch.data.views import Distortions, Offsets, draw_distortions, draw_offsets, strong_views, views
+from mixmatch.data.strong import Distortions, draw_distortions, strong_views
+from mixmatch.data.views import Offsets, draw_offsets, views
 from mixmatch.errors import UserError
 
 # Batches are looked up this many steps ahead, so that the host is asked for them rarely.
@@ -38,16 +39,18 @@ class Draws(NamedTuple):
     """The random numbers of a step's batch."""
 
     x: Offsets  # of B views
-    strong: Distortions | None  # of B views, if images with added labels are distorted
+    added: Distortions | None  # of B views, if images with added labels are distorted
     u: Offsets | None  # of K * M views, view by view, if there are unlabelled images
+    s: tuple[Offsets, Distortions] | None  # of S * M strong views, view by view, if the method wants such
 
 
 class Batch(NamedTuple):
-    """What a method trains on in a step: a labelled batch X, and K views of each image of an unlabelled batch U."""
+    """What a method trains on in a step: a labelled batch X, and K + S views of each image of an unlabelled batch U."""
 
     x: Tensor  # (B, c, h, w) float32 in [-1, 1], one view of each labelled image
     p: Tensor  # (B, C), its label as a distribution
     u: Tensor  # (K, M, c, h, w), K views of each unlabelled image
+    s: Tensor  # (S, M, c, h, w), S strong views of each
 
 
 class Pool:
@@ -148,7 +151,9 @@ class Pool:
             u = self.unlabeled[self._draw(len(self.unlabeled), UNLABELED_STREAM, step, num_unlabeled, rank, world)]
         return Places(self.labeled[x], self.targets[x], x >= len(self.split_labeled), u)
 
-    def draw(self, num_labeled: int, num_unlabeled: int, num_views: int, generator: Generator) -> Draws:
+    def draw(
+        self, num_labeled: int, num_unlabeled: int, num_views: int, generator: Generator, num_strong: int = 0
+    ) -> Draws:
         """Draw what sets the views of a batch apart, in a fixed order.
 
         Args:
@@ -156,13 +161,17 @@ class Pool:
             num_unlabeled: M, not used if ``num_views`` is 0.
             num_views: K, views of each unlabelled image.
             generator: on this pool's device.
+            num_strong: S, strong views of each.
         """
         x = draw_offsets(num_labeled, self.flip, self.padding, generator, self.rotate)
-        strong = draw_distortions(num_labeled, generator) if self.distort_added else None
-        u = None
+        added = draw_distortions(num_labeled, generator) if self.distort_added else None
+        u = s = None
         if num_views:
             u = draw_offsets(num_views * num_unlabeled, self.flip, self.padding, generator, self.rotate)
-        return Draws(x, strong, u)
+        if num_strong:
+            n = num_strong * num_unlabeled
+            s = draw_offsets(n, self.flip, self.padding, generator, self.rotate), draw_distortions(n, generator)
+        return Draws(x, added, u, s)
 
     def random_views(self, index: Tensor, generator: Generator) -> Tensor:
         """Cut a random view of each of the images ``index``, (n, c, h, w) in [-1, 1]."""
@@ -172,14 +181,20 @@ class Pool:
     def batch(self, places: Places, draws: Draws) -> Batch:
         """Cut the views of the images at ``places``."""
         x = views(self.images, places.x_index, draws.x, self.padding)
-        if draws.strong is not None:
-            x = torch.where(places.x_added[:, None, None, None], strong_views(x, draws.strong), x)
-        u = x[:0].unsqueeze(0)
+        if draws.added is not None:
+            x = torch.where(places.x_added[:, None, None, None], strong_views(x, draws.added), x)
+        u = s = x[:0].unsqueeze(0)
         if draws.u is not None:
-            num_views = len(draws.u.top) // len(places.u_index)
-            index = places.u_index.repeat(num_views)
-            u = views(self.images, index, draws.u, self.padding).unflatten(0, (num_views, -1))
-        return Batch(x, one_hot(places.x_labels, self.num_classes), u)
+            u = self._views_of(places.u_index, draws.u).unflatten(0, (-1, len(places.u_index)))
+        if draws.s is not None:
+            offsets, distortions = draws.s
+            s = strong_views(self._views_of(places.u_index, offsets), distortions)
+            s = s.unflatten(0, (-1, len(places.u_index)))
+        return Batch(x, one_hot(places.x_labels, self.num_classes), u, s)
+
+    def _views_of(self, index: Tensor, offsets: Offsets) -> Tensor:
+        """Cut as many views of each image as there are offsets, view by view."""
+        return views(self.images, index.repeat(len(offsets.top) // len(index)), offsets, self.padding)
 
     def state(self) -> dict[str, Tensor]:
         """Return what ``add_labels`` was given last."""
@@ -213,8 +228,8 @@ class Pool:
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Map class numbers (n,) int64 to distributions (n, C) float32."""
-    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
+    """Map class numbers (n,) int64 to distributions (n, C) of torch's default type."""
+    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(torch.get_default_dtype())
 
 
 def shuffled_stream(count: int, start: int, stop: int, seed: int, stream: int) -> np.ndarray:

@@ -4,24 +4,10 @@ CIFAR's augmentation in the authors' code: a random horizontal flip, and a rando
 after padding by 4 pixels of reflection.
 """
 
-import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
-
-# Of strong views: two of these distortions an image, each up to so much either way.
-OPERATIONS = {
-    "rotate": math.radians(30),
-    "shear_x": 0.3,
-    "shear_y": 0.3,
-    "zoom": 0.3,
-    "brightness": 0.5,
-    "contrast": 0.5,
-}
-OPERATIONS_PER_IMAGE = 2
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -90,80 +76,6 @@ def turn(x: Tensor, quarters: Tensor) -> Tensor:
 def random_views(images: Tensor, index: Tensor, flip: bool, padding: int, generator: Generator) -> Tensor:
     """Cut one random view of each of the images ``index``. Arguments as for ``draw_offsets`` and ``views``."""
     return views(images, index, draw_offsets(len(index), flip, padding, generator), padding)
-
-
-class Distortions(NamedTuple):
-    """What sets each of n strong views apart: uniform numbers in [0, 1)."""
-
-    rank: Tensor  # (n, 6), the operations of the smallest are applied
-    amount: Tensor  # (n, 6), how far each goes
-    cutout: Tensor  # (3, n, 1), side, row and column of the blanked square
-
-
-def draw_distortions(n: int, generator: Generator) -> Distortions:
-    """Draw the distortions of n strong views, every one its own, where ``generator`` is."""
-    device = generator.device
-    rank = torch.rand(n, len(OPERATIONS), generator=generator, device=device)
-    amount = torch.rand(n, len(OPERATIONS), generator=generator, device=device)
-    return Distortions(rank, amount, torch.rand(3, n, 1, generator=generator, device=device))
-
-
-def strong_views(x: Tensor, distortions: Distortions) -> Tensor:
-    """Distort views strongly, in the manner of RandAugment and Cutout.
-
-    Args:
-        x: (n, c, h, w) in [-1, 1], weak views.
-        distortions: of each view.
-
-    Returns:
-        (n, c, h, w) in [-1, 1].
-    """
-    with torch.autocast(x.device.type, enabled=False):  # geometry in bfloat16 would be off by pixels
-        return cut_out(distort(x, distortions), distortions)
-
-
-def distort(
-    x: Tensor,
-    distortions: Distortions,
-    operations: Mapping[str, float] = OPERATIONS,
-    per_image: int = OPERATIONS_PER_IMAGE,
-) -> Tensor:
-    """Apply some of the operations to each view, as RandAugment does (arXiv:1909.13719), to a whole batch at once.
-
-    The geometric operations of an image are one affine map, sampled with reflection at the edges.
-
-    Args:
-        x, distortions: as for ``strong_views``.
-        operations: how far each of ``OPERATIONS`` goes, either way.
-        per_image: how many of them an image gets.
-
-    Returns:
-        As ``strong_views``.
-    """
-    amounts = ((2 * distortions.amount - 1) * (distortions.rank.argsort(dim=1) < per_image)).unbind(dim=1)
-    angle, shear_x, shear_y, zoom, brightness, contrast = (
-        share * most for share, most in zip(amounts, operations.values(), strict=True)
-    )
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    rotation = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
-    shear = torch.stack([torch.stack([1 + zero, shear_x], 1), torch.stack([shear_y, 1 + zero], 1)], 1)
-    linear = rotation @ shear * (1 + zoom)[:, None, None]
-    grid = F.affine_grid(torch.cat([linear, torch.zeros_like(linear[:, :, :1])], 2), list(x.shape), align_corners=False)
-    x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
-    mean = x.mean(dim=(1, 2, 3), keepdim=True)
-    return (mean + (x - mean) * (1 + contrast)[:, None, None, None] + brightness[:, None, None, None]).clamp(-1, 1)
-
-
-def cut_out(x: Tensor, distortions: Distortions) -> Tensor:
-    """Blank a square of each view, of up to half its side, anywhere (Cutout, arXiv:1708.04552).
-
-    Arguments and result as for ``strong_views``.
-    """
-    height, width = x.shape[2:]
-    side, row, column = distortions.cutout
-    rows = (torch.arange(height, device=x.device) + 0.5 - row * height).abs() < side * height / 4
-    columns = (torch.arange(width, device=x.device) + 0.5 - column * width).abs() < side * width / 4
-    return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:

@@ -1,9 +1,20 @@
 """Methods, one file each. To add one: a ``Method`` in a file, named in ``METHODS``."""
 
+from mixmatch.methods.fixmatch import FixMatch
+from mixmatch.methods.freematch import FreeMatch
 from mixmatch.methods.method import Method
 from mixmatch.methods.mixmatch import MixMatch
+from mixmatch.methods.remixmatch import ReMixMatch
+from mixmatch.methods.softmatch import SoftMatch
 from mixmatch.methods.supervised import Supervised
 
 __all__ = ["METHODS", "Method"]
 
-METHODS: dict[str, type[Method]] = {"mixmatch": MixMatch, "supervised": Supervised}
+METHODS: dict[str, type[Method]] = {
+    "mixmatch": MixMatch,
+    "supervised": Supervised,
+    "remixmatch": ReMixMatch,
+    "fixmatch": FixMatch,
+    "freematch": FreeMatch,
+    "softmatch": SoftMatch,
+}

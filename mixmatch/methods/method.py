@@ -65,6 +65,7 @@ class Method(ABC):
         parts: names of the parts of the loss.
         descriptions: what its curves show, parts of the loss and schedules, by their names.
         num_views: K, views of each unlabelled image a step; 0: no unlabelled images are used.
+        num_strong_views: S, how many strongly distorted ones there are beside these, see ``data.strong``.
         unlabeled_ratio: unlabelled images a step for each labelled one, M = unlabeled_ratio * B.
         guesses: whether ``make_examples`` tells what it guessed of unlabelled images, if it uses any.
         if_guesses_collapse: advice for when guesses go to few classes.
@@ -77,6 +78,7 @@ class Method(ABC):
     parts: ClassVar[tuple[str, ...]] = ()
     descriptions: ClassVar[dict[str, str]] = {}
     num_views: int = 0
+    num_strong_views: int = 0
     unlabeled_ratio: int = 1
     guesses: bool = True
     if_guesses_collapse: str = "start again with other settings"

@@ -229,7 +229,7 @@ class MixMatch(Method):
         """Guess, sharpen and mix, see ``Method.make_examples``."""
         mixing = make_mixing(draws, self.settings.mixup, self.task.batch_size, self.settings.alpha)
         guesser = networks.averaged if self.settings.guess_with_ema else networks.current
-        return mixmatch(guesser, *batch, self.settings.temperature, mixing)
+        return mixmatch(guesser, batch.x, batch.p, batch.u, self.settings.temperature, mixing)
 
     def loss(self, network: nn.Module, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
         """L_X and L_U of the mixed batch, see ``Method.loss``."""

@@ -178,15 +178,17 @@ class Trainer:
     def _draw(self) -> tuple[Draws, tuple[Tensor, ...]]:
         """Draw all random numbers of this step."""
         num_labeled, num_unlabeled = len(self.places.x_index), len(self.places.u_index)
-        draws = self.pool.draw(num_labeled, num_unlabeled, self.method.num_views, self.generator)
+        views, strong = self.method.num_views, self.method.num_strong_views
+        draws = self.pool.draw(num_labeled, num_unlabeled, views, self.generator, strong)
         return draws, self.method.draw(self.generator)
 
     def _make_examples(self, draws: Draws, method_draws: tuple[Tensor, ...]) -> tuple[Tensor, Examples]:
-        """Return the views of unlabelled images, and what the network is trained on."""
+        """Return the views of unlabelled images, the strong ones last, and what the network is trained on."""
         with torch.no_grad():
             batch = self.pool.batch(self.places, draws)
             with self.autocast():
-                return batch.u, self.method.make_examples(self.networks, batch, method_draws)
+                views = torch.cat([batch.u, batch.s]) if self.method.num_strong_views else batch.u
+                return views, self.method.make_examples(self.networks, batch, method_draws)
 
     def _compute_loss(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Return the loss, and what this step adds to ``totals``."""
@@ -239,7 +241,7 @@ class Trainer:
 
         Returns:
             ``images`` (n, c, h, w) in [-1, 1] and ``targets`` (n, C). If the method guesses labels also ``views``
-            (K, M, c, h, w) and ``guesses`` (M, C).
+            (K + S, M, c, h, w) and ``guesses`` (M, C).
         """
         self.give_inputs()
         before = {name: value.clone() for name, value in self.method.state.items()}

@@ -1,0 +1,114 @@
+"""ReMixMatch: MixMatch with guesses brought to the labelled class shares, and learned on strong views.
+
+Berthelot et al., "ReMixMatch: Semi-Supervised Learning with Distribution Alignment and Augmentation Anchoring", ICLR
+2020, arXiv:1911.09785. What differs from the authors' code: strong views are RandAugment's instead of CTAugment's, the
+running mean of predictions is exponential over as many batches, and no loss of rotations, which gained 0.14 points.
+"""
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from mixmatch.data.pool import Batch
+from mixmatch.methods.method import Examples, Loss, Method, Networks, Task
+from mixmatch.methods.mixmatch import (
+    MixingDraws,
+    draw_mixing,
+    guess_labels,
+    interleave_order,
+    labeled_loss,
+    make_mixing,
+    mix,
+    ramp_up,
+    sharpen,
+)
+from mixmatch.section import Alpha, Count, CountOrZero, NonNegative, Section
+
+
+class ReMixMatchSettings(Section):
+    """The method's settings, named as in the paper."""
+
+    num_strong_views: Annotated[int, Field(ge=1, le=64)] = Field(8, description="K, strong views per unlabelled image")
+    temperature: Annotated[float, Field(ge=0.01, le=100)] = Field(0.5, description="T of sharpening")
+    alpha: Alpha = Field(0.75, description="MixUp draws lambda from Beta(alpha, alpha)")
+    lambda_u: NonNegative = Field(1.5, description="weight of the mixed unlabelled loss after the ramp-up")
+    lambda_strong: NonNegative = Field(0.5, description="weight of the loss of an unmixed strong view after it")
+    ramp_up_steps: CountOrZero = Field(16000, description="steps over which both rise linearly from 0")
+    align_over: Count = Field(128, description="batches over which predictions are averaged, to align guesses by")
+
+
+class ReMixMatch(Method):
+    """Algorithm 1 of the paper, without rotations.
+
+    State: the running mean of predictions.
+    """
+
+    Settings = ReMixMatchSettings
+    parts = ("loss_labeled", "loss_unlabeled", "loss_strong")
+    descriptions: ClassVar = {
+        "loss_labeled": "cross-entropy on mixed labelled images",
+        "loss_unlabeled": "cross-entropy to mixed guesses, before it is weighted by lambda_u",
+        "loss_strong": "cross-entropy of an unmixed strong view to its guess, before it is weighted by lambda_strong",
+        "lambda_u": "weight of loss_unlabeled",
+        "lambda_strong": "weight of loss_strong",
+    }
+    num_views = 1
+    if_guesses_collapse = "start again with a longer remixmatch.ramp_up_steps or a lower remixmatch.lambda_u"
+
+    def __init__(self, settings: ReMixMatchSettings, task: Task) -> None:
+        super().__init__(settings, task)
+        self.num_strong_views = settings.num_strong_views
+        self.num_batches = settings.num_strong_views + 2  # labelled, weak, strong
+        self.interleave = interleave_order(task.batch_size, self.num_batches, task.device)
+        count = len(task.classes)
+        self.shares = task.class_shares.to(torch.get_default_dtype()).to(task.device)
+        self.state = {"prediction": torch.full((count,), 1 / count, device=task.device)}
+
+    def schedules(self, step: int) -> dict[str, float]:
+        """Return the weights of the next step."""
+        settings = self.settings
+        return {
+            "lambda_u": ramp_up(step, settings.lambda_u, settings.ramp_up_steps),
+            "lambda_strong": ramp_up(step, settings.lambda_strong, settings.ramp_up_steps),
+        }
+
+    def draw(self, generator: Generator) -> MixingDraws:
+        """Draw the mixing of (K + 2) * B examples, see ``Method.draw``."""
+        return draw_mixing(self.num_batches * self.task.batch_size, self.settings.alpha, generator)
+
+    def make_examples(self, networks: Networks, batch: Batch, draws: MixingDraws) -> Examples:
+        """Guess by the weak view, align, sharpen, mix all; the first strong view stands unmixed behind them."""
+        predictions = guess_labels(networks.current, batch.u)
+        q = sharpen(align(predictions, self.shares, self.state["prediction"]), self.settings.temperature)
+        self.state["prediction"].lerp_(predictions.mean(dim=0), 1 / self.settings.align_over)
+        images = torch.cat([batch.x, batch.u[0], batch.s.flatten(0, 1)])
+        targets = torch.cat([batch.p, q.repeat(self.num_batches - 1, 1)])
+        mixing = make_mixing(draws, "joint", self.task.batch_size, self.settings.alpha)
+        return Examples(torch.cat([mix(images, mixing), batch.s[0]]), torch.cat([mix(targets, mixing), q]), q)
+
+    def loss(self, network: nn.Module, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
+        """Cross-entropy of all three kinds (equation 4), see ``Method.loss``."""
+        size, mixed = self.task.batch_size, self.num_batches * self.task.batch_size
+        images = torch.cat([examples.images[:mixed][self.interleave], examples.images[mixed:]])
+        logits = network(images, num_batches=self.num_batches + 1).to(examples.targets.dtype)
+        targets = examples.targets
+        mixed_logits = logits[:mixed][self.interleave]
+        labeled = labeled_loss(mixed_logits[:size], targets[:size])
+        unlabeled = labeled_loss(mixed_logits[size:], targets[size:mixed])
+        strong = labeled_loss(logits[mixed:], targets[mixed:])
+        total = labeled + schedules["lambda_u"] * unlabeled + schedules["lambda_strong"] * strong
+        return Loss(total, {"loss_labeled": labeled, "loss_unlabeled": unlabeled, "loss_strong": strong})
+
+
+def align(guesses: Tensor, shares: Tensor, prediction: Tensor) -> Tensor:
+    """Bring guesses to the labelled class shares: Norm(q * p(y) / p~(y)) (section 3.1).
+
+    Args:
+        guesses: (n, C).
+        shares: (C,) of the classes among the labelled images.
+        prediction: (C,) the running mean of predictions.
+    """
+    aligned = guesses * (shares + 1e-6) / (prediction + 1e-6)
+    return aligned / aligned.sum(dim=1, keepdim=True)
