@@ -22,7 +22,8 @@ def make_parser() -> Parser:
         usage="python3 pseudo_label.py --run DIRECTORY [--to DIRECTORY] [options] [key=value ...]",
         description="Go on with a trained run, its most confident predictions as labels. "
         "The same command again continues an unfinished round.",
-        overrides="pseudo_label.select=top and the like, listed by main.py --help; other keys stay the run's, but "
+        overrides="pseudo_label.select=top and the like, listed by main.py --help, those of pseudo_label.method's "
+        "section; other keys stay the run's, but "
         f"for {', '.join(may_change())}",
     )
     add_run(parser, "of the finished run", required=True)
@@ -40,12 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from mixmatch.rounds.start import find_round, start_round
             from mixmatch.training.loop import train
 
-        allowed = may_change()
+        config, path = find_round(options.run, options.to, options.overrides)
+        sections, keys = ["pseudo_label"], may_change()
+        if config.pseudo_label.select == "method":
+            sections.append(config.pseudo_label.method)
         for text in options.overrides:
             key = text.partition("=")[0]
-            if not key.startswith("pseudo_label.") and key not in allowed:
-                raise UserError(f"{key}: belongs to the run; a round can change pseudo_label.*, {', '.join(allowed)}")
-        config, path = find_round(options.run, options.to, options.overrides)
+            if key.partition(".")[0] not in sections and key not in keys:
+                allowed = [f"{section}.*" for section in sections]
+                raise UserError(f"{key}: belongs to the run; a round can change {', '.join((*allowed, *keys))}")
         with join_ranks(config.device) as ranks:
             start = ranks.from_first(lambda: start_round(options.run, path, config, options.allow_unfinished))
             train(start, path, ranks, signals=stop_signals)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, create_model, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from mixmatch.data import DATASETS, DataSettings
@@ -27,6 +27,15 @@ NOT_OF_THE_RUN = ("device", "data.root", "train.precision", "train.compile", "tr
 DEEPEST = 8  # sections in sections that a key can be in
 # How often a run is looked at: it may change on a run under way, which keeps the newest.
 RHYTHM = ("train.eval_every", "train.checkpoint_every", "train.log_every")
+
+
+def _fit_for_a_folder(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError("must be up to 100 letters, digits, '.', '_' and '-', starting with a letter or digit")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_fit_for_a_folder)]
 
 
 class TrainSettings(Section):
@@ -77,11 +86,13 @@ class PseudoLabelSettings(Section):
     enabled: bool = Field(
         False, description="after training, do a round of pseudo-labels on the run, in a folder beside it"
     )
-    select: Literal["none", "threshold", "top", "balanced"] = Field(
+    select: Literal["none", "threshold", "top", "balanced", "method"] = Field(
         "threshold",
         description="threshold: confidence at least so much; top: the most confident of each predicted class; "
-        "balanced: the same after the classes are brought to their labelled shares; none: the control",
+        "balanced: the same after the classes are brought to their labelled shares; none: the control; "
+        "method: no fixed labels, another method trains on",
     )
+    method: str = Field("remixmatch", description="of select=method; it makes labels anew at every step")
     threshold: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="of select=threshold")
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="of each class, for select=top and balanced")
     strong_augmentation: bool = Field(
@@ -91,6 +102,17 @@ class PseudoLabelSettings(Section):
     refresh_every: Count | None = Field(
         None, description="steps after which to select anew from all unlabelled images; null: select once"
     )
+    lr_schedule: Literal["constant", "cosine", "linear"] | None = Field(
+        None, description="train.lr_schedule of the round, over its own steps; null: the run's"
+    )
+    name: Name | None = Field(None, description="the round goes to <run>-<name>; null: named after its rule")
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(f"must be {' or '.join(METHODS)}")
+        return method
 
 
 class Config(Section):
@@ -100,7 +122,7 @@ class Config(Section):
     are those of the data set and the network that they name.
     """
 
-    name: str | None = Field(
+    name: Name | None = Field(
         None,
         description="the run goes to runs/<name>-seed<seed>, with the method if it is another; null: after the data",
     )
@@ -117,13 +139,6 @@ class Config(Section):
     model: NetworkSettings = NetworkSettings()
     train: TrainSettings = TrainSettings()
     pseudo_label: PseudoLabelSettings = PseudoLabelSettings()
-
-    @field_validator("name")
-    @classmethod
-    def _fit_for_a_folder(cls, name: str | None) -> str | None:
-        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-            raise ValueError("must be up to 100 letters, digits, '.', '_' and '-', starting with a letter or digit")
-        return name
 
     @field_validator("device")
     @classmethod
@@ -380,8 +395,15 @@ def differing_keys(a: Config, b: Config, ignoring: Sequence[str] = ()) -> list[s
 
 
 def differing_keys_of_rounds(a: Config, b: Config) -> list[str]:
-    """Return in the same way the keys of ``pseudo_label`` in which two configs describe different rounds."""
-    return _differing(a, b, [f"pseudo_label.{name}" for name in PseudoLabelSettings.model_fields if name != "enabled"])
+    """Return in the same way the keys in which two configs describe different rounds.
+
+    These are the keys of ``pseudo_label``, and of the section of its method if that trains the round.
+    """
+    keys = [f"pseudo_label.{name}" for name in PseudoLabelSettings.model_fields if name != "enabled"]
+    if a.pseudo_label.select == b.pseudo_label.select == "method" and a.pseudo_label.method == b.pseudo_label.method:
+        name = a.pseudo_label.method
+        keys += [f"{name}.{key}" for key in METHODS[name].Settings.model_fields]
+    return _differing(a, b, keys)
 
 
 def _differing(a: Config, b: Config, keys: list[str]) -> list[str]:

@@ -29,6 +29,14 @@ class Hook:
         """Look at the evaluations so far, and return warnings."""
         return []
 
+    def finish(self, step: int, recorder: Recorder) -> list[str]:
+        """Do what is due when all steps are done, again if the run is ended before its results are there.
+
+        Returns:
+            Lines to report.
+        """
+        return []
+
     def results(self) -> dict[str, Any]:
         """Return what joins results.json."""
         return {}

@@ -31,7 +31,8 @@ class Row(Section):
     label: str = Field(pattern=r"^[^|\n]+$")
     config: str | None = None  # in place of the table's
     set: list[str] = Field([])  # key=value, laid over the table's
-    round: list[str] | None = None  # key=value of pseudo_label: the row is a round on the run that the rest describes
+    # key=value of pseudo_label, or section.key=value of its method: the row is a round on the run of the rest
+    round: list[str] | None = None
     published: dict[str, str] = Field({})  # figures to compare with, by source
     seeds: list[int] | None = Field(None, min_length=1)  # of the table's, if not all
     control: str | None = None  # in place of the table's
@@ -148,7 +149,8 @@ def _plan_run(table: Table, row: Row, seed: int) -> Planned:
     run = Planned(config.run_name(), config.model_copy(update={"pseudo_label": PseudoLabelSettings()}))
     if row.round is None:
         return run
-    config = override(config, [f"pseudo_label.{setting}" for setting in row.round])
+    settings = [text if "." in text.partition("=")[0] else f"pseudo_label.{text}" for text in row.round]
+    config = override(config, settings)
     return Planned(round_path(Path(run.name), config.pseudo_label).name, config, run)
 
 

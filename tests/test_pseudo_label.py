@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import random
 import shutil
@@ -23,7 +24,17 @@ from mixmatch.data.split import Split
 from mixmatch.records.run import RunDirectory
 from mixmatch.rounds.calibration import calibrate, draw_reliability
 from mixmatch.rounds.rules import balance, describe_selection, select, threshold_table, to_csv
-from tests.small_runs import ROOT, assert_same_curves, assert_same_run, curves, metrics, run
+from tests.small_runs import (
+    ROOT,
+    after_each_step,
+    assert_same_curves,
+    assert_same_run,
+    curves,
+    final,
+    metrics,
+    run,
+    signal_after,
+)
 from tests.toys import toy_data, toy_trainer
 
 UNIFORM = torch.full((3,), 1 / 3, dtype=torch.float64)
@@ -258,6 +269,81 @@ def test_the_control_is_the_parent_trained_on(parent, tmp_path):
     # Before the round the optimiser's decay, EMA and draws are the same, so the weights are.
     assert [entry["test_accuracy"] for entry in ours] == [e["test_accuracy"] for e in theirs if e["step"] > 30]
     assert [entry["loss"] for entry in ours] == [e["loss"] for e in theirs if e["step"] > 30]
+
+
+BY_METHOD = ["pseudo_label.select=method", "pseudo_label.refresh_every=null", "pseudo_label.lr_schedule=cosine"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["pseudo_label.method=softmatch", "softmatch.unlabeled_ratio=2"],
+        ["pseudo_label.method=remixmatch", "remixmatch.num_strong_views=2", "remixmatch.ramp_up_steps=0"],
+        ["pseudo_label.method=supervised"],
+    ],
+    ids=["softmatch", "remixmatch", "supervised"],
+)
+def test_a_round_by_another_method(parent, tmp_path, monkeypatch, capsys, settings):
+    before = contents(parent)
+    assert one_round(parent, tmp_path / "whole", *BY_METHOD, *settings) == 0
+    printed = capsys.readouterr().out
+    method = settings[0].partition("=")[2]
+    assert printed.count(f"pseudo_label.method={method} makes labels anew at every step; ") == 2
+    assert printed.count("threshold  generated   correct  precision") == 2
+
+    results = json.loads((tmp_path / "whole" / "results.json").read_text())
+    assert results["method"] == method and results["pseudo_label"]["select"] == "method"
+    start, end = results["pseudo_label"]["selections"]
+    assert (start["step"], end["step"]) == (30, 42) and start["coverage"] == end["coverage"] == 100
+    rows = list(csv.DictReader((tmp_path / "whole" / "pseudo_labels.csv").read_text().splitlines()))
+    right = [row["correct"] == "1" for row in rows]
+    assert len(rows) == 1327 and 100 * sum(right) / len(rows) == pytest.approx(end["precision"])
+    state, _ = final(tmp_path / "whole")
+    assert len(state["pseudo.index"]) == 0  # nothing is fixed
+    assert not curves(tmp_path / "whole")[0].get("train/lambda_u") or method != "softmatch"
+    rates = [entry["lr"] for entry in metrics(tmp_path / "whole")]
+    assert rates == pytest.approx([0.002 * math.cos(7 / 16 * math.pi * done) for done in (6 / 12, 12 / 12)])
+
+    for stop_at, number in ((30 + 3, signal.SIGTERM), (30 + 8, signal.SIGINT)):
+        signal_after(monkeypatch, stop_at, number)
+        assert one_round(parent, tmp_path / "cut", *BY_METHOD, *settings) == 128 + number
+        monkeypatch.undo()
+    # It is an ordinary run, and says itself by what it is trained.
+    assert main.main(["--run", str(tmp_path / "cut")]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_same_curves(tmp_path / "whole", tmp_path / "cut")
+    assert one_round(parent, tmp_path / "whole", *BY_METHOD, *settings) == 0
+    assert before == contents(parent)
+
+
+def test_a_round_by_a_method_begins_with_what_the_method_begins_with(parent, tmp_path, monkeypatch):
+    seen = []
+    after_each_step(monkeypatch, lambda trainer: seen.append(trainer.method.state["mean"].item()))
+    settings = ["pseudo_label.method=softmatch", "softmatch.unlabeled_ratio=1", "softmatch.momentum=0.5"]
+    assert one_round(parent, tmp_path / "round", *BY_METHOD, *settings) == 0
+    assert len(seen) == 12 and seen[0] < 0.1 / 2 + 0.5  # half of the 1 / 10 that it starts with
+    # A round on that round, by the same method, begins anew too; and one may be called as one likes.
+    again = ["--run", str(tmp_path / "round"), "pseudo_label.name=twice", "pseudo_label.lr_schedule=null"]
+    assert pseudo_label.main(again) == 0
+    assert (tmp_path / "round-twice" / "results.json").exists()
+    assert seen[12] < 0.1 / 2 + 0.5
+
+
+def test_a_round_changes_the_section_of_its_method_alone(parent, tmp_path, capsys):
+    for refused in (
+        ["mixmatch.alpha=0.5"],
+        ["pseudo_label.select=method", "pseudo_label.method=softmatch", "mixmatch.alpha=0.5"],
+        ["softmatch.momentum=0.9"],
+        ["pseudo_label.select=method", "pseudo_label.method=none"],
+        ["pseudo_label.name=../x"],
+    ):
+        assert one_round(parent, tmp_path / "round", *refused) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "round").exists()
+    settings = ["pseudo_label.method=softmatch", "softmatch.unlabeled_ratio=1"]
+    assert one_round(parent, tmp_path / "round", *BY_METHOD, *settings) == 0
+    assert one_round(parent, tmp_path / "round", *BY_METHOD, *settings, "softmatch.momentum=0.9") == 2
+    assert "softmatch.momentum (0.999 there, 0.9 now)" in capsys.readouterr().err
 
 
 def test_an_empty_selection_says_so_and_trains_on_unchanged(parent, tmp_path, capsys):

@@ -183,6 +183,35 @@ def test_supervised_step_equals_the_reference(float64):
         assert_same(trainer, reference, gradients)
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"mixmatch": {"num_views": 3}},
+        {"method": "supervised", "supervised": {"alpha": 0.5}},
+        {"method": "remixmatch", "remixmatch": {"num_strong_views": 2}},
+        {"method": "fixmatch", "fixmatch": {"unlabeled_ratio": 3}},
+        {"method": "freematch"},
+        {"method": "softmatch"},
+    ],
+)
+def test_a_method_says_how_many_passes_its_step_takes(sections):
+    trainer, passes = toy_trainer(**sections), []
+    trainer.working.stem.register_forward_hook(
+        lambda module, inputs, output: passes.append(len(output) * (3 if output.requires_grad else 1))
+    )
+    trainer.train_step()
+    assert sum(passes) == trainer.method.passes()
+
+
+def test_a_round_has_its_own_schedules():
+    trainer = toy_trainer(mixmatch={"lambda_u": 8, "ramp_up_steps": 8}, train={"lr_schedule": "linear", "steps": 20})
+    trainer.step = 12
+    trainer.begun_at = 10
+    assert trainer.lr() == pytest.approx(0.002 * 0.8) and trainer.method_schedules() == {"lambda_u": 8}
+    trainer.method_begun_at = 10
+    assert trainer.method_schedules() == {"lambda_u": 2}
+
+
 def test_only_kernels_are_decayed():
     trainer = toy_trainer(train={"batch_size": 5, "weight_decay": 100.0, "lr": 1e-3})
     kernels = {id(p) for p in trainer.kernels}

@@ -53,6 +53,10 @@ class FixMatch(Method):
         super().__init__(settings, task)
         self.unlabeled_ratio = settings.unlabeled_ratio
 
+    def passes(self) -> int:
+        """Guess weak views, train on labelled and strong ones, see ``Method.passes``."""
+        return (self.unlabeled_ratio + 3 * (1 + self.unlabeled_ratio)) * self.task.batch_size
+
     def weigh(self, guesses: Tensor) -> Tensor:
         """Return the weight of each label.
 

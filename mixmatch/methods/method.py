@@ -94,6 +94,10 @@ class Method(ABC):
         self.settings, self.task = settings, task
         self.state: dict[str, Tensor] = {}
 
+    def passes(self) -> int | None:
+        """Return the passes over images of a step, to compare methods by: 1 forward, 2 backward; None: not told."""
+        return None
+
     def schedules(self, step: int) -> dict[str, float]:
         """Return what changes with the number of completed steps, by name; each becomes a curve."""
         return {}

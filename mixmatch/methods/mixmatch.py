@@ -217,6 +217,10 @@ class MixMatch(Method):
         self.num_views = settings.num_views
         self.interleave = interleave_order(task.batch_size, settings.num_views + 1, task.device)
 
+    def passes(self) -> int:
+        """Guess K views, train on K + 1 batches, see ``Method.passes``."""
+        return (self.num_views + 3 * (self.num_views + 1)) * self.task.batch_size
+
     def schedules(self, step: int) -> dict[str, float]:
         """Return lambda_U of the next step."""
         return {"lambda_u": ramp_up(step, self.settings.lambda_u, self.settings.ramp_up_steps)}

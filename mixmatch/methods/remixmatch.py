@@ -66,6 +66,10 @@ class ReMixMatch(Method):
         self.shares = task.class_shares.to(torch.get_default_dtype()).to(task.device)
         self.state = {"prediction": torch.full((count,), 1 / count, device=task.device)}
 
+    def passes(self) -> int:
+        """Guess one view, train on K + 3 batches, see ``Method.passes``."""
+        return (1 + 3 * (self.num_batches + 1)) * self.task.batch_size
+
     def schedules(self, step: int) -> dict[str, float]:
         """Return the weights of the next step."""
         settings = self.settings

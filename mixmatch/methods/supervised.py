@@ -26,6 +26,10 @@ class Supervised(Method):
     parts = ("loss_labeled",)
     descriptions: ClassVar = {"loss_labeled": "cross-entropy on labelled images"}
 
+    def passes(self) -> int:
+        """Train on the labelled batch, see ``Method.passes``."""
+        return 3 * self.task.batch_size
+
     def draw(self, generator: Generator) -> tuple[Tensor, ...]:
         """Draw the mixing of B examples, if the settings ask for it, see ``Method.draw``."""
         return draw_mixing(self.task.batch_size, self.settings.alpha, generator) if self.settings.alpha else ()

@@ -72,10 +72,20 @@ class Round(Hook):
     def before_step(self, step: int, recorder: Recorder) -> list[str]:
         """Select labels, if that is due before training step ``step``, and return lines for a person."""
         since = step - self.begun_at
+        if since and self.settings.select == "method":
+            return []
         if since and not (self.settings.refresh_every and since % self.settings.refresh_every == 0):
             return []
         if not since:
             self._beside["before"] = self._evaluate(step, recorder)
+        entry = self._select(step, recorder)
+        self._beside["selections"] = [*self._beside.get("selections", []), entry]
+        return describe_entry(self.settings, entry)
+
+    def finish(self, step: int, recorder: Recorder) -> list[str]:
+        """Describe the labels at the end, if a method has made them as it trained."""
+        if self.settings.select != "method":
+            return []
         entry = self._select(step, recorder)
         self._beside["selections"] = [*self._beside.get("selections", []), entry]
         return describe_entry(self.settings, entry)
@@ -104,7 +114,8 @@ class Round(Hook):
         probabilities = self._predict(pool.images, index).cpu()
         truth, index = pool.labels[index].cpu(), index.cpu()
         selection = select(probabilities, pool.class_shares(), self.settings)
-        pool.add_labels(index[selection.chosen], selection.labels[selection.chosen])
+        if self.settings.select != "method":
+            pool.add_labels(index[selection.chosen], selection.labels[selection.chosen])
 
         table = threshold_table(probabilities, truth)
         entry: dict[str, Any] = {"step": step, **describe_selection(selection, truth, classes), "thresholds": table}
@@ -169,6 +180,9 @@ def describe_entry(settings: PseudoLabelSettings, entry: dict[str, Any]) -> list
         lines.append(f"  {row['threshold']:>9}{row['generated']:>11}{right}")
     if settings.select == "none":
         lines.append("pseudo_label.select=none: nothing is selected, training goes on as the control")
+    elif settings.select == "method":
+        precision = "" if entry["precision"] is None else f"; {entry['precision']:.2f}% of its guesses are correct"
+        lines.append(f"pseudo_label.method={settings.method} makes labels anew at every step{precision}")
     elif not entry["selected"]:
         lines.append(f"pseudo_label.select={settings.select} selects nothing: training goes on unchanged")
     else:

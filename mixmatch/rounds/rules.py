@@ -34,6 +34,12 @@ def select_none(probabilities: Tensor, prior: Tensor, settings: PseudoLabelSetti
     return Selection(torch.zeros_like(labels, dtype=torch.bool), labels)
 
 
+def select_all(probabilities: Tensor, prior: Tensor, settings: PseudoLabelSettings) -> Selection:
+    """What a method labels by itself as it trains: every image. Described at the start and the end, never fixed."""
+    labels = probabilities.argmax(dim=1)
+    return Selection(torch.ones_like(labels, dtype=torch.bool), labels)
+
+
 def select_threshold(probabilities: Tensor, prior: Tensor, settings: PseudoLabelSettings) -> Selection:
     """Select every prediction whose confidence, its largest probability, is at least ``settings.threshold``."""
     confidence, labels = probabilities.max(dim=1)
@@ -77,6 +83,7 @@ RULES: dict[str, Callable[[Tensor, Tensor, PseudoLabelSettings], Selection]] = {
     "threshold": select_threshold,
     "top": select_top,
     "balanced": select_balanced,
+    "method": select_all,
 }
 
 

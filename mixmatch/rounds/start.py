@@ -15,9 +15,11 @@ from mixmatch.records.run import RunDirectory, open_run
 
 def round_path(parent: Path, settings: PseudoLabelSettings) -> Path:
     """Return where a round on ``parent`` goes if nothing else is said: beside it, named after its rule."""
-    detail = {"none": "control", "threshold": f"threshold-{settings.threshold:g}"}
     if parent.name in ("", ".."):
         parent = parent.resolve()
+    if settings.name is not None:
+        return parent.with_name(f"{parent.name}-{settings.name}")
+    detail = {"none": "control", "threshold": f"threshold-{settings.threshold:g}", "method": settings.method}
     name = detail.get(settings.select, f"{settings.select}-{settings.fraction:g}")
     return parent.with_name(f"{parent.name}-{name}" + "-strong" * settings.strong_augmentation)
 
@@ -132,9 +134,12 @@ def _check_settings(path: Path, stored: Config, config: Config) -> None:
 
 def config_of_round(config: Config, start: int) -> Config:
     """Return what is stored as a round's config: its parent's with the round's settings, going on from ``start``."""
+    settings = config.pseudo_label
+    train = {"steps": start + settings.steps, "lr_schedule": settings.lr_schedule or config.train.lr_schedule}
     return config.model_copy(
         update={
-            "train": config.train.model_copy(update={"steps": start + config.pseudo_label.steps}),
-            "pseudo_label": config.pseudo_label.model_copy(update={"enabled": False}),
+            "method": settings.method if settings.select == "method" else config.method,
+            "train": config.train.model_copy(update=train),
+            "pseudo_label": settings.model_copy(update={"enabled": False}),
         }
     )

@@ -95,6 +95,8 @@ def train_run(
             with console.bar(trainer.step, steps):
                 console.note(_accuracies_in_short(*session.progress.history[-1:]))
                 run_steps(session, config.train, recorder, console, run, received, deadline)
+                for line in [line for hook in session.hooks for line in hook.finish(steps, recorder)]:
+                    console.report(line)
             recorder.finish()
             recorder.wait()
 

@@ -20,12 +20,12 @@ def make_optimizer(settings: TrainSettings, parameters: Iterable[nn.Parameter], 
     return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=on_gpu)
 
 
-def learning_rate(settings: TrainSettings, step: int) -> float:
-    """Return the learning rate after ``step`` completed steps.
+def learning_rate(settings: TrainSettings, step: int, begun_at: int = 0) -> float:
+    """Return the learning rate after ``step`` completed steps of a run that began at step ``begun_at``.
 
-    Cosine is lr * cos(7/16 * pi * step / steps), FixMatch's (arXiv:2001.07685, section 2.4).
+    Cosine is lr * cos(7/16 * pi * done), FixMatch's (arXiv:2001.07685, section 2.4).
     """
-    done = step / settings.steps
+    done = (step - begun_at) / (settings.steps - begun_at)
     lr = settings.lr
     if settings.lr_schedule == "cosine":
         lr *= math.cos(7 / 16 * math.pi * done)

@@ -93,7 +93,7 @@ def prepare(
     trainer = make_trainer(config, data, split, device, ranks, decide_precision)
     starting = []
     if saved is not None:
-        resume(trainer, saved[0], progress, run.path)
+        resume(trainer, saved[0], progress, config, run.path)
     elif config.init is not None:
         starting = start_from(config.init, trainer, data.classes, ranks)
     check_round(run, config, progress.start)
@@ -214,16 +214,28 @@ def kept_precision(run: RunDirectory, config: Config, progress: Progress) -> str
     return kept or None
 
 
-def resume(trainer: Trainer, state: dict[str, Tensor], progress: Progress, path: Path) -> None:
+def resume(trainer: Trainer, state: dict[str, Tensor], progress: Progress, config: Config, path: Path) -> None:
     """Bring ``trainer`` to a checkpoint of the run at ``path``.
+
+    Where another method begins with a round, its state is its own, not that of the run that the checkpoint is of.
 
     Raises:
         UserError: if it is not one of this trainer.
     """
+    if progress.start:
+        by_another_method = config.pseudo_label.select == "method"
+        trainer.begun_at, trainer.method_begun_at = progress.start, progress.start if by_another_method else 0
+        if by_another_method and progress.step == progress.start:
+            own = {name: value for name, value in trainer.state().items() if _is_of_the_method(name)}
+            state = {name: value for name, value in state.items() if not _is_of_the_method(name)} | own
     try:
         trainer.load_state(state, progress.step)
     except ValueError as error:
         raise UserError(f"{path}: the checkpoint at step {progress.step} does not fit ({error})") from None
+
+
+def _is_of_the_method(name: str) -> bool:
+    return name == "totals" or name.startswith("method.")
 
 
 def start_from(source: str, trainer: Trainer, classes: list[str], ranks: Ranks) -> list[str]:

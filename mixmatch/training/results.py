@@ -21,6 +21,7 @@ def summarise_run(config: Config, session: Session, commit: str) -> dict[str, An
     """Return what results.json holds."""
     trainer, progress = session.trainer, session.progress
     tests = [entry["test_accuracy"] for entry in progress.history if entry["test_accuracy"] is not None]
+    passes = trainer.method.passes()
     results = {
         "test_accuracy": statistics.median(tests[-EVALUATIONS_AVERAGED:]) if tests else None,
         "evaluations_averaged": min(len(tests), EVALUATIONS_AVERAGED),
@@ -29,6 +30,7 @@ def summarise_run(config: Config, session: Session, commit: str) -> dict[str, An
         "steps": progress.step,
         "seconds": round(progress.seconds, 3),
         "steps_per_second": round((progress.step - progress.start) / progress.seconds, 3),
+        "passes_per_step": passes and passes * trainer.ranks.world,
         "dataset": config.data.dataset,
         "method": config.method,
         "num_labeled": len(session.split.labeled),

@@ -37,6 +37,8 @@ class Trainer:
         method: how.
         rung: how its steps are computed.
         graph: of the recorded step, None if it is not recorded.
+        begun_at, method_begun_at: the steps at which this run and its method began, above 0 in rounds: where the
+            learning rate's and the method's schedules begin.
         keep_graph: let ``graph`` be looked at; set it before the first step.
     """
 
@@ -65,7 +67,7 @@ class Trainer:
         """
         self.settings, self.pool, self.method, self.ranks = settings, pool, method, ranks
         self.device = pool.device
-        self.step = 0
+        self.step = self.begun_at = self.method_begun_at = 0
         self.model = network.to(self.device, memory_format=torch.channels_last)
         self.model.train()
         self.ema_model = copy.deepcopy(self.model).requires_grad_(False)
@@ -132,7 +134,7 @@ class Trainer:
         """Put on the device what sets this step apart: its images, its schedules, the seed of its draws."""
         for place, value in zip(self.places, self._look_up_places(), strict=True):
             place.copy_(value)
-        for name, value in self.method.schedules(self.step).items():
+        for name, value in self.method_schedules().items():
             self.schedules[name].fill_(value)
         self.decay.fill_(1 - self.lr() * self.settings.weight_decay)
         set_learning_rate(self.optimizer, self.lr())
@@ -209,7 +211,11 @@ class Trainer:
 
     def lr(self) -> float:
         """Return the learning rate of the next step."""
-        return learning_rate(self.settings, self.step)
+        return learning_rate(self.settings, self.step, self.begun_at)
+
+    def method_schedules(self) -> dict[str, float]:
+        """Return the method's schedules at the next step."""
+        return self.method.schedules(self.step - self.method_begun_at)
 
     def predict(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Return the averaged network's class probabilities, in the run's precision; see ``evaluation.predict``."""
@@ -228,7 +234,7 @@ class Trainer:
         means = self.totals.read()
         if not math.isfinite(means["loss"]):
             raise Diverged(f"the loss is no longer finite at step {self.step}; lower train.lr")
-        return {"lr": self.lr(), **self.method.schedules(self.step), **means}
+        return {"lr": self.lr(), **self.method_schedules(), **means}
 
     def check_finite(self) -> None:
         """Raise Diverged if any weight is not finite."""
