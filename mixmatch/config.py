@@ -96,7 +96,7 @@ class PseudoLabelSettings(Section):
     threshold: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="of select=threshold")
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="of each class, for select=top and balanced")
     strong_augmentation: bool = Field(
-        False, description="train on pseudo-labelled images strongly distorted: RandAugment and Cutout in kind"
+        False, description="train on pseudo-labelled images strongly distorted: RandAugment and Cutout"
     )
     steps: Count = Field(65536, description="steps of the round, after those of the run")
     refresh_every: Count | None = Field(
