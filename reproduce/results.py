@@ -134,12 +134,13 @@ def save_result(run: Path, table: Table, file: Path) -> None:
         write_atomically(file, text.encode())
 
 
-def render(table: Table, results: Path | None = None) -> str:
+def render(table: Table, results: Path | None = None, only: str = "") -> str:
     """Return the table in Markdown, from its result file alone; what has not been run is a dash.
 
     Args:
         table: the table.
         results: the folder of its result file, as for ``result_file``.
+        only: leave out rows whose labels begin otherwise, and what stands around them.
 
     Raises:
         UserError: if the result file is none.
@@ -178,6 +179,9 @@ def render(table: Table, results: Path | None = None) -> str:
         line.append(" and ".join(f"{number:,}" for number in steps) or NOTHING)
         lines.append(line + [row.published.get(source, NOTHING) for source in sources])
 
+    if only:
+        shown = [line for line, row in zip(lines[2:], table.rows, strict=True) if row.label.startswith(only)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in [*lines[:2], *shown])
     runs = [run for row in planned for run in row.values() if run.name in kept]
     where = "; ".join(sorted({_origin(kept[run.name], run) for run in runs})) or "nothing has been run yet"
     text = f"{table.about.strip()} Mean ± std over seeds of the median of the last 20 evaluations, or of all if fewer."
@@ -188,6 +192,8 @@ def render(table: Table, results: Path | None = None) -> str:
 def render_into(text: str, tables: Path = TABLES, results: Path | None = None) -> str:
     """Return Markdown with the tables in it rendered anew: what stands between ``<!-- table NAME -->`` and its end.
 
+    With ``<!-- table NAME: BEGINNING -->`` only the rows whose labels begin so.
+
     Args:
         text: the Markdown.
         tables: the folder of table files.
@@ -196,10 +202,14 @@ def render_into(text: str, tables: Path = TABLES, results: Path | None = None) -
     Raises:
         UserError: if a table is not there, or has no end.
     """
-    pattern = re.compile(r"(<!-- table ([\w.-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+    pattern = re.compile(r"(<!-- table ([\w.-]+)(?:: (.+?))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
     if len(pattern.findall(text)) != text.count("<!-- table "):
         raise UserError("a '<!-- table NAME -->' line has no '<!-- end of table -->' line")
-    return pattern.sub(lambda m: m[1] + render(read_table(tables / f"{m[2]}.yml"), results) + "\n" + m[3], text)
+
+    def anew(match: re.Match) -> str:
+        return match[1] + render(read_table(tables / f"{match[2]}.yml"), results, match[3] or "") + "\n" + match[4]
+
+    return pattern.sub(anew, text)
 
 
 def _brief(value: float | None) -> float | None:

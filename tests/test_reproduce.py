@@ -344,6 +344,11 @@ def test_rendering_rewrites_the_tables_and_nothing_else(done, tmp_path, capsys):
     assert command(done, "--render", file, "--tables", done) == 0
     table = render(read_table(done / "small.yml"), done / "results")
     assert file.read_text() == f"before\n<!-- table small -->\n{table}\n<!-- end of table -->\nafter\n"
+    file.write_text("<!-- table small: noth -->\nold\n<!-- end of table -->\nafter\n")
+    assert command(done, "--render", file, "--tables", done) == 0
+    shown = file.read_text().splitlines()
+    assert shown[1:3] == table.splitlines()[2:4] and shown[4:] == ["<!-- end of table -->", "after"]
+    assert shown[3] == next(line for line in table.splitlines() if line.startswith("| nothing |"))
     file.write_text("<!-- table small -->\nno end")
     assert command(done, "--render", file, "--tables", done) == 2
     assert "has no '<!-- end of table -->' line" in capsys.readouterr().err
