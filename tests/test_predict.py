@@ -408,3 +408,11 @@ def test_a_file_that_vanishes_before_it_is_sorted_leaves_nothing(tmp_path):
     with pytest.raises(UserError):
         sort_into(tmp_path / "sorted", "cat", tmp_path / "gone.png")
     assert not list((tmp_path / "sorted" / "cat").iterdir())
+
+
+def test_predictions_into_a_pipe_that_nobody_reads_any_more_end_silently(trained, photos):
+    arguments = [sys.executable, "predict.py", "--run", trained, photos / "test", "--to", "/dev/stdout"]
+    with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert "error" not in process.stderr.read()
+    assert process.returncode == 141
