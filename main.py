@@ -1,4 +1,4 @@
-"""Train MixMatch, or the supervised baseline, as a config file says. `python3 main.py --help` lists every key."""
+"""Train MixMatch, or another method, as a config file says. `python3 main.py --help` lists every key."""
 
 import sys
 from argparse import Namespace
@@ -26,7 +26,7 @@ def make_parser() -> Parser:
         keys.append(f"  {key:<34}{default:<10} {field.description or ''}")
     parser = Parser(
         usage="python3 main.py [--config FILE] [--run DIRECTORY] [--check] [--import FILE] [key=value ...]",
-        description="Train MixMatch, or the supervised baseline. The same command again continues an unfinished run, "
+        description="Train MixMatch, or another method. The same command again continues an unfinished run, "
         "and so does --run DIRECTORY alone.",
         overrides="laid over the config: train.lr=0.03",
         epilog="keys, their defaults and what they mean:\n" + "\n".join(keys),

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mixmatch.command import Parser, add_run, loading, run_command, stop_signals
-from mixmatch.errors import UserError
 
 
 def may_change() -> tuple[str, ...]:
@@ -38,18 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def body(options: Namespace) -> None:
         with loading():
             from mixmatch.ranks import join_ranks
-            from mixmatch.rounds.start import find_round, start_round
+            from mixmatch.rounds.start import check_overrides, find_round, start_round
             from mixmatch.training.loop import train
 
         config, path = find_round(options.run, options.to, options.overrides)
-        sections, keys = ["pseudo_label"], may_change()
-        if config.pseudo_label.select == "method":
-            sections.append(config.pseudo_label.method)
-        for text in options.overrides:
-            key = text.partition("=")[0]
-            if key.partition(".")[0] not in sections and key not in keys:
-                allowed = [f"{section}.*" for section in sections]
-                raise UserError(f"{key}: belongs to the run; a round can change {', '.join((*allowed, *keys))}")
+        check_overrides(config, options.overrides, may_change())
         with join_ranks(config.device) as ranks:
             start = ranks.from_first(lambda: start_round(options.run, path, config, options.allow_unfinished))
             train(start, path, ranks, signals=stop_signals)

@@ -22,6 +22,7 @@ from mixmatch.ranks import ALONE
 from mixmatch.records.lettering import show_name
 from mixmatch.records.pictures import draw_grid, to_png
 from mixmatch.records.run import CHECKPOINTS_KEPT, RunDirectory, open_run
+from mixmatch.rounds.start import config_of_round
 from mixmatch.training.device import choose_device, explain_memory
 from mixmatch.training.opening import describe, describe_classes
 from mixmatch.training.prepare import find_split, make_trainer, start_from
@@ -102,16 +103,28 @@ def try_training(config: Config, path: Path, device: torch.device, console: Cons
             console.say(f"what the network will see: {sheet}")
         except UserError as error:
             console.say(f"note: no sheet of what the network will see: {error}")
-        steps = max(0, config.train.steps - done) + config.pseudo_label.enabled * config.pseudo_label.steps
-        climb(trainer, list_rungs(config.train, device, steps), console.warn, console.busy)
-        seconds, evaluating = time_steps(trainer), time_evaluation(trainer)
+        steps, settings = max(0, config.train.steps - done), config.pseudo_label
+        parts = {"": (trainer, steps)}
+        if settings.enabled and settings.select == "method":
+            after = config_of_round(config, config.train.steps)
+            parts["the round: "] = make_trainer(after, data, split, device), settings.steps
+        elif settings.enabled:
+            parts[""] = trainer, steps + settings.steps
+        lines = [name + time_training(part, steps, config, device, console) for name, (part, steps) in parts.items()]
+    print(*lines[:-1], f"{lines[-1]}, and {describe_memory(device)}", sep="\n")
+    check_disk(trainer, path)
+
+
+def time_training(trainer: Trainer, steps: int, config: Config, device: torch.device, console: Console) -> str:
+    """Take some steps, and say how long ``steps`` of them will take."""
+    climb(trainer, list_rungs(config.train, device, steps), console.warn, console.busy)
+    seconds, evaluating = time_steps(trainer), time_evaluation(trainer)
     total = steps * seconds + math.ceil(steps / config.train.eval_every) * evaluating
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
-    print(
+    return (
         f"{steps:,} steps of {describe_seconds(seconds)} and evaluations of {describe_seconds(evaluating)} will take "
-        f"{describe_seconds(total)} on {where}, and {describe_memory(device)}"
+        f"{describe_seconds(total)} on {where}"
     )
-    check_disk(trainer, path)
 
 
 def nearest(path: Path) -> Path:

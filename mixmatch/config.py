@@ -5,7 +5,7 @@ CIFAR-10 run with 250 labels; ``config.yml`` spells them out.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +29,10 @@ DEEPEST = 8  # sections in sections that a key can be in
 RHYTHM = ("train.eval_every", "train.checkpoint_every", "train.log_every")
 
 
+def _one_of(names: Iterable[str]) -> str:
+    return " or ".join(", ".join(map(repr, names)).rsplit(", ", 1))
+
+
 def _fit_for_a_folder(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise ValueError("must be up to 100 letters, digits, '.', '_' and '-', starting with a letter or digit")
@@ -43,7 +47,7 @@ class TrainSettings(Section):
 
     steps: Count = Field(1048576, description="training steps; the paper's 2^26 images in batches of 64")
     batch_size: Annotated[int, Field(ge=2, le=2**20)] = Field(
-        64, description="B, labelled and as many unlabelled images a step"
+        64, description="B, labelled images a step, and as many unlabelled ones, or as the method says"
     )
     optimizer: Literal["adam", "sgd"] = Field("adam", description="adam, or sgd with momentum and step decay")
     lr: Positive = Field(0.002, description="learning rate")
@@ -107,12 +111,18 @@ class PseudoLabelSettings(Section):
     )
     name: Name | None = Field(None, description="the round goes to <run>-<name>; null: named after its rule")
 
-    @field_validator("method")
-    @classmethod
-    def _known_method(cls, method: str) -> str:
-        if method not in METHODS:
-            raise ValueError(f"must be {' or '.join(METHODS)}")
-        return method
+    @model_validator(mode="after")
+    def _a_method_selects_nothing(self) -> "PseudoLabelSettings":
+        if self.select == "method":
+            if self.method not in METHODS:
+                raise ValueError(
+                    f"pseudo_label.method: must be {_one_of(METHODS)}, got {brief(self.method)}; "
+                    "--import FILE brings others"
+                )
+            for key in ("strong_augmentation", "refresh_every"):
+                if getattr(self, key):
+                    raise ValueError(f"pseudo_label.{key}: is of selected labels, of which select=method has none")
+        return self
 
 
 class Config(Section):
@@ -189,8 +199,7 @@ def schema_for(values: dict[str, Any]) -> type[Config]:
         place = values.get(section) if section else values
         given = place.get(name) if isinstance(place, dict) else None
         if isinstance(given, str) and given not in registry:
-            known = " or ".join(", ".join(map(repr, registry)).rsplit(", ", 1))
-            raise UserError(f"{key}: must be {known}, got {brief(given)}; --import FILE brings others")
+            raise UserError(f"{key}: must be {_one_of(registry)}, got {brief(given)}; --import FILE brings others")
         chosen[key] = given if isinstance(given, str) else next(iter(registry))
     return _schema(chosen["data.dataset"], chosen["model.network"])
 
@@ -385,12 +394,13 @@ def continued(stored: Config, config: Config, reached: int) -> Config:
 def differing_keys(a: Config, b: Config, ignoring: Sequence[str] = ()) -> list[str]:
     """Return, as ``key (value in a, value in b)``, the keys in which two configs describe different runs.
 
-    ``NOT_OF_THE_RUN`` and ``ignoring`` are left out, and so is ``pseudo_label``, which matters to rounds alone, see
-    ``differing_keys_of_rounds``.
+    ``NOT_OF_THE_RUN`` and ``ignoring`` are left out, and so are the sections of methods that neither uses, and
+    ``pseudo_label``, which matters to rounds alone, see ``differing_keys_of_rounds``.
     """
     keys = dict.fromkeys(key for config in (a, b) for key, _ in list_keys(type(config)))
     left_out = {*NOT_OF_THE_RUN, *ignoring}
-    ours = [key for key in keys if key not in left_out and not key.startswith("pseudo_label.")]
+    unused = {*METHODS, "pseudo_label"} - {a.method, b.method}
+    ours = [key for key in keys if key not in left_out and key.partition(".")[0] not in unused]
     return _differing(a, b, ours)
 
 
@@ -399,7 +409,7 @@ def differing_keys_of_rounds(a: Config, b: Config) -> list[str]:
 
     These are the keys of ``pseudo_label``, and of the section of its method if that trains the round.
     """
-    keys = [f"pseudo_label.{name}" for name in PseudoLabelSettings.model_fields if name != "enabled"]
+    keys = [f"pseudo_label.{name}" for name in PseudoLabelSettings.model_fields if name not in ("enabled", "name")]
     if a.pseudo_label.select == b.pseudo_label.select == "method" and a.pseudo_label.method == b.pseudo_label.method:
         name = a.pseudo_label.method
         keys += [f"{name}.{key}" for key in METHODS[name].Settings.model_fields]

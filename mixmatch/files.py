@@ -29,7 +29,9 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     """Turn an OSError on writing or making ``path`` (disk full, no permission, ...) into a UserError of one line."""
     try:
         yield
-    except BrokenPipeError:  # path is a pipe, such as /dev/stdout, and whoever read it is gone: run_command ends silently
+    except (
+        BrokenPipeError
+    ):  # path is a pipe, such as /dev/stdout, and whoever read it is gone: run_command ends silently
         raise
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); mend that and run again") from None

@@ -35,6 +35,7 @@ class OfRound(BaseModel):
     """What a table shows of a round."""
 
     model_config = ConfigDict(extra="allow")
+    select: str = ""
     selections: list[Selected]
 
 
@@ -180,6 +181,8 @@ def render(table: Table, results: Path | None = None, only: str = "") -> str:
         lines.append(line + [row.published.get(source, NOTHING) for source in sources])
 
     if only:
+        if not any(row.label.startswith(only) for row in table.rows):
+            raise UserError(f"{table.file}: has no row whose label begins with {only!r}")
         shown = [line for line, row in zip(lines[2:], table.rows, strict=True) if row.label.startswith(only)]
         return "\n".join(f"| {' | '.join(line)} |" for line in [*lines[:2], *shown])
     runs = [run for row in planned for run in row.values() if run.name in kept]
@@ -226,12 +229,15 @@ def _origin(line: Line, planned: Planned) -> str:
 
 
 def _coverage_and_precision(outcomes: list[Outcome]) -> list[str]:
-    selections = [outcome.pseudo_label.selections[-1] for outcome in outcomes if outcome.pseudo_label is not None]
+    rounds = [outcome.pseudo_label for outcome in outcomes if outcome.pseudo_label is not None]
+    selections = [each.selections[-1] for each in rounds]
     chosen = [entry for entry in selections if entry.selected]
     if not chosen:
         return [NOTHING, NOTHING]
     known = [entry.precision for entry in chosen if entry.precision is not None]
     coverage = statistics.mean(entry.coverage for entry in selections)
+    if any(each.select == "method" for each in rounds):  # no label is fixed; precision is of predictions at the end
+        return [NOTHING, f"{statistics.mean(known):.2f}" if known else NOTHING]
     return [f"{coverage:.1f}", f"{statistics.mean(known):.2f}" if known else NOTHING]
 
 

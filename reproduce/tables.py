@@ -19,7 +19,7 @@ from mixmatch.config import (
 from mixmatch.errors import UserError
 from mixmatch.plain_yaml import read_yaml
 from mixmatch.records.run import ROOT
-from mixmatch.rounds.start import config_of_round, round_path
+from mixmatch.rounds.start import check_overrides, config_of_round, round_path
 from mixmatch.section import Section, explain
 
 TABLES = ROOT / "benchmarks" / "tables"
@@ -151,6 +151,7 @@ def _plan_run(table: Table, row: Row, seed: int) -> Planned:
         return run
     settings = [text if "." in text.partition("=")[0] else f"pseudo_label.{text}" for text in row.round]
     config = override(config, settings)
+    check_overrides(config, settings)
     return Planned(round_path(Path(run.name), config.pseudo_label).name, config, run)
 
 

@@ -53,7 +53,9 @@ def softmatch_weights(guesses, means, momentum, align):
     """``means`` holds mean, variance and prediction; moved here."""
     count = guesses.shape[1]
     if align:
-        means["prediction"] = momentum * means["prediction"] + (1 - momentum) * guesses.mean(dim=0)
+        average = guesses.mean(dim=0)
+        started = means["prediction"].sum() > 0
+        means["prediction"] = momentum * means["prediction"] + (1 - momentum) * average if started else average
         guesses = torch.stack([row * (1 / count) / means["prediction"] for row in guesses])
         guesses = torch.stack([row / row.sum() for row in guesses])
     confidence = [max(row) for row in guesses.tolist()]

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import main
 import pseudo_label
+from mixmatch.command import import_files
 from mixmatch.config import PseudoLabelSettings, load_config
 from mixmatch.data import DATASETS, Dataset
 from mixmatch.data.split import Split
@@ -288,7 +289,7 @@ def test_a_round_by_another_method(parent, tmp_path, monkeypatch, capsys, settin
     assert one_round(parent, tmp_path / "whole", *BY_METHOD, *settings) == 0
     printed = capsys.readouterr().out
     method = settings[0].partition("=")[2]
-    assert printed.count(f"pseudo_label.method={method} makes labels anew at every step; ") == 2
+    assert printed.count(f"pseudo_label.method={method} trains the round, no label is fixed; ") == 2
     assert printed.count("threshold  generated   correct  precision") == 2
 
     results = json.loads((tmp_path / "whole" / "results.json").read_text())
@@ -325,8 +326,65 @@ def test_a_round_by_a_method_begins_with_what_the_method_begins_with(parent, tmp
     # A round on that round, by the same method, begins anew too; and one may be called as one likes.
     again = ["--run", str(tmp_path / "round"), "pseudo_label.name=twice", "pseudo_label.lr_schedule=null"]
     assert pseudo_label.main(again) == 0
+    assert pseudo_label.main(again) == 0
     assert (tmp_path / "round-twice" / "results.json").exists()
-    assert seen[12] < 0.1 / 2 + 0.5
+    assert len(seen) == 24 and seen[12] < 0.1 / 2 + 0.5
+    assert pseudo_label.main(["--run", str(tmp_path / "round-twice")]) == 0  # the name is not passed on
+    assert (tmp_path / "round-twice-softmatch" / "results.json").exists()
+
+
+def test_a_round_by_a_method_forgets_labels_that_a_round_before_it_fixed(parent, tmp_path):
+    threshold = ["pseudo_label.select=threshold", "pseudo_label.threshold=0.05"]
+    assert one_round(parent, tmp_path / "fixed", *threshold) == 0
+    assert len(final(tmp_path / "fixed")[0]["pseudo.index"]) > 1000
+    settings = ["pseudo_label.method=softmatch", "softmatch.unlabeled_ratio=1"]
+    assert one_round(tmp_path / "fixed", tmp_path / "round", *BY_METHOD, *settings) == 0
+    assert len(final(tmp_path / "round")[0]["pseudo.index"]) == 0
+
+
+def test_the_control_of_a_round_by_a_method_is_that_round_trained_on(parent, tmp_path, registries):
+    import_files(["--import", str(ROOT / "tests" / "fixtures" / "outside.py")])
+    remixmatch = ["pseudo_label.method=remixmatch", "remixmatch.num_strong_views=1", "remixmatch.ramp_up_steps=30"]
+    assert one_round(parent, tmp_path / "round", *BY_METHOD, *remixmatch) == 0
+    assert one_round(tmp_path / "round", tmp_path / "control", "pseudo_label.select=none") == 0
+    weights = [entry["lambda_u"] for name in ("round", "control") for entry in metrics(tmp_path / name)]
+    assert weights == pytest.approx([1.5 * step / 30 for step in (6, 12, 18, 24)])
+    # A schedule over the run's length ends with the round.
+    assert one_round(parent, tmp_path / "toy", *BY_METHOD, "pseudo_label.method=toy", "toy.weight=0.5") == 0
+    assert [entry["toy_weight"] for entry in metrics(tmp_path / "toy")] == pytest.approx([0.25, 0.5])
+
+
+def test_a_round_half_begun_is_begun_anew_and_no_run_from_step_0(parent, tmp_path, monkeypatch, capsys):
+    settings = [*BY_METHOD, "pseudo_label.method=softmatch", "softmatch.unlabeled_ratio=1"]
+    assert one_round(parent, tmp_path / "whole", *settings) == 0
+    for number, name in enumerate(("write_images", "save", "write_config")):
+        path = tmp_path / str(number)
+
+        def dies(self, *arguments):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(RunDirectory, name, dies)
+        assert one_round(parent, path, *settings) == 128 + signal.SIGINT
+        monkeypatch.undo()
+        capsys.readouterr()
+        assert main.main(["--run", str(path)]) == 2
+        assert not capsys.readouterr().out
+        assert one_round(parent, path, *settings) == 0
+        assert_same_run(tmp_path / "whole", path)
+
+
+def test_main_does_a_round_by_a_method_on_a_run_that_is_there(tmp_path, capsys):
+    assert run(tmp_path / "run", *QUICK) == 0
+    by_method = [*ROUND, *BY_METHOD, "pseudo_label.enabled=true", "pseudo_label.method=softmatch"]
+    assert run(tmp_path / "run", *QUICK, *by_method, "softmatch.unlabeled_ratio=2") == 0
+    results = json.loads((tmp_path / "run-softmatch" / "results.json").read_text())
+    assert results["method"] == "softmatch" and results["passes_per_step"] == 16 * (2 + 9)
+    assert "softmatch" not in (tmp_path / "run" / "config.yml").read_text().replace("method: softmatch", "")
+    assert run(tmp_path / "run", *QUICK, *by_method, "softmatch.unlabeled_ratio=3") == 2
+    assert "softmatch.unlabeled_ratio (2 there, 3 now)" in capsys.readouterr().err
+    assert run(tmp_path / "run", *QUICK, *by_method, "softmatch.unlabeled_ratio=2", "--check") == 0
+    printed = capsys.readouterr().out
+    assert "\n0 steps of " in printed and "the round: 12 steps of " in printed
 
 
 def test_a_round_changes_the_section_of_its_method_alone(parent, tmp_path, capsys):
@@ -335,6 +393,8 @@ def test_a_round_changes_the_section_of_its_method_alone(parent, tmp_path, capsy
         ["pseudo_label.select=method", "pseudo_label.method=softmatch", "mixmatch.alpha=0.5"],
         ["softmatch.momentum=0.9"],
         ["pseudo_label.select=method", "pseudo_label.method=none"],
+        ["pseudo_label.select=method", "pseudo_label.refresh_every=5"],
+        ["pseudo_label.select=method", "pseudo_label.refresh_every=null", "pseudo_label.strong_augmentation=true"],
         ["pseudo_label.name=../x"],
     ):
         assert one_round(parent, tmp_path / "round", *refused) == 2

@@ -225,6 +225,10 @@ def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):
         ({"seeds": []}, "seeds"),
         ({"control": "no such row"}, "control: must be the label of a row, got 'no such row'"),
         ({"control": None, "rows": [{"label": "a", "control": "b"}]}, "control: must be the label of a row, got 'b'"),
+        (
+            {"control": None, "rows": [{"label": "a", "round": ["select=none", "train.lr=0.1"]}]},
+            "train.lr: belongs to the run; a round can change pseudo_label.*",
+        ),
         ({"control": None, "rows": [{"label": "a", "seeds": [3]}]}, "seeds of 'a' must be among the table's"),
         ({"rows": [{"label": "a"}, {"label": "a"}]}, "two rows have the same label"),
         ({"rows": [{"label": "a|b"}]}, "rows"),
@@ -349,6 +353,9 @@ def test_rendering_rewrites_the_tables_and_nothing_else(done, tmp_path, capsys):
     shown = file.read_text().splitlines()
     assert shown[1:3] == table.splitlines()[2:4] and shown[4:] == ["<!-- end of table -->", "after"]
     assert shown[3] == next(line for line in table.splitlines() if line.startswith("| nothing |"))
+    file.write_text("<!-- table small: somth -->\nold\n<!-- end of table -->\nafter\n")
+    assert command(done, "--render", file, "--tables", done) == 2
+    assert "small.yml: has no row whose label begins with 'somth'" in capsys.readouterr().err
     file.write_text("<!-- table small -->\nno end")
     assert command(done, "--render", file, "--tables", done) == 2
     assert "has no '<!-- end of table -->' line" in capsys.readouterr().err

@@ -87,6 +87,9 @@ def test_a_split_by_share_that_cannot_be_had():
     data = labels_alone(np.repeat([0, 1, 2], [20, 10, 3]), CLASSES, by_share=True)
     with pytest.raises(UserError, match="at least one for each of the 3 classes, got 2"):
         split(num_labeled=2, data=data)
+    for settings in ({"num_labeled": 10**12}, {"num_labeled": 5, "num_validation": 10**12}):
+        with pytest.raises(UserError, match="1000000000000 are too many: toy has 33 images whose class is known"):
+            split(**{"num_validation": 0, **settings}, data=data)
     with pytest.raises(UserError, match=r"num_labeled: 20 images of class 'a' are too many: it has 20, 1 of"):
         split(num_labeled=33, num_validation=3, data=data)
 

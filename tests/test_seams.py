@@ -18,7 +18,6 @@ import main
 import pseudo_label
 from mixmatch.classifier import load_model
 from mixmatch.config import all_keys, load_config, to_yaml
-from mixmatch.data import DATASETS
 from mixmatch.data.pool import Pool
 from mixmatch.errors import UserError
 from mixmatch.methods import METHODS, Method
@@ -45,16 +44,6 @@ SETTINGS = [
     "train.log_every=10",
     "toy.weight=2.0",
 ]
-
-
-@pytest.fixture
-def registries():
-    """Leave the registries as they were."""
-    before = [(registry, dict(registry)) for registry in (METHODS, MODELS, DATASETS)]
-    yield
-    for registry, entries in before:
-        registry.clear()
-        registry.update(entries)
 
 
 def command(path, *overrides):

@@ -5,6 +5,7 @@ import torch
 
 from mixmatch.config import TrainSettings
 from mixmatch.data.pool import Batch, Pool
+from mixmatch.errors import UserError
 from mixmatch.methods.mixmatch import draw_mixing, make_mixing
 from mixmatch.models import BatchNorm
 from mixmatch.training.capture import COMPILED
@@ -84,7 +85,7 @@ def start_of(method, classes=3):
     uniform = torch.full((classes,), 1 / classes)
     return {
         "remixmatch": {"prediction": uniform},
-        "softmatch": {"mean": 1 / classes, "variance": 1.0, "prediction": uniform},
+        "softmatch": {"mean": 1 / classes, "variance": 1.0, "prediction": torch.zeros(classes)},
         "freematch": {"confidence": 1 / classes, "prediction": uniform, "named": uniform},
     }.get(method, {})
 
@@ -201,6 +202,15 @@ def test_a_method_says_how_many_passes_its_step_takes(sections):
     )
     trainer.train_step()
     assert sum(passes) == trainer.method.passes()
+
+
+@pytest.mark.parametrize("sections", [{"method": "fixmatch"}, {"pseudo_label": {"strong_augmentation": True}}])
+def test_strong_views_are_of_grey_and_colour_images(sections):
+    for channels in (1, 3):
+        toy_trainer(data=toy_data(channels=channels), **sections).train_step()
+    with pytest.raises(UserError, match="strong views are of grey or RGB images, these have 4 channels"):
+        toy_trainer(data=toy_data(channels=4), **sections)
+    toy_trainer(data=toy_data(channels=4)).train_step()
 
 
 def test_a_round_has_its_own_schedules():

@@ -36,7 +36,7 @@ class DataSettings(Section):
     )
     num_validation: CountOrZero | Literal["auto"] = Field(
         0,
-        description="images held out to watch and to pick the best checkpoint by, equally many of each class; "
+        description="images held out to watch and to pick the best checkpoint by, dealt to classes as num_labeled; "
         "auto: one for every four labelled ones of the smallest class, if that leaves 25 of it",
     )
     labeled_as_unlabeled: bool = Field(False, description="labelled images also serve, without label, as unlabelled")

@@ -122,6 +122,8 @@ def _deal(key: str, count: int | Literal["all"], data: ImageData, known: np.ndar
     if count == "all":
         return known
     if data.by_share:
+        if count > known.sum():
+            raise UserError(f"{key}: {count} are too many: {data.name} has {known.sum()} images whose class is known")
         if 0 < count < num_classes and key == "data.num_labeled":
             raise UserError(f"{key}: must be at least one for each of the {num_classes} classes, got {count}")
         return deal(known, count)

@@ -37,15 +37,16 @@ class SoftMatch(FixMatch):
         self.state = {
             "mean": torch.full((), 1 / count, device=task.device),
             "variance": torch.ones((), device=task.device),
-            "prediction": torch.full((count,), 1 / count, device=task.device),
+            "prediction": torch.zeros(count, device=task.device),  # until the first batch: its mean
         }
 
     def weigh(self, guesses: Tensor) -> Tensor:
         """Align (equation 9), move the running means (equations 6 and 7), and weigh by them (equation 8)."""
         moved = 1 - self.settings.momentum
         if self.settings.align:
-            self.state["prediction"].lerp_(guesses.mean(dim=0), moved)
-            guesses = guesses / self.state["prediction"].clamp_min(1e-6)
+            mean, running = guesses.mean(dim=0), self.state["prediction"]
+            running.copy_(torch.where(running.sum() == 0, mean, running.lerp(mean, moved)))
+            guesses = guesses / running.clamp_min(1e-6)
             guesses = guesses / guesses.sum(dim=1, keepdim=True)
         confidence = guesses.amax(dim=1)
         self.state["mean"].lerp_(confidence.mean(), moved)

@@ -34,6 +34,7 @@ class _Meta(_Stored):
 
     step: Step = 0
     start: Step = 0
+    method_start: Step = 0
     seconds: Seconds = 0.0
     history: list[_Entry] = []
     events_size: Step = 0
@@ -79,6 +80,7 @@ class Progress:
     Attributes:
         step: completed steps.
         start: the step at which the run began: 0, or for a round of pseudo-labels its parent's last.
+        method_start: the step at which its method did: that of a round by another method, else as its parent's.
         seconds: spent training and evaluating, over all sessions.
         history: one entry per evaluation, the lines of metrics.jsonl.
         events_size: bytes of the TensorBoard file that belong to the run so far.
@@ -89,6 +91,7 @@ class Progress:
 
     step: int = 0
     start: int = 0
+    method_start: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     events_size: int = 0
@@ -112,7 +115,7 @@ class Progress:
             checked = _Meta.model_validate(meta)
         except (ValidationError, RecursionError) as error:
             raise DamagedFile(f"does not say where the run was ({brief_error(error)})") from None
-        if checked.start > checked.step:
+        if not checked.method_start <= checked.start <= checked.step:
             raise DamagedFile("says that the run was before its start")
         own = {entry.name for entry in fields(cls)} - {"beside"}
         return cls(

@@ -114,8 +114,8 @@ class Round(Hook):
         probabilities = self._predict(pool.images, index).cpu()
         truth, index = pool.labels[index].cpu(), index.cpu()
         selection = select(probabilities, pool.class_shares(), self.settings)
-        if self.settings.select != "method":
-            pool.add_labels(index[selection.chosen], selection.labels[selection.chosen])
+        fixed = selection.chosen & (self.settings.select != "method")
+        pool.add_labels(index[fixed], selection.labels[fixed])
 
         table = threshold_table(probabilities, truth)
         entry: dict[str, Any] = {"step": step, **describe_selection(selection, truth, classes), "thresholds": table}
@@ -181,8 +181,10 @@ def describe_entry(settings: PseudoLabelSettings, entry: dict[str, Any]) -> list
     if settings.select == "none":
         lines.append("pseudo_label.select=none: nothing is selected, training goes on as the control")
     elif settings.select == "method":
-        precision = "" if entry["precision"] is None else f"; {entry['precision']:.2f}% of its guesses are correct"
-        lines.append(f"pseudo_label.method={settings.method} makes labels anew at every step{precision}")
+        precision = (
+            "" if entry["precision"] is None else f"; {entry['precision']:.2f}% of these predictions are correct"
+        )
+        lines.append(f"pseudo_label.method={settings.method} trains the round, no label is fixed{precision}")
     elif not entry["selected"]:
         lines.append(f"pseudo_label.select={settings.select} selects nothing: training goes on unchanged")
     else:

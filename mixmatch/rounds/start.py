@@ -24,6 +24,27 @@ def round_path(parent: Path, settings: PseudoLabelSettings) -> Path:
     return parent.with_name(f"{parent.name}-{name}" + "-strong" * settings.strong_augmentation)
 
 
+def check_overrides(config: Config, overrides: Sequence[str], also: Sequence[str] = ()) -> None:
+    """Refuse overrides of keys that a round cannot have otherwise than the run before it.
+
+    Args:
+        config: of the round, the overrides laid over it.
+        overrides: ``key=value``.
+        also: keys that may be changed beside ``pseudo_label`` and the section of its method.
+
+    Raises:
+        UserError: naming the key.
+    """
+    sections = ["pseudo_label"]
+    if config.pseudo_label.select == "method":
+        sections.append(config.pseudo_label.method)
+    for text in overrides:
+        key = text.partition("=")[0]
+        if key.partition(".")[0] not in sections and key not in also:
+            allowed = [f"{section}.*" for section in sections]
+            raise UserError(f"{key}: belongs to the run; a round can change {', '.join((*allowed, *also))}")
+
+
 def find_round(parent: Path, path: Path | None, overrides: Sequence[str]) -> tuple[Config, Path]:
     """Return the config of a round on ``parent``, and where it goes or is.
 
@@ -64,7 +85,7 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
         UserError: if the parent has no usable checkpoint, or is not finished, or the round cannot be written.
     """
     begun = RunDirectory(path).load_newest()
-    if begun is not None:  # it needs its parent no more, whatever became of that
+    if begun is not None and (path / "config.yml").exists():  # it needs its parent no more, whatever became of that
         _check_settings(path, RunDirectory(path).read_config(), config)
         reached = RunDirectory(parent).newest_step()
         if reached > begun[1].start:
@@ -87,9 +108,8 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
         )
     config = config_of_round(config, progress.step)
     with open_run(path, config) as child:
-        if child.load_newest() is not None:  # another process began the round before this one had the lock
-            return config
-        child.write_config()
+        if (path / "config.yml").exists() and child.load_newest() is not None:
+            return config  # another process began the round before this one had the lock
         try:
             child.write("split.json", read_file(run.split_file))
         except OSError as error:
@@ -100,10 +120,12 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
         start = Progress(
             step=progress.step,
             start=progress.step,
+            method_start=progress.step if config.pseudo_label.select == "method" else progress.method_start,
             environment=progress.environment,
             precision=progress.precision,
         )
         child.save(state, start)
+        child.write_config()  # last: without it this is no run yet, and nobody takes it for one from step 0
     return config
 
 
@@ -140,6 +162,6 @@ def config_of_round(config: Config, start: int) -> Config:
         update={
             "method": settings.method if settings.select == "method" else config.method,
             "train": config.train.model_copy(update=train),
-            "pseudo_label": settings.model_copy(update={"enabled": False}),
+            "pseudo_label": settings.model_copy(update={"enabled": False, "name": None}),
         }
     )

@@ -13,6 +13,7 @@ from mixmatch.config import Config, PseudoLabelSettings, TrainSettings, flat
 from mixmatch.console import Console
 from mixmatch.errors import Received, Stopped, TimeUp
 from mixmatch.hooks import Hook
+from mixmatch.methods import METHODS
 from mixmatch.ranks import ALONE, Ranks
 from mixmatch.records.recorder import Recorder
 from mixmatch.records.run import RunDirectory, open_run
@@ -36,8 +37,10 @@ def train(config: Config, path: Path | str, ranks: Ranks = ALONE, **options: Any
     """
     if not config.pseudo_label.enabled:
         return train_run(config, path, ranks, **options)
-    alone = config.model_copy(update={"pseudo_label": PseudoLabelSettings()})
-    train_run(alone, path, ranks, **options)
+    settings, alone = config.pseudo_label, {"pseudo_label": PseudoLabelSettings()}
+    if settings.select == "method" and settings.method != config.method:
+        alone[settings.method] = METHODS[settings.method].Settings()  # which is the round's
+    train_run(config.model_copy(update=alone), path, ranks, **options)
     beside = round_path(Path(path), config.pseudo_label)
     return train_run(ranks.from_first(lambda: start_round(Path(path), beside, config)), beside, ranks, **options)
 

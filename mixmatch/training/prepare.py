@@ -90,10 +90,10 @@ def prepare(
 
     if saved is None and ranks.from_first(run.has_results):
         raise UserError(f"{run.path}: is finished, but has no checkpoint to go on from; use another run directory")
-    trainer = make_trainer(config, data, split, device, ranks, decide_precision)
+    trainer = make_trainer(config, data, split, device, ranks, decide_precision, progress.start, progress.method_start)
     starting = []
     if saved is not None:
-        resume(trainer, saved[0], progress, config, run.path)
+        resume(trainer, saved[0], progress, run.path)
     elif config.init is not None:
         starting = start_from(config.init, trainer, data.classes, ranks)
     check_round(run, config, progress.start)
@@ -145,6 +145,8 @@ def make_trainer(
     device: torch.device,
     ranks: Ranks = ALONE,
     decide_precision: Callable[[Callable[[], str]], str] = lambda choose: choose(),
+    begun_at: int = 0,
+    method_begun_at: int = 0,
 ) -> Trainer:
     """Build what a config says, at step 0.
 
@@ -155,6 +157,7 @@ def make_trainer(
         device: this rank's.
         ranks: the processes that train together.
         decide_precision: called with what chooses the precision by config, network and processor.
+        begun_at, method_begun_at: as ``Progress`` has them.
 
     Raises:
         UserError: if the config asks for what these images cannot give.
@@ -165,12 +168,16 @@ def make_trainer(
     pool = Pool(data, split, device, config.seed, settings.flip, settings.crop_padding, strong, settings.rotate)
     check_room(config.model, len(data.classes), data.images.shape[3], device)
     network = build_network(config.model, len(data.classes), data.images.shape[3], config.seed)
-    task = Task(data.classes, pool.class_shares(), batch_size, config.train.steps, device)
+    task = Task(data.classes, pool.class_shares(), batch_size, config.train.steps - method_begun_at, device)
     method = METHODS[config.method](config.method_settings, task)
     if method.num_views and not split.unlabeled:
         raise UserError("data: no image is left to be unlabelled; set data.labeled_as_unlabeled=true or fewer labels")
+    if (method.num_strong_views or strong) and data.images.shape[3] not in (1, 3):
+        raise UserError(f"data: strong views are of grey or RGB images, these have {data.images.shape[3]} channels")
     precision = decide_precision(lambda: choose_precision(config.train.precision, device, network, data.shape))
-    return Trainer(config.train, pool, network, method, precision, ranks)
+    trainer = Trainer(config.train, pool, network, method, precision, ranks)
+    trainer.begun_at, trainer.method_begun_at = begun_at, method_begun_at
+    return trainer
 
 
 def find_split(run: RunDirectory, config: Config, data: ImageData) -> Split:
@@ -214,7 +221,7 @@ def kept_precision(run: RunDirectory, config: Config, progress: Progress) -> str
     return kept or None
 
 
-def resume(trainer: Trainer, state: dict[str, Tensor], progress: Progress, config: Config, path: Path) -> None:
+def resume(trainer: Trainer, state: dict[str, Tensor], progress: Progress, path: Path) -> None:
     """Bring ``trainer`` to a checkpoint of the run at ``path``.
 
     Where another method begins with a round, its state is its own, not that of the run that the checkpoint is of.
@@ -222,12 +229,9 @@ def resume(trainer: Trainer, state: dict[str, Tensor], progress: Progress, confi
     Raises:
         UserError: if it is not one of this trainer.
     """
-    if progress.start:
-        by_another_method = config.pseudo_label.select == "method"
-        trainer.begun_at, trainer.method_begun_at = progress.start, progress.start if by_another_method else 0
-        if by_another_method and progress.step == progress.start:
-            own = {name: value for name, value in trainer.state().items() if _is_of_the_method(name)}
-            state = {name: value for name, value in state.items() if not _is_of_the_method(name)} | own
+    if 0 < progress.step == progress.start == progress.method_start:
+        own = {name: value for name, value in trainer.state().items() if _is_of_the_method(name)}
+        state = {name: value for name, value in state.items() if not _is_of_the_method(name)} | own
     try:
         trainer.load_state(state, progress.step)
     except ValueError as error:
