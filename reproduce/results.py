@@ -59,6 +59,7 @@ class Outcome(BaseModel):
     commit: str
     precision: str
     processes: int = 1
+    passes_per_step: int | None = None
     pseudo_label: OfRound | None = None
 
 
@@ -162,7 +163,8 @@ def render(table: Table, results: Path | None = None, only: str = "") -> str:
     head = [table.data, "test accuracy (%)"]
     if own or table.control:
         head.append("difference, 95% interval" if own else f"against {table.control}, 95% interval")
-    head += ["coverage (%)", "precision (%)"] * rounds + ["seeds", "steps", *sources]
+    head += ["coverage (%)", "precision (%)"] * rounds + ["seeds", "steps"]
+    head += ["passes over images, millions"] * table.passes + sources
     lines = [head, ["---"] * len(head)]
     for i, row in enumerate(table.rows):
         line = [row.label, spread(list(figures[i].values()))]
@@ -178,6 +180,9 @@ def render(table: Table, results: Path | None = None, only: str = "") -> str:
         line.append(str(count) if count in (0, planned_count) else f"{count} of {planned_count}")
         steps = sorted({outcome.steps for outcome in outcomes})
         line.append(" and ".join(f"{number:,}" for number in steps) or NOTHING)
+        if table.passes:
+            costs = [cost for cost in (passes_of(run, kept) for run in planned[i].values()) if cost is not None]
+            line.append(f"{statistics.mean(costs) / 1e6:.2f}" if costs else NOTHING)
         lines.append(line + [row.published.get(source, NOTHING) for source in sources])
 
     if only:
@@ -190,6 +195,19 @@ def render(table: Table, results: Path | None = None, only: str = "") -> str:
     text = f"{table.about.strip()} Mean ± std over seeds of the median of the last 20 evaluations, or of all if fewer."
     command = f"`python3 -m reproduce {arguments_of(Path(table.file))}` ({where})"
     return "\n".join([text, "", *(f"| {' | '.join(line)} |" for line in lines), "", command])
+
+
+def passes_of(run: Planned, kept: dict[str, Line]) -> int | None:
+    """Return the passes over images of a run, of a round with those of what it goes on from; None if not known."""
+    outcome = kept[run.name].results if run.name in kept else None
+    if outcome is None or outcome.passes_per_step is None:
+        return None
+    if run.parent is None:
+        return outcome.passes_per_step * outcome.steps
+    before = passes_of(run.parent, kept)
+    if before is None:
+        return None
+    return before + outcome.passes_per_step * (outcome.steps - kept[run.parent.name].results.steps)
 
 
 def render_into(text: str, tables: Path = TABLES, results: Path | None = None) -> str:

@@ -48,6 +48,7 @@ class Table(Section):
     set: list[str] = Field([])
     seeds: list[int] = Field(min_length=1)
     control: str | None = None  # label of the row that the others are compared with, seed by seed
+    passes: bool = False  # show what each row cost: to compare methods at equal compute
     rows: list[Row] = Field(min_length=1)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 
 import reproduce.command as command_of_tables
-from reproduce.results import RESULTS, Line, read_lines, render, render_into, result_file
+from reproduce.results import RESULTS, Line, passes_of, read_lines, render, render_into, result_file
 from reproduce.tables import TABLES, find_table, in_order, plan, read_table
 from tests.small_runs import ROOT, SMALL, assert_same_run, metrics
 
@@ -138,6 +138,21 @@ def test_rows_with_seeds_and_a_control_of_their_own(done, tmp_path):
     assert nothing[5] == "2" and everything[5] == "1"
     accuracies = [[kept(done)[run.name].results.test_accuracy for run in row.values()] for row in plan(table)[:2]]
     assert nothing[2] == interval(np.subtract(*reversed(accuracies)))
+
+
+def test_what_rows_cost_is_shown(done, tmp_path):
+    table = read_table(write_table(tmp_path / "small.yml", passes=True))
+    head, _, supervised, nothing, _ = cells(render(table, done / "results"))
+    assert head[-2:] == ["passes over images, millions", "elsewhere"] and supervised[-1] == "12.34"
+    of_run, of_round = 12 * 8 * (2 + 9), 4 * 8 * (2 + 9)  # steps * batch size * (guesses + 3 * batches)
+    assert passes_of(plan(table)[1][1], kept(done)) == of_run + of_round
+    assert passes_of(plan(table)[0][1], kept(done)) == 12 * 8 * 3
+    assert supervised[-2] == "0.00" and nothing[-2] == "0.00"
+    lines = kept(done)
+    del lines["digits-20-seed1"]  # what the round goes on from is not known
+    assert passes_of(plan(table)[1][1], lines) is None
+    without(done, tmp_path / "results", *(name for name in kept(done) if "supervised" in name))
+    assert cells(render(table, tmp_path / "results"))[2][-2] == "-"
 
 
 def interval(gain):
