@@ -258,7 +258,8 @@ def pack(monkeypatch, source, folder, root, train, test):
     monkeypatch.setattr(source, "tgz_md5", md5(archive))
     for part, names in (("train_list", train), ("test_list", test)):
         monkeypatch.setattr(source, part, [[name, md5(folder / name)] for name in names])
-    monkeypatch.setattr(source, "meta", source.meta | {"md5": md5(folder / source.meta["filename"])})
+    if hasattr(source, "meta"):
+        monkeypatch.setattr(source, "meta", source.meta | {"md5": md5(folder / source.meta["filename"])})
     monkeypatch.setattr(source, "url", f"http://127.0.0.1:9/{source.filename}")  # nobody answers there
     return archive
 
@@ -497,13 +498,8 @@ def small_stl10(tmp_path, monkeypatch):
     root.mkdir()
 
     def pack_stl10():
-        with tarfile.open(root / STL10.filename, "w:gz") as file:
-            file.add(folder, STL10.base_folder)
-        monkeypatch.setattr(STL10, "tgz_md5", md5(root / STL10.filename))
-        for part, names in {"train_list": ["train_X.bin", "train_y.bin", "unlabeled_X.bin"]}.items():
-            monkeypatch.setattr(STL10, part, [[name, md5(folder / name)] for name in names])
-        monkeypatch.setattr(STL10, "test_list", [[name, md5(folder / name)] for name in ("test_X.bin", "test_y.bin")])
-        monkeypatch.setattr(STL10, "url", f"http://127.0.0.1:9/{STL10.filename}")
+        train = ["train_X.bin", "train_y.bin", "unlabeled_X.bin"]
+        pack(monkeypatch, STL10, folder, root, train, ["test_X.bin", "test_y.bin"])
 
     pack_stl10()
     return root, folder, pack_stl10

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-# By name, from which to which amount, and whether the amount's sign is drawn.
+# By name, from which to which value.
 OPERATIONS = {
     "identity": (0, 0),
     "autocontrast": (0, 0),

@@ -72,23 +72,15 @@ class Round(Hook):
     def before_step(self, step: int, recorder: Recorder) -> list[str]:
         """Select labels, if that is due before training step ``step``, and return lines for a person."""
         since = step - self.begun_at
-        if since and self.settings.select == "method":
-            return []
         if since and not (self.settings.refresh_every and since % self.settings.refresh_every == 0):
             return []
         if not since:
             self._beside["before"] = self._evaluate(step, recorder)
-        entry = self._select(step, recorder)
-        self._beside["selections"] = [*self._beside.get("selections", []), entry]
-        return describe_entry(self.settings, entry)
+        return self._select_and_tell(step, recorder)
 
     def finish(self, step: int, recorder: Recorder) -> list[str]:
         """Describe the labels at the end, if a method has made them as it trained."""
-        if self.settings.select != "method":
-            return []
-        entry = self._select(step, recorder)
-        self._beside["selections"] = [*self._beside.get("selections", []), entry]
-        return describe_entry(self.settings, entry)
+        return self._select_and_tell(step, recorder) if self.settings.select == "method" else []
 
     def results(self) -> dict[str, Any]:
         """Return what results.json tells of the round."""
@@ -100,6 +92,11 @@ class Round(Hook):
                 "selections": self._beside["selections"],
             }
         }
+
+    def _select_and_tell(self, step: int, recorder: Recorder) -> list[str]:
+        entry = self._select(step, recorder)
+        self._beside["selections"] = [*self._beside.get("selections", []), entry]
+        return describe_entry(self.settings, entry)
 
     def _select(self, step: int, recorder: Recorder) -> dict[str, Any]:
         """Predict every image of the original unlabelled set, select, and let the pool use what is selected.
