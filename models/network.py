@@ -28,7 +28,12 @@ class Network(nn.Module, ABC):
     In training, one tensor holds several batches one after the other. Whatever depends on the batch, such as
     ``BatchNorm``, must treat each by itself, and let only the first move its running statistics: they are buffers, and
     what an evaluation uses. Parameters of two dimensions and more are kernels, which training decays.
+
+    Attributes:
+        dense: the last layer, from features to logits; ``__init__`` makes it.
     """
+
+    dense: nn.Linear
 
     Settings: ClassVar[type[NetworkSettings]] = NetworkSettings
 
@@ -44,8 +49,8 @@ class Network(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, x: Tensor, num_batches: int = 1, update_statistics: bool = True) -> Tensor:
-        """Return logits.
+    def embed(self, x: Tensor, num_batches: int = 1, update_statistics: bool = True) -> Tensor:
+        """Return features.
 
         Args:
             x: images (num_batches * n, in_channels, h, w), values in [-1, 1].
@@ -54,5 +59,9 @@ class Network(nn.Module, ABC):
             update_statistics: in training, whether the first batch moves the running statistics.
 
         Returns:
-            Logits (num_batches * n, num_classes).
+            (num_batches * n, dense.in_features).
         """
+
+    def forward(self, x: Tensor, num_batches: int = 1, update_statistics: bool = True) -> Tensor:
+        """Return logits (num_batches * n, num_classes); arguments as for ``embed``."""
+        return self.dense(self.embed(x, num_batches, update_statistics))

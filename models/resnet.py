@@ -76,9 +76,9 @@ class ResNet(Network):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor, num_batches: int = 1, update_statistics: bool = True) -> Tensor:
-        """Return logits, see ``Network.forward``."""
+    def embed(self, x: Tensor, num_batches: int = 1, update_statistics: bool = True) -> Tensor:
+        """Return features, see ``Network.embed``."""
         x = F.relu(self.bn(self.stem(x), num_batches, update_statistics))
         for block in self.blocks:
             x = block(x, num_batches, update_statistics)
-        return self.dense(x.mean(dim=(2, 3)))
+        return x.mean(dim=(2, 3))

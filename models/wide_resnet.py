@@ -110,10 +110,10 @@ class WideResNet(Network):
         nn.init.xavier_normal_(self.dense.weight)
         nn.init.zeros_(self.dense.bias)
 
-    def forward(self, x: Tensor, num_batches: int = 1, update_statistics: bool = True) -> Tensor:
-        """Return logits, see ``Network.forward``."""
+    def embed(self, x: Tensor, num_batches: int = 1, update_statistics: bool = True) -> Tensor:
+        """Return features, see ``Network.embed``."""
         x = self.stem(x)
         for block in self.blocks:
             x = block(x, num_batches, update_statistics)
         x = F.leaky_relu(self.bn(x, num_batches, update_statistics), LEAKY_SLOPE)
-        return self.dense(x.mean(dim=(2, 3)))
+        return x.mean(dim=(2, 3))

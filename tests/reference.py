@@ -25,7 +25,7 @@ def leaky(x):
     return torch.where(x > 0, x, 0.1 * x)
 
 
-def wide_resnet_10(state, x, moves=None):
+def wide_resnet_10(state, x, moves=None, output="dense"):
     """WRN-10: one block in each of three groups. ``moves`` collects moved running statistics."""
     x = F.conv2d(x, state["stem.weight"], padding=1)
     for group in range(3):
@@ -38,7 +38,7 @@ def wide_resnet_10(state, x, moves=None):
         out = leaky(batch_norm(state, f"{name}.bn2", out, moves))
         x = skip + F.conv2d(out, state[f"{name}.conv2.weight"], padding=1)
     x = leaky(batch_norm(state, "bn", x, moves))
-    return x.mean(dim=(2, 3)) @ state["dense.weight"].T + state["dense.bias"]
+    return x.mean(dim=(2, 3)) @ state[f"{output}.weight"].T + state[f"{output}.bias"]
 
 
 def cross_entropy(logits, targets):
@@ -145,7 +145,7 @@ class Reference:
         unlabeled = (gaps**2).sum() / (views * batch_size * p.shape[1])
         return labeled + lambda_u * unlabeled, labeled, unlabeled, moves
 
-    def remixmatch_losses(self, x, p, weak, strong, partner, share, shares, means, weights):
+    def remixmatch_losses(self, x, p, weak, strong, partner, share, shares, means, weights, rotation=0):
         """weak (B, ...), strong: list of K batches; partner and share over the (K + 2) B examples, x first, then weak.
 
         ``means`` holds the running mean of predictions over 128 batches, moved here; ``weights`` are those of the loss.
@@ -171,7 +171,13 @@ class Reference:
         labeled = cross_entropy(logits[:batch_size], targets[:batch_size]).mean()
         unlabeled = cross_entropy(logits[batch_size:], targets[batch_size:]).mean()
         anchored = cross_entropy(unmixed, q).mean()
-        return labeled + weights[0] * unlabeled + weights[1] * anchored, labeled, unlabeled, anchored, moves
+        total = labeled + weights[0] * unlabeled + weights[1] * anchored
+        turning = torch.zeros(())
+        if rotation:
+            turned = torch.stack([torch.rot90(view, i % 4, (1, 2)) for i, view in enumerate(strong[0])])
+            logits = wide_resnet_10(self.weights, turned, output="head")
+            turning = cross_entropy(logits, F.one_hot(torch.arange(batch_size) % 4, 4).double()).mean()
+        return total + rotation * turning, labeled, unlabeled, anchored, turning, moves
 
     def weak_to_strong_losses(self, x, p, weak, strong, weigh, lambda_u, more=None):
         """Of FixMatch and its kin: ``weigh`` maps the predictions on ``weak`` to weights, ``more`` adds a loss."""

@@ -349,6 +349,13 @@ def test_the_control_of_a_round_by_a_method_is_that_round_trained_on(parent, tmp
     assert one_round(tmp_path / "round", tmp_path / "control", "pseudo_label.select=none") == 0
     weights = [entry["lambda_u"] for name in ("round", "control") for entry in metrics(tmp_path / name)]
     assert weights == pytest.approx([1.5 * step / 30 for step in (6, 12, 18, 24)])
+    heads = [name for name in final(tmp_path / "control")[0] if name.startswith("head.")]
+    assert heads == ["head.bias", "head.weight"]
+    # Of a method's own output, and of its moments in the optimiser, nothing goes to a round by another method.
+    softmatch = ["pseudo_label.method=softmatch", "softmatch.unlabeled_ratio=1"]
+    assert one_round(tmp_path / "control", tmp_path / "other", *BY_METHOD, *softmatch) == 0
+    moments = [{n for n in final(tmp_path / name)[0] if "exp_avg_sq" in n} for name in ("control", "other")]
+    assert moments[0] > moments[1] and len(moments[0] - moments[1]) == 2
     # A schedule over the run's length ends with the round.
     assert one_round(parent, tmp_path / "toy", *BY_METHOD, "pseudo_label.method=toy", "toy.weight=0.5") == 0
     assert [entry["toy_weight"] for entry in metrics(tmp_path / "toy")] == pytest.approx([0.25, 0.5])

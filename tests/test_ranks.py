@@ -128,8 +128,9 @@ def test_shares_of_an_evaluation_are_the_whole(monkeypatch, world):
     torch.testing.assert_close(together, predict(trainer.ema_model, trainer.pool.images[:10], trainer.device))
 
 
-def wait_for(path, process):
-    while not path.exists():
+def wait_for_step(step, run, process):
+    """Wait until a run is so far or further: of its checkpoints the oldest go."""
+    while max((file.name for file in run.glob("checkpoints/step-*")), default="") < f"step-{step:08}":
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
 
@@ -142,7 +143,7 @@ def test_two_processes_stopped_and_killed_continue_to_the_same_weights_or_with_o
 
     cut = tmp_path / "cut"
     process = torchrun("main.py", "--folder", cut, *LONG)
-    wait_for(cut / "checkpoints" / "step-00000005.safetensors", process)
+    wait_for_step(5, cut, process)
     processes = subprocess.run(["pgrep", "-f", f"main.py --folder {cut}"], capture_output=True, text=True, check=True)
     ranks = [int(number) for number in processes.stdout.split() if int(number) != process.pid]
     second = next(number for number in ranks if b"\0RANK=1\0" in Path(f"/proc/{number}/environ").read_bytes())

@@ -96,11 +96,12 @@ def assert_same_means(trainer, means):
         torch.testing.assert_close(value, torch.as_tensor(means[name], dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("num_strong", [1, 3])
-def test_remixmatch_step_equals_the_reference(float64, num_strong):
+@pytest.mark.parametrize("num_strong, rotation", [(1, 0), (1, 0.3), (3, 0.5)])
+def test_remixmatch_step_equals_the_reference(float64, num_strong, rotation):
     settings = {"num_strong_views": num_strong, "ramp_up_steps": 4, "lambda_u": 1.5, "lambda_strong": 0.5}
-    trainer = double_trainer(method="remixmatch", remixmatch=settings)
-    reference = Reference(trainer.model.state_dict(), dict(trainer.model.named_parameters()))
+    trainer = double_trainer(method="remixmatch", remixmatch=settings | {"lambda_rotation": rotation})
+    head = {f"head.{name}": value for name, value in trainer.method.head.named_parameters()}
+    reference = Reference({**trainer.model.state_dict(), **head}, {**dict(trainer.model.named_parameters()), **head})
     means, shares = start_of("remixmatch"), trainer.pool.class_shares()
     for step in range(3):
         trainer.train_step()
@@ -109,13 +110,18 @@ def test_remixmatch_step_equals_the_reference(float64, num_strong):
 
         def losses(self, batch=batch, mixing=mixing, weights=weights):
             drawn = batch.x, batch.p, batch.u[0], list(batch.s)
-            return self.remixmatch_losses(*drawn, mixing.partner, mixing.share, shares, means, weights)
+            return self.remixmatch_losses(*drawn, mixing.partner, mixing.share, shares, means, weights, rotation)
 
-        gradients, (total, labeled, unlabeled, anchored, _) = reference.step(losses)
+        gradients, (total, labeled, unlabeled, anchored, turning, _) = reference.step(losses)
         assert_same(trainer, reference, gradients)
+        assert len(head) == (2 if rotation else 0)
+        for name, parameter in head.items():
+            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-7, atol=1e-11)
+            torch.testing.assert_close(parameter.detach(), reference.state[name], rtol=1e-7, atol=1e-10)
         assert_same_means(trainer, means)
         statistics = trainer.read_statistics()
         expected = {"loss": total, "loss_labeled": labeled, "loss_unlabeled": unlabeled, "loss_strong": anchored}
+        expected["loss_rotation"] = turning
         assert {name: statistics[name] for name in expected} == pytest.approx(
             {name: value.item() for name, value in expected.items()}
         )
@@ -190,6 +196,7 @@ def test_supervised_step_equals_the_reference(float64):
         {"mixmatch": {"num_views": 3}},
         {"method": "supervised", "supervised": {"alpha": 0.5}},
         {"method": "remixmatch", "remixmatch": {"num_strong_views": 2}},
+        {"method": "remixmatch", "remixmatch": {"num_strong_views": 2, "lambda_rotation": 0}},
         {"method": "fixmatch", "fixmatch": {"unlabeled_ratio": 3}},
         {"method": "freematch"},
         {"method": "softmatch"},

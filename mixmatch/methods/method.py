@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from mixmatch.data.pool import Batch
+from mixmatch.models import Network
 from mixmatch.section import Section
 
 
@@ -21,6 +22,7 @@ class Task:
         class_shares: (C,) float64 on the CPU, among the labelled images.
         batch_size: B, labelled images a step, of this process.
         steps: the length of the run.
+        num_features: of an image, as ``Network.embed`` returns them.
         device: where the step is computed.
     """
 
@@ -28,14 +30,15 @@ class Task:
     class_shares: Tensor
     batch_size: int
     steps: int
+    num_features: int
     device: torch.device
 
 
 class Networks(NamedTuple):
-    """The network as it is trained, and with averaged weights. Both are called as ``Network.forward`` is."""
+    """The network as it is trained, and with averaged weights."""
 
-    current: nn.Module
-    averaged: nn.Module
+    current: Network
+    averaged: Network
 
 
 class Examples(NamedTuple):
@@ -72,6 +75,7 @@ class Method(ABC):
         length_matters: whether a schedule depends on ``task.steps``: such a run cannot be made longer.
         state: tensors on the device that the method changes in place as it goes, floating point ones: saved and
             restored with the weights, averaged over processes after each step.
+        head: what else is trained with the network, such as a second output, on ``task.device``; not averaged.
     """
 
     Settings: ClassVar[type[Section]] = Section
@@ -93,6 +97,7 @@ class Method(ABC):
         """
         self.settings, self.task = settings, task
         self.state: dict[str, Tensor] = {}
+        self.head: nn.Module = nn.Identity()
 
     def passes(self) -> int | None:
         """Return the passes over images of a step, to compare methods by: 1 forward, 2 backward; None: not told."""
@@ -117,11 +122,11 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def loss(self, network: nn.Module, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
+    def loss(self, network: Network, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
         """Return the loss of what ``make_examples`` returned.
 
         Args:
-            network: called as ``Network.forward`` is.
+            network: in training mode.
             examples: from ``make_examples``.
             schedules: scalars by the names of ``schedules``.
         """

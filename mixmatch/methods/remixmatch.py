@@ -1,13 +1,14 @@
 """ReMixMatch: MixMatch with guesses brought to the labelled class shares, and learned on strong views.
 
 Berthelot et al., "ReMixMatch: Semi-Supervised Learning with Distribution Alignment and Augmentation Anchoring", ICLR
-2020, arXiv:1911.09785. What differs from the authors' code: strong views are RandAugment's instead of CTAugment's, the
-running mean of predictions is exponential over as many batches, and no loss of rotations, which gained 0.14 points.
+2020, arXiv:1911.09785. What differs from the authors' code: strong views are RandAugment's instead of CTAugment's, and
+the running mean of predictions is exponential over as many batches.
 """
 
 from typing import Annotated, ClassVar
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
@@ -26,6 +27,8 @@ from mixmatch.methods.mixmatch import (
 )
 from mixmatch.section import Alpha, Count, CountOrZero, NonNegative, Section
 
+QUARTERS = 4
+
 
 class ReMixMatchSettings(Section):
     """The method's settings, named as in the paper."""
@@ -36,21 +39,25 @@ class ReMixMatchSettings(Section):
     lambda_u: NonNegative = Field(1.5, description="weight of the mixed unlabelled loss after the ramp-up")
     lambda_strong: NonNegative = Field(0.5, description="weight of the loss of an unmixed strong view after it")
     ramp_up_steps: CountOrZero = Field(16000, description="steps over which both rise linearly from 0")
+    lambda_rotation: NonNegative = Field(
+        0.5, description="weight of the loss of telling by how many quarters a strong view is turned; 0: none"
+    )
     align_over: Count = Field(128, description="batches over which predictions are averaged, to align guesses by")
 
 
 class ReMixMatch(Method):
-    """Algorithm 1 of the paper, without rotations.
+    """Algorithm 1 of the paper.
 
-    State: the running mean of predictions.
+    State: the running mean of predictions. Head: from features to quarters of a turn, if these are learned.
     """
 
     Settings = ReMixMatchSettings
-    parts = ("loss_labeled", "loss_unlabeled", "loss_strong")
+    parts = ("loss_labeled", "loss_unlabeled", "loss_strong", "loss_rotation")
     descriptions: ClassVar = {
         "loss_labeled": "cross-entropy on mixed labelled images",
         "loss_unlabeled": "cross-entropy to mixed guesses, before it is weighted by lambda_u",
         "loss_strong": "cross-entropy of an unmixed strong view to its guess, before it is weighted by lambda_strong",
+        "loss_rotation": "cross-entropy of the quarters by which that view is turned, before it is weighted",
         "lambda_u": "weight of loss_unlabeled",
         "lambda_strong": "weight of loss_strong",
     }
@@ -65,10 +72,14 @@ class ReMixMatch(Method):
         count = len(task.classes)
         self.shares = task.class_shares.to(torch.get_default_dtype()).to(task.device)
         self.state = {"prediction": torch.full((count,), 1 / count, device=task.device)}
+        if settings.lambda_rotation:
+            self.head = nn.Linear(task.num_features, QUARTERS, device=task.device)
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
 
     def passes(self) -> int:
-        """Guess one view, train on K + 3 batches, see ``Method.passes``."""
-        return (1 + 3 * (self.num_batches + 1)) * self.task.batch_size
+        """Guess one view, train on K + 3 batches and on one of turned views, see ``Method.passes``."""
+        return (1 + 3 * (self.num_batches + 1 + bool(self.settings.lambda_rotation))) * self.task.batch_size
 
     def schedules(self, step: int) -> dict[str, float]:
         """Return the weights of the next step."""
@@ -93,17 +104,33 @@ class ReMixMatch(Method):
         return Examples(torch.cat([mix(images, mixing), batch.s[0]]), torch.cat([mix(targets, mixing), q]), q)
 
     def loss(self, network: nn.Module, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
-        """Cross-entropy of all three kinds (equation 4), see ``Method.loss``."""
-        size, mixed = self.task.batch_size, self.num_batches * self.task.batch_size
-        images = torch.cat([examples.images[:mixed][self.interleave], examples.images[mixed:]])
-        logits = network(images, num_batches=self.num_batches + 1).to(examples.targets.dtype)
-        targets = examples.targets
+        """Cross-entropy of all four kinds (equation 4 and section 3.3), see ``Method.loss``."""
+        size, mixed, targets = self.task.batch_size, self.num_batches * self.task.batch_size, examples.targets
+        strong_views, turns = examples.images[mixed:], self.settings.lambda_rotation
+        turned = [turn(strong_views)] if turns else []
+        images = torch.cat([examples.images[:mixed][self.interleave], strong_views, *turned])
+        features = network.embed(images, num_batches=self.num_batches + 1 + len(turned))
+        logits = network.dense(features[: mixed + size]).to(targets.dtype)
         mixed_logits = logits[:mixed][self.interleave]
         labeled = labeled_loss(mixed_logits[:size], targets[:size])
         unlabeled = labeled_loss(mixed_logits[size:], targets[size:mixed])
         strong = labeled_loss(logits[mixed:], targets[mixed:])
         total = labeled + schedules["lambda_u"] * unlabeled + schedules["lambda_strong"] * strong
-        return Loss(total, {"loss_labeled": labeled, "loss_unlabeled": unlabeled, "loss_strong": strong})
+        rotation = torch.zeros_like(total)
+        if turns:
+            quarters = torch.arange(size, device=targets.device) % QUARTERS
+            rotation = F.cross_entropy(self.head(features[mixed + size :]).to(targets.dtype), quarters)
+            total = total + turns * rotation
+        parts = (labeled, unlabeled, strong, rotation)
+        return Loss(total, dict(zip(self.parts, parts, strict=True)))
+
+
+def turn(images: Tensor) -> Tensor:
+    """Turn image i of (n, c, h, w) by i mod 4 quarters: which images these are is random already."""
+    turned = torch.empty_like(images)
+    for quarters in range(QUARTERS):
+        turned[quarters::QUARTERS] = images[quarters::QUARTERS].rot90(quarters, (2, 3))
+    return turned
 
 
 def align(guesses: Tensor, shares: Tensor, prediction: Tensor) -> Tensor:

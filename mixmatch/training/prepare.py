@@ -168,7 +168,8 @@ def make_trainer(
     pool = Pool(data, split, device, config.seed, settings.flip, settings.crop_padding, strong, settings.rotate)
     check_room(config.model, len(data.classes), data.images.shape[3], device)
     network = build_network(config.model, len(data.classes), data.images.shape[3], config.seed)
-    task = Task(data.classes, pool.class_shares(), batch_size, config.train.steps - method_begun_at, device)
+    length, num_features = config.train.steps - method_begun_at, network.dense.in_features
+    task = Task(data.classes, pool.class_shares(), batch_size, length, num_features, device)
     method = METHODS[config.method](config.method_settings, task)
     if method.num_views and not split.unlabeled:
         raise UserError("data: no image is left to be unlabelled; set data.labeled_as_unlabeled=true or fewer labels")
@@ -230,16 +231,14 @@ def resume(trainer: Trainer, state: dict[str, Tensor], progress: Progress, path:
         UserError: if it is not one of this trainer.
     """
     if 0 < progress.step == progress.start == progress.method_start:
-        own = {name: value for name, value in trainer.state().items() if _is_of_the_method(name)}
-        state = {name: value for name, value in state.items() if not _is_of_the_method(name)} | own
+        heads = range(len([*trainer.model.parameters()]), len(state))  # numbers in the optimiser
+        of_method = ("totals", "method.", "head.", *(f"optimizer.{number}." for number in heads))
+        own = {name: value for name, value in trainer.state().items() if name.startswith(of_method)}
+        state = {name: value for name, value in state.items() if not name.startswith(of_method)} | own
     try:
         trainer.load_state(state, progress.step)
     except ValueError as error:
         raise UserError(f"{path}: the checkpoint at step {progress.step} does not fit ({error})") from None
-
-
-def _is_of_the_method(name: str) -> bool:
-    return name == "totals" or name.startswith("method.")
 
 
 def start_from(source: str, trainer: Trainer, classes: list[str], ranks: Ranks) -> list[str]:

@@ -137,7 +137,7 @@ class Observation(NamedTuple):
 
     losses: Tensor  # (steps, parts): the loss, its parts and the confidence of guesses
     gradients: list[Tensor]  # of the first step
-    changes: list[float]  # norms of what the steps changed: weights and statistics, averages, the method's state
+    changes: list[float]  # norms of what the steps changed: weights and statistics, averages, the method's own
 
 
 def observe(trainer: Trainer) -> Observation:
@@ -151,13 +151,14 @@ def observe(trainer: Trainer) -> Observation:
         trainer.train_step()
         losses.append((totals.sums - so_far)[:compared])
         if not number:
-            gradients = [p.grad.float().clone() for p in trainer.model.parameters() if p.grad is not None]
+            gradients = [p.grad.float().clone() for p in trainer.trained if p.grad is not None]
 
     def change(part: str) -> float:
         tensors = [value - before[name] for name, value in trainer.state().items() if name.startswith(part)]
         return _norm([tensor for tensor in tensors if tensor.is_floating_point()])
 
-    return Observation(torch.stack(losses).cpu(), gradients, [change(part) for part in ("model.", "ema.", "method.")])
+    changes = [change(part) for part in ("model.", "ema.", "method.", "head.")]
+    return Observation(torch.stack(losses).cpu(), gradients, changes)
 
 
 def _norm(tensors: list[Tensor]) -> float:

@@ -33,6 +33,7 @@ class Trainer:
         model: the network that is trained.
         ema_model: the network with averaged weights; it shares the model's BatchNorm statistics, as in the
             authors' code. Every reported accuracy is its.
+        trained: parameters, the method's head last.
         pool: what is trained on.
         method: how.
         rung: how its steps are computed.
@@ -73,14 +74,14 @@ class Trainer:
         self.ema_model = copy.deepcopy(self.model).requires_grad_(False)
         for averaged, module in zip(self.ema_model.modules(), self.model.modules(), strict=True):
             averaged._buffers = module._buffers
-        self.kernels = [p for p in self.model.parameters() if p.dim() > 1]
+        self.trained = [*self.model.parameters(), *method.head.parameters()]
+        self.kernels = [p for p in self.trained if p.dim() > 1]
         self.precision = getattr(torch, precision)
         # What computes: the model itself, or a twin whose kernels are cast once a step instead of at each use.
-        self.working, self.casts = self.model, []
-        if self.precision != torch.float32:
-            self.working, self.casts = make_twin(self.model, self.precision)
+        twin = self.precision != torch.float32
+        self.working, self.casts = make_twin(self.model, self.precision) if twin else (self.model, [])
         self.networks = Networks(self.working, self.ema_model)
-        self.optimizer = make_optimizer(settings, self.model.parameters(), self.device)
+        self.optimizer = make_optimizer(settings, self.trained, self.device)
         self.generator = torch.Generator(self.device)
         guesses = method.num_views and method.guesses
         self.totals = Totals(method.parts, pool.num_classes if guesses else 0, self.device)
@@ -165,9 +166,8 @@ class Trainer:
 
     def update(self, sums: Tensor) -> None:
         """Update weights by their gradients, decay kernels, move averages and totals."""
-        # With the gradients go BatchNorm's running statistics, the method's state and the sums: what ranks hold is
-        # always the same.
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        # With the gradients go running statistics, the method's state and the sums: ranks always hold the same.
+        gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
         self.ranks.average([*gradients, *self.model.buffers(), *self.method.state.values(), sums])
         self.optimizer.step()
         with torch.no_grad():
@@ -238,7 +238,7 @@ class Trainer:
 
     def check_finite(self) -> None:
         """Raise Diverged if any weight is not finite."""
-        norms = torch._foreach_norm([*self.model.parameters(), *self.ema_model.parameters()])
+        norms = torch._foreach_norm([*self.trained, *self.ema_model.parameters()])
         if not torch.stack(norms).isfinite().all():
             raise Diverged(f"a weight is no longer finite at step {self.step}; lower train.lr")
 
@@ -267,6 +267,7 @@ class Trainer:
         for number, values in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{number}.{key}": value for key, value in values.items() if value is not None}
         state |= {f"method.{name}": value for name, value in self.method.state.items()}
+        state |= {f"head.{name}": value for name, value in self.method.head.state_dict().items()}
         state |= {f"pseudo.{name}": value for name, value in self.pool.state().items()}
         return state | {"totals": self.totals.sums}
 
@@ -276,9 +277,7 @@ class Trainer:
         Raises:
             ValueError: if the state is not one of this network, optimiser and method.
         """
-        parts: dict[str, dict[str, Tensor]] = {
-            part: {} for part in ("model", "ema", "optimizer", "method", "pseudo", "totals")
-        }
+        parts = {name: {} for name in ("model", "ema", "optimizer", "method", "head", "pseudo", "totals")}
         for name, value in state.items():
             part, _, rest = name.partition(".")
             if part not in parts:
@@ -287,6 +286,7 @@ class Trainer:
         averaged = dict(self.ema_model.named_parameters())
         try:
             self.model.load_state_dict(parts["model"])
+            self.method.head.load_state_dict(parts["head"])
             with torch.no_grad():
                 copy_all(averaged, parts["ema"])
                 copy_all(self.method.state, parts["method"])
