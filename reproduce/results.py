@@ -51,6 +51,7 @@ class Outcome(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     test_accuracy: FiniteFloat | None
+    test_accuracy_last: FiniteFloat | None = None
     best_validation: Best | None = None
     steps: int
     seconds: FiniteFloat = 0.0
@@ -60,6 +61,7 @@ class Outcome(BaseModel):
     precision: str
     processes: int = 1
     passes_per_step: int | None = None
+    operations_per_pass: int | None = None
     pseudo_label: OfRound | None = None
 
 
@@ -150,10 +152,7 @@ def render(table: Table, results: Path | None = None, only: str = "") -> str:
     kept = read_lines(result_file(table, results))
     planned = plan(table)
     rows = [{seed: kept[run.name].results for seed, run in runs.items() if run.name in kept} for runs in planned]
-    figures = [
-        {seed: outcome.test_accuracy for seed, outcome in row.items() if outcome.test_accuracy is not None}
-        for row in rows
-    ]
+    figures = [accuracies(row, table) for row in rows]
     sources = list(dict.fromkeys(source for row in table.rows for source in row.published))
     rounds = any(row.round for row in table.rows)
     by_label = {row.label: i for i, row in enumerate(table.rows)}
@@ -192,9 +191,17 @@ def render(table: Table, results: Path | None = None, only: str = "") -> str:
         return "\n".join(f"| {' | '.join(line)} |" for line in [*lines[:2], *shown])
     runs = [run for row in planned for run in row.values() if run.name in kept]
     where = "; ".join(sorted({_origin(kept[run.name], run) for run in runs})) or "nothing has been run yet"
-    text = f"{table.about.strip()} Mean ± std over seeds of the median of the last 20 evaluations, or of all if fewer."
+    of_run = {"median": "median of the last 20 evaluations, or of all if fewer", "last": "last evaluation"}
+    text = f"{table.about.strip()} Mean ± std over seeds of the {of_run[table.accuracy]}."
     command = f"`python3 -m reproduce {arguments_of(Path(table.file))}` ({where})"
     return "\n".join([text, "", *(f"| {' | '.join(line)} |" for line in lines), "", command])
+
+
+def accuracies(outcomes: dict[int, Outcome], table: Table) -> dict[int, float]:
+    """Return the accuracies that stand for runs, in percent by seed, see ``Table.accuracy``."""
+    name = "test_accuracy_last" if table.accuracy == "last" else "test_accuracy"
+    values = {seed: getattr(outcome, name) for seed, outcome in outcomes.items()}
+    return {seed: value for seed, value in values.items() if value is not None}
 
 
 def passes_of(run: Planned, kept: dict[str, Line]) -> int | None:

@@ -5,6 +5,7 @@ A table is a YAML file under benchmarks/tables/: rows, each a config by what dif
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
@@ -49,6 +50,9 @@ class Table(Section):
     seeds: list[int] = Field(min_length=1)
     control: str | None = None  # label of the row that the others are compared with, seed by seed
     passes: bool = False  # show what each row cost: to compare methods at equal compute
+    # What stands for a run: the median of its last 20 evaluations, as in the paper, or the last one, where runs are so
+    # short that these would be most of them.
+    accuracy: Literal["median", "last"] = "median"
     rows: list[Row] = Field(min_length=1)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from mixmatch.config import Config
 from mixmatch.records.run import ROOT
+from mixmatch.training.precision import count_flop
 from mixmatch.training.prepare import Session
 
 EVALUATIONS_AVERAGED = 20  # the reported accuracy is the median of so many, as in the paper
@@ -31,6 +32,7 @@ def summarise_run(config: Config, session: Session, commit: str) -> dict[str, An
         "seconds": round(progress.seconds, 3),
         "steps_per_second": round((progress.step - progress.start) / progress.seconds, 3),
         "passes_per_step": passes and passes * trainer.ranks.world,
+        "operations_per_pass": count_flop(trainer.model, (session.spec.channels, session.spec.size, session.spec.size)),
         "dataset": config.data.dataset,
         "method": config.method,
         "num_labeled": len(session.split.labeled),

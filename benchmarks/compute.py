@@ -1,0 +1,150 @@
+"""Accuracy against compute: how little of it each recipe needs to come as far as another one.
+
+    python3 benchmarks/compute.py compute --data cifar10-jpeg-16px --draw docs/compute.png
+
+The runs are those of a table (``python3 -m reproduce``) whose rows are called "recipe, length": each is a set of
+finished runs of that length, since a curve within a run misjudges rates that fall. Compute is passes over images, 1
+forward and 2 backward, times the operations of the network for one.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mixmatch.errors import UserError
+from reproduce.results import accuracies, passes_of, read_lines, result_file, spread
+from reproduce.tables import find_table, plan, read_table
+
+NOTHING = "-"
+
+
+class Point(NamedTuple):
+    """The runs of a row."""
+
+    label: str
+    compute: float  # operations
+    accuracies: list[float]  # percent, a number for each seed
+
+    @property
+    def mean(self) -> float:
+        """The mean accuracy."""
+        return statistics.mean(self.accuracies)
+
+
+def read_points(name: str, data: str | None, results: Path | None = None) -> dict[str, list[Point]]:
+    """Return the points of each recipe of a table by its name, in the table's order, each recipe's by compute."""
+    table = read_table(find_table(name, data))
+    kept = read_lines(result_file(table, results))
+    recipes: dict[str, list[Point]] = {}
+    for row, runs in zip(table.rows, plan(table), strict=True):
+        recipe, comma, _ = row.label.rpartition(", ")
+        if not comma:
+            raise UserError(f"{table.file}: rows must be called 'recipe, length', got {row.label!r}")
+        outcomes = {seed: kept[run.name].results for seed, run in runs.items() if run.name in kept}
+        costs = [
+            (passes_of(run, kept) or 0) * (outcomes[seed].operations_per_pass or 0)
+            for seed, run in runs.items()
+            if seed in outcomes
+        ]
+        values = [*accuracies(outcomes, table).values()]
+        if values and all(costs):
+            recipes.setdefault(recipe, []).append(Point(row.label, statistics.mean(costs), values))
+    if not recipes:
+        raise UserError(f"{table.file}: no run has results that tell its compute; train it with python3 -m reproduce")
+    return {recipe: sorted(points, key=lambda point: point.compute) for recipe, points in recipes.items()}
+
+
+def compute_to(accuracy: float, points: Sequence[Point]) -> float | None:
+    """Return the compute at which a recipe reaches ``accuracy``, interpolated in its logarithm; None: it does not.
+
+    At its shortest length at the latest: how much less would have done, these runs do not tell.
+    """
+    for i, point in enumerate(points):
+        if point.mean < accuracy:
+            continue
+        if i == 0:
+            return point.compute
+        before = points[i - 1]
+        share = (accuracy - before.mean) / (point.mean - before.mean)
+        return float(np.exp(np.interp(share, [0, 1], np.log([before.compute, point.compute]))))
+    return None
+
+
+def render(recipes: dict[str, list[Point]], to: Sequence[float] | None) -> str:
+    """Return two tables in Markdown: the points, and the compute of each recipe to each accuracy of ``to``.
+
+    The first recipe is the reference: compute is told as a share of that of its longest runs, and ``to`` are by default
+    the accuracies that it reached.
+    """
+    reference = next(iter(recipes.values()))
+    whole = reference[-1].compute
+    lines = [
+        "| runs | compute, 10^12 operations | of the reference's | accuracy (%) | seeds |",
+        "|---|---|---|---|---|",
+    ]
+    for point in (point for points in recipes.values() for point in points):
+        values = spread(point.accuracies), len(point.accuracies)
+        cost = f"{point.compute / 1e12:.3g} | {point.compute / whole:.3g}"
+        lines.append(f"| {point.label} | {cost} | {values[0]} | {values[1]} |")
+    goals = to or [point.mean for point in reference]
+    lines += ["", "Compute to an accuracy, of the reference's longest runs:", ""]
+    lines += [f"| recipe | {' | '.join(f'{goal:.2f}%' for goal in goals)} |", "|---" * (len(goals) + 1) + "|"]
+    for recipe, points in recipes.items():
+        found = [compute_to(goal, points) for goal in goals]
+        cells = [
+            NOTHING if cost is None else ("≤ " if cost == points[0].compute else "") + f"{cost / whole:.3g}"
+            for cost in found
+        ]
+        lines.append(f"| {recipe} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(recipes: dict[str, list[Point]], file: Path) -> None:
+    """Draw accuracy against compute, mean and std of each point."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4))
+    whole = next(iter(recipes.values()))[-1].compute
+    for recipe, points in recipes.items():
+        deviations = [statistics.stdev(p.accuracies) if len(p.accuracies) > 1 else 0 for p in points]
+        costs = [point.compute / whole for point in points]
+        axes.errorbar(costs, [point.mean for point in points], deviations, marker="o", capsize=3, label=recipe)
+    axes.set_xscale("log")
+    axes.set_xlabel("compute, of the reference's longest runs")
+    axes.set_ylabel("test accuracy (%)")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=100)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables, and draw the curves if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", help="as for python3 -m reproduce")
+    parser.add_argument("--data", help="as for python3 -m reproduce")
+    parser.add_argument("--to", type=float, nargs="+", metavar="PERCENT", help="accuracies; those of the first recipe")
+    parser.add_argument("--results", type=Path, help="the folder of result files")
+    parser.add_argument("--draw", type=Path, metavar="FILE", help="a PNG with the curves (needs matplotlib)")
+    options = parser.parse_args(arguments)
+    try:
+        recipes = read_points(options.table, options.data, options.results)
+        print(render(recipes, options.to))
+        if options.draw:
+            draw(recipes, options.draw)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
