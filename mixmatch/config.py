@@ -49,15 +49,18 @@ class TrainSettings(Section):
     batch_size: Annotated[int, Field(ge=2, le=2**20)] = Field(
         64, description="B, labelled images a step, and as many unlabelled ones, or as the method says"
     )
-    optimizer: Literal["adam", "sgd"] = Field("adam", description="adam, or sgd with momentum and step decay")
+    optimizer: Literal["adam", "sgd", "muon"] = Field(
+        "adam", description="adam, sgd with momentum and step decay, or muon: Muon for convolutions, adam for the rest"
+    )
     lr: Positive = Field(0.002, description="learning rate")
+    lr_kernels: Positive = Field(0.1, description="of muon: learning rate of convolutions")
     lr_schedule: Literal["constant", "cosine", "linear"] = Field(
         "constant", description="over the run: constant, cosine (FixMatch's, down to a fifth) or linear (to 0)"
     )
     weight_decay: NonNegative = Field(
         0.02, description="after each step convolution and dense kernels shrink by lr times this; nothing else does"
     )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of sgd")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of sgd and muon")
     nesterov: bool = Field(True, description="of sgd")
     lr_decay_steps: list[Count] = Field([], description="of sgd: steps at which lr is multiplied by lr_decay_factor")
     lr_decay_factor: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="of sgd")

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixmatch.training.trainer
+from mixmatch.training.muon import Muon
 from tests.toys import toy_trainer
 
 READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
@@ -87,6 +88,8 @@ def optimizers_of_a_gpu():
         lr = torch.tensor(settings.lr)
         if settings.optimizer == "adam":
             return torch.optim.Adam(parameters, lr=lr, fused=True)
+        if settings.optimizer == "muon":
+            return Muon(parameters, lr, settings.lr_kernels / settings.lr, settings.momentum, fused=True)
         return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True)
 
     mixmatch.training.trainer.make_optimizer = capturable

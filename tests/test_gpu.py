@@ -46,7 +46,7 @@ def exact():
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "muon"])
 @pytest.mark.parametrize("rung", [RECORDED, COMPILED_AND_RECORDED], ids=lambda rung: rung.name)
 def test_each_rung_computes_what_the_plain_step_does(rung, optimizer):
     settings = {"optimizer": optimizer, "lr_decay_steps": [10]}

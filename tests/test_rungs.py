@@ -122,7 +122,7 @@ def assert_same_from_here(trainer, plain):
 
 def test_a_rung_that_works_is_taken_without_a_word_and_nothing_is_changed(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    for optimizer in ("adam", "sgd"):
+    for optimizer in ("adam", "sgd", "muon"):
         trainer, plain = (toy_trainer(train={"optimizer": optimizer}) for _ in range(2))
         said = []
         assert climb(trainer, [COMPILED, PLAIN], said.append, nullcontext) == COMPILED and not said
@@ -272,6 +272,7 @@ def test_a_preview_in_bfloat16_guesses_with_the_weights_of_now():
         {},
         {"train": {"optimizer": "sgd", "lr_decay_steps": [5, 20]}},
         {"train": {"optimizer": "sgd", "momentum": 0.0, "nesterov": False}},
+        {"train": {"optimizer": "muon", "lr_schedule": "linear", "steps": 40}},
         {"mixmatch": {"guess_with_ema": True, "mixup": "separate", "num_views": 3}},
         {"train": {"precision": "bfloat16"}},
         {"method": "supervised", "supervised": {"alpha": 0.5}},
@@ -283,8 +284,8 @@ def test_a_preview_in_bfloat16_guesses_with_the_weights_of_now():
         {"method": "softmatch", "softmatch": {"unlabeled_ratio": 2}},
     ],
     ids=[
-        *("adam", "sgd with decays", "sgd alone", "K = 3 and EMA guesses", "bfloat16", "supervised", "strong views"),
-        *("cosine", "remixmatch", "fixmatch", "freematch", "softmatch"),
+        *("adam", "sgd with decays", "sgd alone", "muon", "K = 3 and EMA guesses", "bfloat16", "supervised"),
+        *("strong views", "cosine", "remixmatch", "fixmatch", "freematch", "softmatch"),
     ],
 )
 def test_the_recorded_step_is_the_plain_one_bit_for_bit(sections):

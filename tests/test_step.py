@@ -276,7 +276,7 @@ def test_sgd_equals_pytorch_and_decays_in_steps():
         torch.testing.assert_close(copy, p)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "muon"])
 def test_learning_rates_that_fall_over_the_run(optimizer):
     def rates(schedule, **more):
         settings = TrainSettings(optimizer=optimizer, lr=0.4, lr_schedule=schedule, steps=8, **more)

@@ -193,12 +193,13 @@ def test_guess_accuracy_leaves_out_what_is_trained_on(tmp_path):
         [],
         ["method=supervised"],
         ["train.optimizer=sgd", "train.lr=0.03", "train.lr_decay_steps=[5]"],
+        ["train.optimizer=muon", "train.lr_schedule=linear"],
         ["mixmatch.num_views=3", "mixmatch.guess_with_ema=true", "train.log_every=5", "train.eval_every=7"],
         ["method=remixmatch", "remixmatch.num_strong_views=2", "train.lr_schedule=cosine"],
         ["method=freematch", "freematch.unlabeled_ratio=2"],
         ["method=softmatch", "softmatch.unlabeled_ratio=2", "train.optimizer=sgd", "train.lr_schedule=cosine"],
     ],
-    ids=["mixmatch", "supervised", "sgd", "ema guesses, odd rhythm", "remixmatch", "freematch", "softmatch"],
+    ids=["mixmatch", "supervised", "sgd", "muon", "ema guesses, odd rhythm", "remixmatch", "freematch", "softmatch"],
 )
 def test_a_run_stopped_anywhere_continues_to_the_same_weights(tmp_path, monkeypatch, capsys, settings):
     assert run(tmp_path / "whole", *settings) == 0

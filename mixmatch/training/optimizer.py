@@ -1,4 +1,4 @@
-"""The optimiser of the ``train`` section: Adam, or SGD with momentum and step decay."""
+"""The optimiser of the ``train`` section: Adam, SGD with momentum and step decay, or Muon."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mixmatch.config import TrainSettings
+from mixmatch.training.muon import Muon
 
 
 def make_optimizer(settings: TrainSettings, parameters: Iterable[nn.Parameter], device: torch.device) -> Optimizer:
@@ -17,6 +18,9 @@ def make_optimizer(settings: TrainSettings, parameters: Iterable[nn.Parameter], 
     lr = torch.tensor(settings.lr, device=device) if on_gpu else settings.lr
     if settings.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=lr, fused=on_gpu, capturable=on_gpu)
+    if settings.optimizer == "muon":
+        of_kernels = settings.lr_kernels / settings.lr
+        return Muon(parameters, lr, of_kernels, settings.momentum, fused=on_gpu, capturable=on_gpu)
     return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=on_gpu)
 
 
@@ -31,7 +35,7 @@ def learning_rate(settings: TrainSettings, step: int, begun_at: int = 0) -> floa
         lr *= math.cos(7 / 16 * math.pi * done)
     elif settings.lr_schedule == "linear":
         lr *= 1 - done
-    if settings.optimizer == "adam":
+    if settings.optimizer != "sgd":
         return lr
     return lr * settings.lr_decay_factor ** sum(step >= at for at in settings.lr_decay_steps)
 
@@ -71,9 +75,8 @@ def load_optimizer(optimizer: Optimizer, entries: dict[str, Tensor]) -> None:
         state.setdefault(int(number), {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    keys = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
     for number, values in state.items():
-        if not 0 <= number < len(parameters) or values.keys() != keys:
+        if not 0 <= number < len(parameters) or values.keys() != _keys(optimizer, parameters[number]):
             raise ValueError("its optimiser is another one, or of another network")
         for key, value in values.items():
             expected = torch.Size() if key == "step" else parameters[number].shape
@@ -82,3 +85,8 @@ def load_optimizer(optimizer: Optimizer, entries: dict[str, Tensor]) -> None:
             if key != "step":  # moments lie in memory as their parameters do, which files do not tell
                 values[key] = torch.empty_like(parameters[number]).copy_(value)
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _keys(optimizer: Optimizer, parameter: nn.Parameter) -> set[str]:
+    with_momentum = isinstance(optimizer, torch.optim.SGD) or (isinstance(optimizer, Muon) and parameter.dim() == 4)
+    return {"momentum_buffer"} if with_momentum else {"step", "exp_avg", "exp_avg_sq"}
