@@ -377,7 +377,8 @@ def continued(stored: Config, config: Config, reached: int) -> Config:
     """
     differing = differing_keys(stored, config, ignoring=(*RHYTHM, "train.steps"))
     another_length = config.train.steps != stored.train.steps
-    fixed = METHODS[stored.method].length_matters or stored.train.lr_schedule != "constant"
+    method = METHODS[stored.method]
+    fixed = method.length_matters(stored.method_settings) or stored.train.lr_schedule != "constant"
     hint = ""
     if another_length and (differing or fixed or config.train.steps < reached):
         differing += _differing(stored, config, ["train.steps"])

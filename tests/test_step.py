@@ -229,6 +229,11 @@ def test_a_round_has_its_own_schedules():
     assert trainer.method_schedules() == {"lambda_u": 2}
 
 
+def test_lambda_u_may_rise_over_all_of_the_run():
+    trainer = toy_trainer(mixmatch={"lambda_u": 8, "ramp_up_steps": None}, train={"steps": 20})
+    assert [trainer.method.schedules(step)["lambda_u"] for step in (0, 5, 20)] == [0, 2, 8]
+
+
 def test_only_kernels_are_decayed():
     trainer = toy_trainer(train={"batch_size": 5, "weight_decay": 100.0, "lr": 1e-3})
     kernels = {id(p) for p in trainer.kernels}

@@ -72,7 +72,6 @@ class Method(ABC):
         unlabeled_ratio: unlabelled images a step for each labelled one, M = unlabeled_ratio * B.
         guesses: whether ``make_examples`` tells what it guessed of unlabelled images, if it uses any.
         if_guesses_collapse: advice for when guesses go to few classes.
-        length_matters: whether a schedule depends on ``task.steps``: such a run cannot be made longer.
         state: tensors on the device that the method changes in place as it goes, floating point ones: saved and
             restored with the weights, averaged over processes after each step.
         head: what else is trained with the network, such as a second output, on ``task.device``; not averaged.
@@ -86,7 +85,6 @@ class Method(ABC):
     unlabeled_ratio: int = 1
     guesses: bool = True
     if_guesses_collapse: str = "start again with other settings"
-    length_matters: bool = False
 
     def __init__(self, settings: Section, task: Task) -> None:
         """Make ready for a run.
@@ -98,6 +96,11 @@ class Method(ABC):
         self.settings, self.task = settings, task
         self.state: dict[str, Tensor] = {}
         self.head: nn.Module = nn.Identity()
+
+    @classmethod
+    def length_matters(cls, settings: Section) -> bool:
+        """Tell whether a schedule depends on ``task.steps``: such a run cannot be made longer."""
+        return False
 
     def passes(self) -> int | None:
         """Return the passes over images of a step, to compare methods by: 1 forward, 2 backward; None: not told."""

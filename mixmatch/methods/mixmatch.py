@@ -192,7 +192,9 @@ class MixMatchSettings(Section):
     temperature: Annotated[float, Field(ge=0.01, le=100)] = Field(0.5, description="T of sharpening; 1: no sharpening")
     alpha: Alpha = Field(0.75, description="MixUp draws lambda from Beta(alpha, alpha)")
     lambda_u: NonNegative = Field(75, description="weight of the unlabelled loss after the ramp-up")
-    ramp_up_steps: CountOrZero = Field(16000, description="steps over which lambda_u rises linearly from 0")
+    ramp_up_steps: CountOrZero | None = Field(
+        16000, description="steps over which lambda_u rises linearly from 0; null: all of the run"
+    )
     mixup: Literal["joint", "labeled", "unlabeled", "separate", "none"] = Field(
         "joint",
         description="what is mixed: joint (all), labeled alone, unlabeled alone, separate (each by itself) or none",
@@ -215,7 +217,13 @@ class MixMatch(Method):
     def __init__(self, settings: MixMatchSettings, task: Task) -> None:
         super().__init__(settings, task)
         self.num_views = settings.num_views
+        self.ramp_up_steps = task.steps if settings.ramp_up_steps is None else settings.ramp_up_steps
         self.interleave = interleave_order(task.batch_size, settings.num_views + 1, task.device)
+
+    @classmethod
+    def length_matters(cls, settings: MixMatchSettings) -> bool:
+        """Return whether lambda_U rises over all of the run."""
+        return settings.ramp_up_steps is None
 
     def passes(self) -> int:
         """Guess K views, train on K + 1 batches, see ``Method.passes``."""
@@ -223,7 +231,7 @@ class MixMatch(Method):
 
     def schedules(self, step: int) -> dict[str, float]:
         """Return lambda_U of the next step."""
-        return {"lambda_u": ramp_up(step, self.settings.lambda_u, self.settings.ramp_up_steps)}
+        return {"lambda_u": ramp_up(step, self.settings.lambda_u, self.ramp_up_steps)}
 
     def draw(self, generator: Generator) -> MixingDraws:
         """Draw the mixing of (K + 1) * B examples, see ``Method.draw``."""
