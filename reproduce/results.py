@@ -155,6 +155,9 @@ def render(table: Table, results: Path | None = None, only: str = "") -> str:
     figures = [accuracies(row, table) for row in rows]
     sources = list(dict.fromkeys(source for row in table.rows for source in row.published))
     rounds = any(row.round for row in table.rows)
+    fixing = any(
+        row.round and "select=method" not in row.round and "select=none" not in row.round for row in table.rows
+    )
     by_label = {row.label: i for i, row in enumerate(table.rows)}
     controls = [by_label.get(row.control or table.control) for row in table.rows]
     own = any(row.control for row in table.rows)
@@ -162,7 +165,7 @@ def render(table: Table, results: Path | None = None, only: str = "") -> str:
     head = [table.data, "test accuracy (%)"]
     if own or table.control:
         head.append("difference, 95% interval" if own else f"against {table.control}, 95% interval")
-    head += ["coverage (%)", "precision (%)"] * rounds + ["seeds", "steps"]
+    head += ["coverage (%)"] * fixing + ["precision (%)"] * rounds + ["seeds", "steps"]
     head += ["passes over images, millions"] * table.passes + sources
     lines = [head, ["---"] * len(head)]
     for i, row in enumerate(table.rows):
@@ -173,7 +176,7 @@ def render(table: Table, results: Path | None = None, only: str = "") -> str:
             line.append(NOTHING if i == controls[i] else _interval(differences))
         outcomes = list(rows[i].values())
         if rounds:
-            line += _coverage_and_precision(outcomes)
+            line += _coverage_and_precision(outcomes)[not fixing :]
         count = len(outcomes)
         planned_count = len(planned[i])
         line.append(str(count) if count in (0, planned_count) else f"{count} of {planned_count}")

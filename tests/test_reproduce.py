@@ -155,6 +155,16 @@ def test_what_rows_cost_is_shown(done, tmp_path):
     assert cells(render(table, tmp_path / "results"))[2][-2] == "-"
 
 
+def test_the_last_evaluation_may_stand_for_a_run(done, tmp_path):
+    rows = [{"label": "supervised", "set": ["method=supervised"]}, {"label": "nothing", "round": ["select=none"]}]
+    table = read_table(write_table(tmp_path / "small.yml", rows=rows, control=None, accuracy="last"))
+    text = render(table, done / "results")
+    last = [metrics(done / "runs" / f"digits-20-supervised-seed{seed}")[-1]["test_accuracy"] for seed in (1, 2)]
+    head, _, supervised, _ = cells(text)
+    assert supervised[1] == f"{np.mean(last):.2f} ± {np.std(last, ddof=1):.2f}" and "of the last evaluation." in text
+    assert head[2:] == ["precision (%)", "seeds", "steps"]  # no round fixes labels: there is no coverage
+
+
 def interval(gain):
     low, high = stats.t.interval(0.95, len(gain) - 1, gain.mean(), gain.std(ddof=1) / len(gain) ** 0.5)
     return f"{gain.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
