@@ -8,6 +8,8 @@ forward and 2 backward, times the operations of the network for one.
 """
 
 import argparse
+import importlib.util
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -16,7 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 from mixmatch.errors import UserError
+from mixmatch.files import explain_os_errors
 from reproduce.results import accuracies, passes_of, read_lines, result_file, spread
 from reproduce.tables import find_table, plan, read_table
 
@@ -29,6 +34,7 @@ class Point(NamedTuple):
     label: str
     compute: float  # operations
     accuracies: list[float]  # percent, a number for each seed
+    planned: int  # seeds that the table has
 
     @property
     def mean(self) -> float:
@@ -37,7 +43,13 @@ class Point(NamedTuple):
 
 
 def read_points(name: str, data: str | None, results: Path | None = None) -> dict[str, list[Point]]:
-    """Return the points of each recipe of a table by its name, in the table's order, each recipe's by compute."""
+    """Return the points of each recipe of a table by its name, in the table's order, each recipe's by compute.
+
+    Runs without results, or whose results do not tell their compute, are left out.
+
+    Raises:
+        UserError: if the table is none of this kind, or nothing is left of its first row.
+    """
     table = read_table(find_table(name, data))
     kept = read_lines(result_file(table, results))
     recipes: dict[str, list[Point]] = {}
@@ -46,16 +58,19 @@ def read_points(name: str, data: str | None, results: Path | None = None) -> dic
         if not comma:
             raise UserError(f"{table.file}: rows must be called 'recipe, length', got {row.label!r}")
         outcomes = {seed: kept[run.name].results for seed, run in runs.items() if run.name in kept}
-        costs = [
-            (passes_of(run, kept) or 0) * (outcomes[seed].operations_per_pass or 0)
-            for seed, run in runs.items()
-            if seed in outcomes
-        ]
-        values = [*accuracies(outcomes, table).values()]
-        if values and all(costs):
-            recipes.setdefault(recipe, []).append(Point(row.label, statistics.mean(costs), values))
-    if not recipes:
-        raise UserError(f"{table.file}: no run has results that tell its compute; train it with python3 -m reproduce")
+        costs = {
+            seed: (passes_of(runs[seed], kept) or 0) * (outcome.operations_per_pass or 0)
+            for seed, outcome in outcomes.items()
+        }
+        known = {seed: value for seed, value in accuracies(outcomes, table).items() if costs[seed]}
+        if known:
+            cost = statistics.mean(costs[seed] for seed in known)
+            recipes.setdefault(recipe, []).append(Point(row.label, cost, [*known.values()], len(runs)))
+        elif row == table.rows[0]:
+            raise UserError(
+                f"{table.file}: no run of {row.label!r}, the reference, has results that tell its compute; "
+                "train the table with python3 -m reproduce"
+            )
     return {recipe: sorted(points, key=lambda point: point.compute) for recipe, points in recipes.items()}
 
 
@@ -78,8 +93,8 @@ def compute_to(accuracy: float, points: Sequence[Point]) -> float | None:
 def render(recipes: dict[str, list[Point]], to: Sequence[float] | None) -> str:
     """Return two tables in Markdown: the points, and the compute of each recipe to each accuracy of ``to``.
 
-    The first recipe is the reference: compute is told as a share of that of its longest runs, and ``to`` are by default
-    the accuracies that it reached.
+    The first recipe is the reference: compute is told as a share of that of its longest runs, those of the first row of
+    the table, and ``to`` are by default the accuracies that it reached.
     """
     reference = next(iter(recipes.values()))
     whole = reference[-1].compute
@@ -88,9 +103,10 @@ def render(recipes: dict[str, list[Point]], to: Sequence[float] | None) -> str:
         "|---|---|---|---|---|",
     ]
     for point in (point for points in recipes.values() for point in points):
-        values = spread(point.accuracies), len(point.accuracies)
+        count = len(point.accuracies)
+        seeds = str(count) if count == point.planned else f"{count} of {point.planned}"
         cost = f"{point.compute / 1e12:.3g} | {point.compute / whole:.3g}"
-        lines.append(f"| {point.label} | {cost} | {values[0]} | {values[1]} |")
+        lines.append(f"| {point.label} | {cost} | {spread(point.accuracies)} | {seeds} |")
     goals = to or [point.mean for point in reference]
     lines += ["", "Compute to an accuracy, of the reference's longest runs:", ""]
     lines += [f"| recipe | {' | '.join(f'{goal:.2f}%' for goal in goals)} |", "|---" * (len(goals) + 1) + "|"]
@@ -105,7 +121,13 @@ def render(recipes: dict[str, list[Point]], to: Sequence[float] | None) -> str:
 
 
 def draw(recipes: dict[str, list[Point]], file: Path) -> None:
-    """Draw accuracy against compute, mean and std of each point."""
+    """Draw accuracy against compute, mean and std of each point, to a PNG file.
+
+    Raises:
+        UserError: if matplotlib is missing, or the file cannot be written.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("--draw: needs matplotlib; pip install matplotlib")
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -123,7 +145,16 @@ def draw(recipes: dict[str, list[Point]], file: Path) -> None:
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.tight_layout()
-    figure.savefig(file, dpi=100)
+    with explain_os_errors(file):
+        figure.savefig(file, dpi=100, format="png")
+
+
+def percent(text: str) -> float:
+    """Return the number that a command line gives for an accuracy."""
+    value = float(text)
+    if not (math.isfinite(value) and 0 <= value <= 100):
+        raise ValueError
+    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", help="as for python3 -m reproduce")
     parser.add_argument("--data", help="as for python3 -m reproduce")
-    parser.add_argument("--to", type=float, nargs="+", metavar="PERCENT", help="accuracies; those of the first recipe")
+    parser.add_argument("--to", type=percent, nargs="+", metavar="PERCENT", help="accuracies; the first recipe's")
     parser.add_argument("--results", type=Path, help="the folder of result files")
     parser.add_argument("--draw", type=Path, metavar="FILE", help="a PNG with the curves (needs matplotlib)")
     options = parser.parse_args(arguments)

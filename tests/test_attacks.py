@@ -178,6 +178,7 @@ def test_a_checkpoint_whose_meta_is_none_is_passed_over(copy, capsys, meta):
         ("pseudo.index", lambda value: torch.tensor([-1])),
         ("pseudo.labels", lambda value: torch.tensor([99])),
         ("pseudo.labels", None),
+        ("head.weight", lambda value: torch.zeros(4, 32)),
         ("nonsense", lambda value: torch.zeros(2)),
     ],
 )

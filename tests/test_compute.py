@@ -1,5 +1,6 @@
 """Accuracy against compute, from the results of a table."""
 
+import json
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from benchmarks.compute import Point, compute_to, render
 from tests.small_runs import ROOT
 from tests.test_reproduce import cells, write_table
 
-POINTS = [Point("a, 1", 1e12, [38.0, 42.0]), Point("a, 2", 4e12, [50.0]), Point("a, 3", 5e12, [48.0])]
+POINTS = [Point("a, 1", 1e12, [38.0, 42.0], 2), Point("a, 2", 4e12, [50.0], 1), Point("a, 3", 5e12, [48.0], 1)]
 
 
 @pytest.mark.parametrize("accuracy, expected", [(40, 1e12), (30, 1e12), (45, 2e12), (50, 4e12), (50.1, None)])
@@ -20,11 +21,11 @@ def test_compute_to_an_accuracy(accuracy, expected):
 
 
 def test_recipes_are_told_as_shares_of_the_first_ones_longest_runs():
-    other = [Point("b, 1", 0.5e12, [45.0, 46.0, 47.0])]
+    other = [Point("b, 1", 0.5e12, [45.0, 46.0, 47.0], 5)]
     head, _, *rows = cells(render({"a": POINTS, "b": other}, [45.0, 60.0]))
     assert head == ["runs", "compute, 10^12 operations", "of the reference's", "accuracy (%)", "seeds"]
     assert rows[0] == ["a, 1", "1", "0.2", "40.00 ± 2.83", "2"]
-    assert rows[3] == ["b, 1", "0.5", "0.1", "46.00 ± 1.00", "3"]
+    assert rows[3] == ["b, 1", "0.5", "0.1", "46.00 ± 1.00", "3 of 5"]
     assert rows[4:] == [["recipe", "45.00%", "60.00%"], ["---"] * 3, ["a", "0.4", "-"], ["b", "≤ 0.1", "-"]]
 
 
@@ -37,10 +38,10 @@ def test_the_command_reads_and_draws_the_results_of_a_table(tmp_path, monkeypatc
     table = write_table(tmp_path / "small.yml", rows=rows, control=None, accuracy="last")
 
     def compute(*arguments):
-        command = [sys.executable, "benchmarks/compute.py", table, "--results", tmp_path / "results", *arguments]
-        return subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        command = [ROOT / "benchmarks" / "compute.py", table, "--results", tmp_path / "results", *arguments]
+        return subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
 
-    assert compute().returncode == 2 and "no run has results" in compute().stderr
+    assert compute().returncode == 2 and "no run of 'long, 12 steps', the reference, has results" in compute().stderr
     places = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--quiet"]
     assert command_of_tables.main([str(table), *places]) == 0
     done = compute("--draw", tmp_path / "curves.png", "--to", "1", "99")
@@ -58,8 +59,23 @@ def test_the_command_reads_and_draws_the_results_of_a_table(tmp_path, monkeypatc
     assert [row[1] for row in rows[5:]] == ["≤ 1", "≤ 0.5"] and [row[2] for row in rows[5:]] == ["-", "-"]
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.size == (700, 400)
-    done = compute("--to", "x")
-    assert done.returncode == 2
+    for number in ("x", "nan", "-1", "101"):
+        done = compute("--to", number)
+        assert done.returncode == 2 and "invalid percent value" in done.stderr
+    done = compute("--draw", tmp_path / "nowhere" / "curves.png")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+    # What does not tell its compute is left out and said; without its first row a table has no reference.
+    file = tmp_path / "results" / "small.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    by_run = {line["run"]: line for line in lines}
+    del by_run["digits-20-seed1"]["results"]["operations_per_pass"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = cells(compute().stdout)
+    assert [row[4] for row in rows[2:5]] == ["1 of 2", "2", "2"] and rows[2][2] == "1"
+    del by_run["digits-20-seed2"]["results"]["operations_per_pass"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert compute().returncode == 2 and "no run of 'long, 12 steps', the reference" in compute().stderr
 
     write_table(table, rows=[{"label": "no length"}], control=None)
     assert compute().returncode == 2 and "rows must be called 'recipe, length', got 'no length'" in compute().stderr

@@ -36,6 +36,7 @@ from tests.small_runs import (
     run,
     signal_after,
 )
+from tests.tape import optimizers_of_a_gpu
 from tests.toys import toy_data, toy_trainer
 
 UNIFORM = torch.full((3,), 1 / 3, dtype=torch.float64)
@@ -345,6 +346,7 @@ def test_a_round_by_a_method_forgets_labels_that_a_round_before_it_fixed(parent,
 def test_the_control_of_a_round_by_a_method_is_that_round_trained_on(parent, tmp_path, registries):
     import_files(["--import", str(ROOT / "tests" / "fixtures" / "outside.py")])
     remixmatch = ["pseudo_label.method=remixmatch", "remixmatch.num_strong_views=1", "remixmatch.ramp_up_steps=30"]
+    remixmatch.append("remixmatch.lambda_rotation=0.5")
     assert one_round(parent, tmp_path / "round", *BY_METHOD, *remixmatch) == 0
     assert one_round(tmp_path / "round", tmp_path / "control", "pseudo_label.select=none") == 0
     weights = [entry["lambda_u"] for name in ("round", "control") for entry in metrics(tmp_path / name)]
@@ -359,6 +361,31 @@ def test_the_control_of_a_round_by_a_method_is_that_round_trained_on(parent, tmp
     # A schedule over the run's length ends with the round.
     assert one_round(parent, tmp_path / "toy", *BY_METHOD, "pseudo_label.method=toy", "toy.weight=0.5") == 0
     assert [entry["toy_weight"] for entry in metrics(tmp_path / "toy")] == pytest.approx([0.25, 0.5])
+
+
+@pytest.mark.parametrize("select", ["none", "top"])
+def test_a_schedule_over_all_of_the_run_stays_where_it_ended(tmp_path, select):
+    settings = ["mixmatch.ramp_up_steps=null", "mixmatch.lambda_u=8"]
+    assert run(tmp_path / "run", *settings) == 0
+    assert [entry["lambda_u"] for entry in metrics(tmp_path / "run")] == pytest.approx([4, 8])
+    rounds = ["pseudo_label.steps=6", f"pseudo_label.select={select}", "pseudo_label.refresh_every=null"]
+    assert one_round(tmp_path / "run", tmp_path / "round", *rounds) == 0
+    assert one_round(tmp_path / "round", tmp_path / "again", *rounds) == 0  # a round on a round
+    for name in ("round", "again"):
+        assert [entry["lambda_u"] for entry in metrics(tmp_path / name)] == [8]
+    anew = [*BY_METHOD, "pseudo_label.method=mixmatch", "pseudo_label.steps=12"]
+    assert one_round(tmp_path / "round", tmp_path / "anew", *anew) == 0
+    assert [entry["lambda_u"] for entry in metrics(tmp_path / "anew")] == pytest.approx([4, 8])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "muon"])
+def test_an_output_that_a_round_adds_joins_an_optimiser_that_has_gone_on(tmp_path, optimizer):
+    with optimizers_of_a_gpu():  # these want the state of all parameters or of none
+        assert run(tmp_path / "run", f"train.optimizer={optimizer}") == 0
+        settings = ["pseudo_label.method=remixmatch", "remixmatch.num_strong_views=1", "remixmatch.lambda_rotation=0.5"]
+        assert one_round(tmp_path / "run", tmp_path / "round", *BY_METHOD, *settings) == 0
+    assert final(tmp_path / "round")[0]["head.weight"].any()
+    assert all(entry["loss_rotation"] > 0 for entry in metrics(tmp_path / "round"))
 
 
 def test_a_round_half_begun_is_begun_anew_and_no_run_from_step_0(parent, tmp_path, monkeypatch, capsys):

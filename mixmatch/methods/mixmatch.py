@@ -212,7 +212,7 @@ class MixMatch(Method):
         "loss_unlabeled": "squared distance of probabilities to mixed guesses, before it is weighted by lambda_u",
         "lambda_u": "weight of loss_unlabeled",
     }
-    if_guesses_collapse = "start again with a longer mixmatch.ramp_up_steps or a lower mixmatch.lambda_u"
+    if_guesses_collapse = "start again with a lower mixmatch.lambda_u or a longer mixmatch.ramp_up_steps"
 
     def __init__(self, settings: MixMatchSettings, task: Task) -> None:
         super().__init__(settings, task)

@@ -1,8 +1,9 @@
 """ReMixMatch: MixMatch with guesses brought to the labelled class shares, and learned on strong views.
 
 Berthelot et al., "ReMixMatch: Semi-Supervised Learning with Distribution Alignment and Augmentation Anchoring", ICLR
-2020, arXiv:1911.09785. What differs from the authors' code: strong views are RandAugment's instead of CTAugment's, and
-the running mean of predictions is exponential over as many batches.
+2020, arXiv:1911.09785. What differs from the authors' code: strong views are RandAugment's instead of CTAugment's, the
+running mean of predictions is exponential over as many batches, labels are guessed in a pass of their own, and what
+tells rotations apart starts at zero.
 """
 
 from typing import Annotated, ClassVar
@@ -40,7 +41,8 @@ class ReMixMatchSettings(Section):
     lambda_strong: NonNegative = Field(0.5, description="weight of the loss of an unmixed strong view after it")
     ramp_up_steps: CountOrZero = Field(16000, description="steps over which both rise linearly from 0")
     lambda_rotation: NonNegative = Field(
-        0.5, description="weight of the loss of telling by how many quarters a strong view is turned; 0: none"
+        0,
+        description="weight of the loss of telling by how many quarters a view is turned; 0: none",
     )
     align_over: Count = Field(128, description="batches over which predictions are averaged, to align guesses by")
 
@@ -72,6 +74,7 @@ class ReMixMatch(Method):
         count = len(task.classes)
         self.shares = task.class_shares.to(torch.get_default_dtype()).to(task.device)
         self.state = {"prediction": torch.full((count,), 1 / count, device=task.device)}
+        self.parts = type(self).parts if settings.lambda_rotation else type(self).parts[:-1]
         if settings.lambda_rotation:
             self.head = nn.Linear(task.num_features, QUARTERS, device=task.device)
             nn.init.zeros_(self.head.weight)
@@ -116,12 +119,12 @@ class ReMixMatch(Method):
         unlabeled = labeled_loss(mixed_logits[size:], targets[size:mixed])
         strong = labeled_loss(logits[mixed:], targets[mixed:])
         total = labeled + schedules["lambda_u"] * unlabeled + schedules["lambda_strong"] * strong
-        rotation = torch.zeros_like(total)
+        parts = [labeled, unlabeled, strong]
         if turns:
             quarters = torch.arange(size, device=targets.device) % QUARTERS
             rotation = F.cross_entropy(self.head(features[mixed + size :]).to(targets.dtype), quarters)
             total = total + turns * rotation
-        parts = (labeled, unlabeled, strong, rotation)
+            parts.append(rotation)
         return Loss(total, dict(zip(self.parts, parts, strict=True)))
 
 

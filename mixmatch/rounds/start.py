@@ -106,6 +106,7 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
             f"{parent}: its last checkpoint is not whole, only one of step {progress.step} is; remove its results.json "
             "and train it to its end again, or add --allow-unfinished"
         )
+    planned = config.train.steps
     config = config_of_round(config, progress.step)
     with open_run(path, config) as child:
         if (path / "config.yml").exists() and child.load_newest() is not None:
@@ -117,10 +118,12 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
         spec = run.read_images()
         if spec is not None:
             child.write_images(spec)
+        anew = config.pseudo_label.select == "method"  # else schedules stay where the parent's have come to
         start = Progress(
             step=progress.step,
             start=progress.step,
-            method_start=progress.step if config.pseudo_label.select == "method" else progress.method_start,
+            method_start=progress.step if anew else progress.method_start,
+            method_steps=0 if anew else progress.method_steps or planned - progress.method_start,
             environment=progress.environment,
             precision=progress.precision,
         )

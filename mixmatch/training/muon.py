@@ -18,7 +18,8 @@ class Muon(torch.optim.Adam):
     """Momentum of a convolution's gradient, made orthogonal, is the step of its kernel; all else is Adam's.
 
     A kernel of n outputs is a matrix of n rows. Before its step it is brought to the length sqrt(n), that of n
-    orthonormal rows; BatchNorm makes up for it. Its state is ``momentum_buffer``.
+    orthonormal rows: where BatchNorm follows that changes nothing, and where a sum does, the branches of a block keep
+    their sizes. So decay of kernels has next to no effect. Its state is ``momentum_buffer``.
     """
 
     def __init__(

@@ -84,6 +84,10 @@ def load_optimizer(optimizer: Optimizer, entries: dict[str, Tensor]) -> None:
                 raise ValueError(f"optimizer.{number}.{key} has shape {tuple(value.shape)}, {value.dtype}")
             if key != "step":  # moments lie in memory as their parameters do, which files do not tell
                 values[key] = torch.empty_like(parameters[number]).copy_(value)
+    if isinstance(optimizer, torch.optim.SGD) and state:
+        # What has just joined, as a method's own output in a round, starts at rest; fused SGD wants all or none.
+        for number, parameter in enumerate(parameters):
+            state.setdefault(number, {"momentum_buffer": torch.zeros_like(parameter)})
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

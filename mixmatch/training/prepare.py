@@ -90,7 +90,7 @@ def prepare(
 
     if saved is None and ranks.from_first(run.has_results):
         raise UserError(f"{run.path}: is finished, but has no checkpoint to go on from; use another run directory")
-    trainer = make_trainer(config, data, split, device, ranks, decide_precision, progress.start, progress.method_start)
+    trainer = make_trainer(config, data, split, device, ranks, decide_precision, progress)
     starting = []
     if saved is not None:
         resume(trainer, saved[0], progress, run.path)
@@ -145,8 +145,7 @@ def make_trainer(
     device: torch.device,
     ranks: Ranks = ALONE,
     decide_precision: Callable[[Callable[[], str]], str] = lambda choose: choose(),
-    begun_at: int = 0,
-    method_begun_at: int = 0,
+    progress: Progress | None = None,
 ) -> Trainer:
     """Build what a config says, at step 0.
 
@@ -157,27 +156,32 @@ def make_trainer(
         device: this rank's.
         ranks: the processes that train together.
         decide_precision: called with what chooses the precision by config, network and processor.
-        begun_at, method_begun_at: as ``Progress`` has them.
+        progress: of the run; it tells where schedules begin and end.
 
     Raises:
         UserError: if the config asks for what these images cannot give.
     """
     batch_size = ranks.share_batch(config.train.batch_size)
-    settings = config.data
+    settings, progress = config.data, progress or Progress()
     strong = config.pseudo_label.strong_augmentation
     pool = Pool(data, split, device, config.seed, settings.flip, settings.crop_padding, strong, settings.rotate)
     check_room(config.model, len(data.classes), data.images.shape[3], device)
     network = build_network(config.model, len(data.classes), data.images.shape[3], config.seed)
-    length, num_features = config.train.steps - method_begun_at, network.dense.in_features
+    length, num_features = (
+        progress.method_steps or config.train.steps - progress.method_start,
+        network.dense.in_features,
+    )
     task = Task(data.classes, pool.class_shares(), batch_size, length, num_features, device)
-    method = METHODS[config.method](config.method_settings, task)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # for what a method draws as it is made
+        method = METHODS[config.method](config.method_settings, task)
     if method.num_views and not split.unlabeled:
         raise UserError("data: no image is left to be unlabelled; set data.labeled_as_unlabeled=true or fewer labels")
     if (method.num_strong_views or strong) and data.images.shape[3] not in (1, 3):
         raise UserError(f"data: strong views are of grey or RGB images, these have {data.images.shape[3]} channels")
     precision = decide_precision(lambda: choose_precision(config.train.precision, device, network, data.shape))
     trainer = Trainer(config.train, pool, network, method, precision, ranks)
-    trainer.begun_at, trainer.method_begun_at = begun_at, method_begun_at
+    trainer.begun_at, trainer.method_begun_at = progress.start, progress.method_start
     return trainer
 
 

@@ -152,8 +152,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.working.zero_grad(set_to_none=True)
         loss.backward()
-        used = [(kernel, cast.grad) for kernel, cast in self.casts if cast.grad is not None]
-        if used:
+        if used := [(kernel, cast.grad) for kernel, cast in self.casts if cast.grad is not None]:
             for kernel, _ in used:
                 kernel.grad = torch.empty_like(kernel)
             torch._foreach_copy_([kernel.grad for kernel, _ in used], [gradient for _, gradient in used])
@@ -168,7 +167,8 @@ class Trainer:
         """Update weights by their gradients, decay kernels, move averages and totals."""
         # With the gradients go running statistics, the method's state and the sums: ranks always hold the same.
         gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
-        self.ranks.average([*gradients, *self.model.buffers(), *self.method.state.values(), sums])
+        buffers = [*self.model.buffers(), *self.method.head.buffers(), *self.method.state.values()]
+        self.ranks.average([*gradients, *buffers, sums])
         self.optimizer.step()
         with torch.no_grad():
             # The authors' weight decay: kernels only, after the step, by a factor. Not L2 in the gradient.
@@ -286,10 +286,10 @@ class Trainer:
         averaged = dict(self.ema_model.named_parameters())
         try:
             self.model.load_state_dict(parts["model"])
-            self.method.head.load_state_dict(parts["head"])
             with torch.no_grad():
                 copy_all(averaged, parts["ema"])
                 copy_all(self.method.state, parts["method"])
+                copy_all(self.method.head.state_dict(), parts["head"])
                 copy_all({"": self.totals.sums}, parts["totals"])
             load_optimizer(self.optimizer, parts["optimizer"])
             if parts["pseudo"]:
