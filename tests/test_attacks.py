@@ -53,7 +53,10 @@ def test_a_run_writes_nothing_to_another_at_its_former_path(tmp_path, monkeypatc
 
     at_step(monkeypatch, 9, take_over)
     assert run(path) == 2
-    assert "is no longer the folder of this run" in one_line(capsys)
+    said = one_line(capsys)
+    # A checkpoint may be in writing while the folder is removed under it, before the run looks whose folder it is.
+    in_writing = how == "removed" and "cannot be written (No such file or directory)" in said
+    assert "is no longer the folder of this run" in said or in_writing
     monkeypatch.undo()
     assert_same_run(path, tmp_path / "other")
     if how == "moved":  # and what was moved goes on as if nothing had been
