@@ -7,11 +7,11 @@ finished runs of that length, since a curve within a run misjudges rates that fa
 forward and 2 backward, times the operations of the network for one.
 """
 
-import argparse
 import importlib.util
 import math
 import statistics
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,12 +20,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from mixmatch.command import Parser, run_command
 from mixmatch.errors import UserError
 from mixmatch.files import explain_os_errors
-from reproduce.results import accuracies, passes_of, read_lines, result_file, spread
+from reproduce.results import NOTHING, accuracies, count_seeds, passes_of, read_lines, result_file, spread
 from reproduce.tables import find_table, plan, read_table
-
-NOTHING = "-"
 
 
 class Point(NamedTuple):
@@ -85,8 +84,8 @@ def compute_to(accuracy: float, points: Sequence[Point]) -> float | None:
         if i == 0:
             return point.compute
         before = points[i - 1]
-        share = (accuracy - before.mean) / (point.mean - before.mean)
-        return float(np.exp(np.interp(share, [0, 1], np.log([before.compute, point.compute]))))
+        logarithms = np.log([before.compute, point.compute])
+        return float(np.exp(np.interp(accuracy, [before.mean, point.mean], logarithms)))
     return None
 
 
@@ -103,8 +102,7 @@ def render(recipes: dict[str, list[Point]], to: Sequence[float] | None) -> str:
         "|---|---|---|---|---|",
     ]
     for point in (point for points in recipes.values() for point in points):
-        count = len(point.accuracies)
-        seeds = str(count) if count == point.planned else f"{count} of {point.planned}"
+        seeds = count_seeds(len(point.accuracies), point.planned)
         cost = f"{point.compute / 1e12:.3g} | {point.compute / whole:.3g}"
         lines.append(f"| {point.label} | {cost} | {spread(point.accuracies)} | {seeds} |")
     goals = to or [point.mean for point in reference]
@@ -157,24 +155,28 @@ def percent(text: str) -> float:
     return value
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables, and draw the curves if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
+    usage, description = "python3 benchmarks/compute.py TABLE [options]", __doc__ or ""
+    parser = Parser(usage=usage, description=description)
     parser.add_argument("table", help="as for python3 -m reproduce")
     parser.add_argument("--data", help="as for python3 -m reproduce")
     parser.add_argument("--to", type=percent, nargs="+", metavar="PERCENT", help="accuracies; the first recipe's")
     parser.add_argument("--results", type=Path, help="the folder of result files")
     parser.add_argument("--draw", type=Path, metavar="FILE", help="a PNG with the curves (needs matplotlib)")
-    options = parser.parse_args(arguments)
-    try:
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables, and draw the curves if asked to. Return the exit code, see ``run_command``."""
+
+    def body(options: Namespace) -> None:
         recipes = read_points(options.table, options.data, options.results)
         print(render(recipes, options.to))
         if options.draw:
             draw(recipes, options.draw)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command(make_parser, arguments, body)
 
 
 if __name__ == "__main__":

@@ -155,9 +155,8 @@ def render(table: Table, results: Path | None = None, only: str = "") -> str:
     figures = [accuracies(row, table) for row in rows]
     sources = list(dict.fromkeys(source for row in table.rows for source in row.published))
     rounds = any(row.round for row in table.rows)
-    fixing = any(
-        row.round and "select=method" not in row.round and "select=none" not in row.round for row in table.rows
-    )
+    selects = {run.config.pseudo_label.select for runs in planned for run in runs.values() if run.parent}
+    fixing = bool(selects - {"none", "method"})
     by_label = {row.label: i for i, row in enumerate(table.rows)}
     controls = [by_label.get(row.control or table.control) for row in table.rows]
     own = any(row.control for row in table.rows)
@@ -177,9 +176,7 @@ def render(table: Table, results: Path | None = None, only: str = "") -> str:
         outcomes = list(rows[i].values())
         if rounds:
             line += _coverage_and_precision(outcomes)[not fixing :]
-        count = len(outcomes)
-        planned_count = len(planned[i])
-        line.append(str(count) if count in (0, planned_count) else f"{count} of {planned_count}")
+        line.append(count_seeds(len(outcomes), len(planned[i])))
         steps = sorted({outcome.steps for outcome in outcomes})
         line.append(" and ".join(f"{number:,}" for number in steps) or NOTHING)
         if table.passes:
@@ -267,6 +264,11 @@ def _coverage_and_precision(outcomes: list[Outcome]) -> list[str]:
     if any(each.select == "method" for each in rounds):  # no label is fixed; precision is of predictions at the end
         return [NOTHING, f"{statistics.mean(known):.2f}" if known else NOTHING]
     return [f"{coverage:.1f}", f"{statistics.mean(known):.2f}" if known else NOTHING]
+
+
+def count_seeds(count: int, planned: int) -> str:
+    """Return how many seeds there are, of how many if some but not all."""
+    return str(count) if count in (0, planned) else f"{count} of {planned}"
 
 
 def spread(values: list[float]) -> str:

@@ -167,10 +167,8 @@ def make_trainer(
     pool = Pool(data, split, device, config.seed, settings.flip, settings.crop_padding, strong, settings.rotate)
     check_room(config.model, len(data.classes), data.images.shape[3], device)
     network = build_network(config.model, len(data.classes), data.images.shape[3], config.seed)
-    length, num_features = (
-        progress.method_steps or config.train.steps - progress.method_start,
-        network.dense.in_features,
-    )
+    length = progress.method_steps or config.train.steps - progress.method_start
+    num_features = network.dense.in_features
     task = Task(data.classes, pool.class_shares(), batch_size, length, num_features, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # for what a method draws as it is made
