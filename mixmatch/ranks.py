@@ -4,6 +4,7 @@ Every rank computes its share of the batch and of the evaluation, and all else a
 run directory. Collectives go over NCCL for tensors on GPUs and over gloo for those on the CPU.
 """
 
+import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -147,6 +148,9 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         ) from None
     if ":" in device:
         raise UserError(f"device: {device} cannot serve {world} processes; use auto, cuda or cpu")
+    # The optimiser loads this. Loaded while there is a group, it keeps it for good, and with it gloo's threads, which
+    # abort the process at its end once in a while.
+    importlib.import_module("torch._dynamo")
     on_gpus = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=PATIENCE)

@@ -32,6 +32,7 @@ def main(folder: Path) -> None:
         wrapped = DistributedDataParallel(twin.model, broadcast_buffers=False)
         twin.method.loss(wrapped, examples, twin.schedules).total.backward()
         left = {"ddp": gradients(twin.model)}
+        del wrapped  # it holds the group
 
         trainer = make_trainer(ranks)
         trainer.train_step()
@@ -41,7 +42,8 @@ def main(folder: Path) -> None:
         left["state"] = trainer.state()
         left["alike"] = ranks.gather(torch.tensor([ranks.rank])).tolist()
         assert ALONE.world == 1
-        torch.save(left, folder / f"rank-{ranks.rank}.pt")
+    left["threads"] = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+    torch.save(left, folder / f"rank-{ranks.rank}.pt")
 
 
 if __name__ == "__main__":

@@ -59,6 +59,11 @@ def test_weights_and_statistics_are_identical_on_both_ranks(left):
     assert left[0]["alike"] == left[1]["alike"] == [0, 1]
 
 
+def test_no_thread_of_the_group_outlives_it(left):
+    """One that does may abort the process as the interpreter ends."""
+    assert not [name for each in left for name in each["threads"] if "gloo" in name]
+
+
 def test_gradients_are_those_of_a_single_process_and_of_ddp(left, monkeypatch):
     apart = []
     for rank in (0, 1):
