@@ -119,7 +119,7 @@ def render(recipes: dict[str, list[Point]], to: Sequence[float] | None) -> str:
 
 
 def draw(recipes: dict[str, list[Point]], file: Path) -> None:
-    """Draw accuracy against compute, mean and std of each point, to a PNG file.
+    """Draw accuracy against compute, mean and std of each point, of the recipes of several lengths, to a PNG file.
 
     Raises:
         UserError: if matplotlib is missing, or the file cannot be written.
@@ -134,6 +134,8 @@ def draw(recipes: dict[str, list[Point]], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4))
     whole = next(iter(recipes.values()))[-1].compute
     for recipe, points in recipes.items():
+        if len(points) == 1:
+            continue
         deviations = [statistics.stdev(p.accuracies) if len(p.accuracies) > 1 else 0 for p in points]
         costs = [point.compute / whole for point in points]
         axes.errorbar(costs, [point.mean for point in points], deviations, marker="o", capsize=3, label=recipe)
