@@ -57,7 +57,7 @@ def test_labels_dealt_by_share_follow_the_shares(counts, count):
     assert (deal(np.array(counts), count + 1) - dealt).sum() == (deal(np.array(counts), count + 1) != dealt).sum() == 1
     largest = int(np.argmax(counts))
     # No class is more than a label ahead of the largest one's pace; none lags by more than what it takes to catch up.
-    # Where a pace is whole, such as 39.0, rounding decides the tie.
+    # Where a pace is whole, such as 39.0, it is level with the largest one, and either may be next.
     pace = dealt[largest] * shares / shares[largest]
     assert (dealt <= np.floor(pace * (1 + 1e-9)) + 1).all() and (dealt >= np.floor(pace * (1 - 1e-9)) - 1).all()
 

@@ -162,7 +162,8 @@ def make_trainer(
         UserError: if the config asks for what these images cannot give.
     """
     batch_size = ranks.share_batch(config.train.batch_size)
-    settings, progress = config.data, progress or Progress()
+    progress = progress or Progress()
+    settings = config.data
     strong = config.pseudo_label.strong_augmentation
     pool = Pool(data, split, device, config.seed, settings.flip, settings.crop_padding, strong, settings.rotate)
     check_room(config.model, len(data.classes), data.images.shape[3], device)
