@@ -61,7 +61,7 @@ class TrainSettings(Section):
         0.02, description="after each step convolution and dense kernels shrink by lr times this; nothing else does"
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of sgd and muon")
-    nesterov: bool = Field(True, description="of sgd")
+    nesterov: bool = Field(True, description="of sgd; muon always looks ahead")
     lr_decay_steps: list[Count] = Field([], description="of sgd: steps at which lr is multiplied by lr_decay_factor")
     lr_decay_factor: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="of sgd")
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(

@@ -338,6 +338,10 @@ def test_turned_views_train_and_a_run_says_what_nothing_looks_at(photos, tmp_pat
     (photos / "notes.txt").write_text("by me")
     assert train(photos, tmp_path / "run", "data.rotate=true") == 0
     assert f"note: nothing looks at notes.txt in {photos}" in capsys.readouterr().out
+    by_turns = ["method=remixmatch", "remixmatch.num_strong_views=1", "remixmatch.lambda_rotation=0.5"]
+    assert train(photos, tmp_path / "turns", *by_turns) == 0
+    assert train(photos, tmp_path / "both", "data.rotate=true", *by_turns) == 2
+    assert "data.rotate: remixmatch learns by how much views are turned" in capsys.readouterr().err
 
 
 def test_what_cannot_be_read_is_remembered_and_tried_again(photos, tmp_path, monkeypatch):

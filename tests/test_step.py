@@ -230,8 +230,9 @@ def test_a_round_has_its_own_schedules():
     assert trainer.method_schedules() == {"lambda_u": 2}
 
 
-def test_lambda_u_may_rise_over_all_of_the_run():
-    trainer = toy_trainer(mixmatch={"lambda_u": 8, "ramp_up_steps": None}, train={"steps": 20})
+@pytest.mark.parametrize("method", ["mixmatch", "remixmatch"])
+def test_lambda_u_may_rise_over_all_of_the_run(method):
+    trainer = toy_trainer(**{"method": method, method: {"lambda_u": 8, "ramp_up_steps": None}}, train={"steps": 20})
     assert [trainer.method.schedules(step)["lambda_u"] for step in (0, 5, 20)] == [0, 2, 8]
 
 

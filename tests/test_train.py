@@ -113,10 +113,17 @@ def test_a_run_made_longer_is_not_finished_until_it_is(tmp_path, monkeypatch, ca
     assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 20
 
 
-@pytest.mark.parametrize("setting", ["train.lr_schedule=cosine", "mixmatch.ramp_up_steps=null"])
-def test_a_run_whose_schedules_depend_on_its_length_is_not_made_longer(tmp_path, capsys, setting):
-    assert run(tmp_path / "run", setting) == 0
-    assert run(tmp_path / "run", setting, "train.steps=20") == 2
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["train.lr_schedule=cosine"],
+        ["mixmatch.ramp_up_steps=null"],
+        ["method=remixmatch", "remixmatch.num_strong_views=1", "remixmatch.ramp_up_steps=null"],
+    ],
+)
+def test_a_run_whose_schedules_depend_on_its_length_is_not_made_longer(tmp_path, capsys, settings):
+    assert run(tmp_path / "run", *settings) == 0
+    assert run(tmp_path / "run", *settings, "train.steps=20") == 2
     error = capsys.readouterr().err
     assert "train.steps (12 there, 20 now); its schedules depend on its length" in error and "init=RUN" in error
 

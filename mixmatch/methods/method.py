@@ -70,6 +70,7 @@ class Method(ABC):
         num_views: K, views of each unlabelled image a step; 0: no unlabelled images are used.
         num_strong_views: S, how many strongly distorted ones there are beside these, see ``data.strong``.
         unlabeled_ratio: unlabelled images a step for each labelled one, M = unlabeled_ratio * B.
+        learns_turns: whether it learns by how many quarters a view is turned, which ``data.rotate`` would hide.
         guesses: whether ``make_examples`` tells what it guessed of unlabelled images, if it uses any.
         if_guesses_collapse: advice for when guesses go to few classes.
         state: tensors on the device that the method changes in place as it goes, floating point ones: saved and
@@ -83,6 +84,7 @@ class Method(ABC):
     num_views: int = 0
     num_strong_views: int = 0
     unlabeled_ratio: int = 1
+    learns_turns: bool = False
     guesses: bool = True
     if_guesses_collapse: str = "start again with other settings"
 

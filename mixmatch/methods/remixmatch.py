@@ -39,7 +39,9 @@ class ReMixMatchSettings(Section):
     alpha: Alpha = Field(0.75, description="MixUp draws lambda from Beta(alpha, alpha)")
     lambda_u: NonNegative = Field(1.5, description="weight of the mixed unlabelled loss after the ramp-up")
     lambda_strong: NonNegative = Field(0.5, description="weight of the loss of an unmixed strong view after it")
-    ramp_up_steps: CountOrZero = Field(16000, description="steps over which both rise linearly from 0")
+    ramp_up_steps: CountOrZero | None = Field(
+        16000, description="steps over which both rise linearly from 0; null: all of the run"
+    )
     lambda_rotation: NonNegative = Field(
         0,
         description="weight of the loss of telling by how many quarters a view is turned; 0: none",
@@ -69,6 +71,8 @@ class ReMixMatch(Method):
     def __init__(self, settings: ReMixMatchSettings, task: Task) -> None:
         super().__init__(settings, task)
         self.num_strong_views = settings.num_strong_views
+        self.ramp_up_steps = task.steps if settings.ramp_up_steps is None else settings.ramp_up_steps
+        self.learns_turns = settings.lambda_rotation > 0
         self.num_batches = settings.num_strong_views + 2  # labelled, weak, strong
         self.interleave = interleave_order(task.batch_size, self.num_batches, task.device)
         count = len(task.classes)
@@ -80,16 +84,20 @@ class ReMixMatch(Method):
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
 
+    @classmethod
+    def length_matters(cls, settings: ReMixMatchSettings) -> bool:
+        """Return whether the weights rise over all of the run."""
+        return settings.ramp_up_steps is None
+
     def passes(self) -> int:
         """Guess one view, train on K + 3 batches and on one of turned views, see ``Method.passes``."""
         return (1 + 3 * (self.num_batches + 1 + bool(self.settings.lambda_rotation))) * self.task.batch_size
 
     def schedules(self, step: int) -> dict[str, float]:
         """Return the weights of the next step."""
-        settings = self.settings
         return {
-            "lambda_u": ramp_up(step, settings.lambda_u, settings.ramp_up_steps),
-            "lambda_strong": ramp_up(step, settings.lambda_strong, settings.ramp_up_steps),
+            "lambda_u": ramp_up(step, self.settings.lambda_u, self.ramp_up_steps),
+            "lambda_strong": ramp_up(step, self.settings.lambda_strong, self.ramp_up_steps),
         }
 
     def draw(self, generator: Generator) -> MixingDraws:

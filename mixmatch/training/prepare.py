@@ -176,6 +176,8 @@ def make_trainer(
         method = METHODS[config.method](config.method_settings, task)
     if method.num_views and not split.unlabeled:
         raise UserError("data: no image is left to be unlabelled; set data.labeled_as_unlabeled=true or fewer labels")
+    if method.learns_turns and settings.rotate:
+        raise UserError(f"data.rotate: {config.method} learns by how much views are turned; choose one of the two")
     if (method.num_strong_views or strong) and data.images.shape[3] not in (1, 3):
         raise UserError(f"data: strong views are of grey or RGB images, these have {data.images.shape[3]} channels")
     precision = decide_precision(lambda: choose_precision(config.train.precision, device, network, data.shape))
