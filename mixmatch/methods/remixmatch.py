@@ -78,8 +78,8 @@ class ReMixMatch(Method):
         count = len(task.classes)
         self.shares = task.class_shares.to(torch.get_default_dtype()).to(task.device)
         self.state = {"prediction": torch.full((count,), 1 / count, device=task.device)}
-        self.parts = type(self).parts if settings.lambda_rotation else type(self).parts[:-1]
-        if settings.lambda_rotation:
+        self.parts = type(self).parts if self.learns_turns else type(self).parts[:-1]
+        if self.learns_turns:
             self.head = nn.Linear(task.num_features, QUARTERS, device=task.device)
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
@@ -91,7 +91,7 @@ class ReMixMatch(Method):
 
     def passes(self) -> int:
         """Guess one view, train on K + 3 batches and on one of turned views, see ``Method.passes``."""
-        return (1 + 3 * (self.num_batches + 1 + bool(self.settings.lambda_rotation))) * self.task.batch_size
+        return (1 + 3 * (self.num_batches + 1 + self.learns_turns)) * self.task.batch_size
 
     def schedules(self, step: int) -> dict[str, float]:
         """Return the weights of the next step."""
