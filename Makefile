@@ -1,7 +1,5 @@
 PYTHON ?= python3
 BIN := .venv/bin
-# Two test processes share the cores: one thread each.
-TEST_ENVIRONMENT := OMP_NUM_THREADS=1
 
 .PHONY: demo test format
 
@@ -11,7 +9,7 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest
+	$(BIN)/python -m pytest
 
 format: .venv/installed
 	$(BIN)/ruff check --fix

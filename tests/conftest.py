@@ -2,6 +2,9 @@
 
 import os
 
+# Two test processes share the cores: one thread each, and in the commands that they start. Before torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 from hypothesis import settings
 

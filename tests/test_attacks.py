@@ -410,7 +410,7 @@ def test_class_and_file_names_of_any_kind_from_training_to_prediction(tmp_path, 
     shutil.copytree(root / "train" / "=cmd()", root / "unlabeled")
     (root / "stray\udce9").write_text("x")
     settings = ["data.image_size=8", *SETTINGS[4:], "train.steps=40"]
-    environment = os.environ | {"PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
 
     def call(program, *arguments):
         command = [sys.executable, program, *map(str, arguments)]
@@ -442,14 +442,15 @@ def test_a_class_name_leads_nowhere_out_of_the_folder(tmp_path, name):
     assert [path.name for path in tmp_path.rglob("*")] == ["x.png"]
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_closed_streams(tmp_path, closed):
-    arguments = " ".join(SMALL)
-    for options in ("", "--check"):
-        line = f"{sys.executable} main.py --run {tmp_path / 'run'} {options} {arguments} {closed}"
-        done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, check=False)
-        assert done.returncode == 0 and b"Traceback" not in done.stderr
-    assert len(final(tmp_path / "run")[0]) > 10  # nothing was printed into it
+@pytest.mark.parametrize(
+    "option, closed", [("", ">&-"), ("", "2>&-"), ("", "<&- >&- 2>&-"), ("--check", "<&- >&- 2>&-")]
+)
+def test_closed_streams(tmp_path, option, closed):
+    line = f"{sys.executable} main.py --run {tmp_path / 'run'} {option} {' '.join(SMALL)} {closed}"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    if not option:
+        assert len(final(tmp_path / "run")[0]) > 10  # nothing was printed into it
 
 
 @pytest.mark.parametrize("program", ["main.py", "pseudo_label.py", "predict.py"])

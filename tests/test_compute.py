@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import reproduce.command as command_of_tables
-from benchmarks.compute import Point, compute_to, render
+from benchmarks.compute import Point, compute_to, main, render
 from tests.small_runs import ROOT
 from tests.test_reproduce import cells, write_table
 
@@ -37,14 +37,22 @@ def test_the_command_reads_and_draws_the_results_of_a_table(tmp_path, monkeypatc
     ]
     table = write_table(tmp_path / "small.yml", rows=rows, control=None, accuracy="last")
 
-    def compute(*arguments):
-        command = [ROOT / "benchmarks" / "compute.py", table, "--results", tmp_path / "results", *arguments]
-        return subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
+    def compute(*options):
+        return [*map(str, [table, "--results", tmp_path / "results", *options])]
 
-    assert compute().returncode == 2 and "no run of 'long, 12 steps', the reference, has results" in compute().stderr
+    def said(*options):
+        """Return the output of a command that succeeds, or the one line of one that does not."""
+        code = main(compute(*options))
+        out, err = capsys.readouterr()
+        assert (code, err.count("\n")) in ((0, 0), (2, 1)) and bool(out) == (not err), err
+        return out or err
+
+    assert "no run of 'long, 12 steps', the reference, has results" in said()
     places = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--quiet"]
     assert command_of_tables.main([str(table), *places]) == 0
-    done = compute("--draw", tmp_path / "curves.png", "--to", "1", "99")
+    capsys.readouterr()
+    command = [sys.executable, ROOT / "benchmarks" / "compute.py", *compute("--draw", "curves.png", "--to", "1", "99")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = cells(done.stdout)[2:]
     # K = 2: two views guessed, three batches trained on; WRN-10-0.5 of 8x8 grey pixels, ten classes, by hand.
@@ -60,10 +68,9 @@ def test_the_command_reads_and_draws_the_results_of_a_table(tmp_path, monkeypatc
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.size == (700, 400)
     for number in ("x", "nan", "-1", "101"):
-        done = compute("--to", number)
-        assert done.returncode == 2 and "invalid percent value" in done.stderr
-    done = compute("--draw", tmp_path / "nowhere" / "curves.png")
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert "invalid percent value" in said("--to", number)
+    assert main(compute("--draw", tmp_path / "nowhere" / "curves.png")) == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
     # What does not tell its compute is left out and said; without its first row a table has no reference.
     file = tmp_path / "results" / "small.jsonl"
@@ -71,11 +78,11 @@ def test_the_command_reads_and_draws_the_results_of_a_table(tmp_path, monkeypatc
     by_run = {line["run"]: line for line in lines}
     del by_run["digits-20-seed1"]["results"]["operations_per_pass"]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rows = cells(compute().stdout)
+    rows = cells(said())
     assert [row[4] for row in rows[2:5]] == ["1 of 2", "2", "2"] and rows[2][2] == "1"
     del by_run["digits-20-seed2"]["results"]["operations_per_pass"]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert compute().returncode == 2 and "no run of 'long, 12 steps', the reference" in compute().stderr
+    assert "no run of 'long, 12 steps', the reference" in said()
 
     write_table(table, rows=[{"label": "no length"}], control=None)
-    assert compute().returncode == 2 and "rows must be called 'recipe, length', got 'no length'" in compute().stderr
+    assert "rows must be called 'recipe, length', got 'no length'" in said()

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import random
 import shutil
 import signal
@@ -480,20 +479,19 @@ def test_the_truth_neither_selects_nor_orders_nor_stops(parent, tmp_path, monkey
 
 def test_a_round_killed_at_random_continues_to_the_same_weights(parent, tmp_path):
     settings = [*ROUND, "pseudo_label.steps=30"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def command(to):
         return [sys.executable, "pseudo_label.py", "--run", str(parent), "--to", str(tmp_path / to), *settings]
 
-    subprocess.run(command("whole"), cwd=ROOT, env=environment, check=True, capture_output=True)
+    subprocess.run(command("whole"), cwd=ROOT, check=True, capture_output=True)
     chance = random.Random(1)
     for _ in range(3):
-        process = subprocess.Popen(command("cut"), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command("cut"), cwd=ROOT, stdout=subprocess.PIPE, text=True)
         process.stdout.readline()
         time.sleep(chance.uniform(0, 1))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    subprocess.run(command("cut"), cwd=ROOT, env=environment, check=True, capture_output=True)
+    subprocess.run(command("cut"), cwd=ROOT, check=True, capture_output=True)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     assert (tmp_path / "whole/pseudo_labels.csv").read_bytes() == (tmp_path / "cut/pseudo_labels.csv").read_bytes()
     assert_same_curves(tmp_path / "whole", tmp_path / "cut")

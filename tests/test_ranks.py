@@ -31,7 +31,7 @@ def torchrun(*arguments, processes=2):
     return subprocess.Popen(
         [*command, *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -187,6 +187,7 @@ def test_two_processes_do_a_round(tmp_path):
     assert json.loads((tmp_path / "run-top-0.1" / "results.json").read_text())["processes"] == 2
 
 
-def test_a_batch_that_cannot_be_shared_is_said(tmp_path):
-    code, _, err = finish(torchrun("main.py", "--folder", tmp_path / "run", *SMALL, "train.batch_size=9"))
-    assert code != 0 and "error: train.batch_size: 9 cannot be shared by 2 processes" in err
+@pytest.mark.parametrize("batch_size, world", [(9, 2), (2, 2), (8, 3)])
+def test_a_batch_that_cannot_be_shared_is_said(batch_size, world):
+    with pytest.raises(UserError, match=f"train.batch_size: {batch_size} cannot be shared by {world} processes"):
+        Ranks(world=world).share_batch(batch_size)

@@ -151,10 +151,9 @@ def test_all_processes_take_the_lowest_rung_that_one_of_them_reached(monkeypatch
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("variable, message", [("CXX", "false"), ("CXX", "/nowhere/g++")])
-def test_a_compiler_that_is_none_is_one_line_and_the_run_goes_on(tmp_path, variable, message):
+def test_a_compiler_that_is_none_is_one_line_and_the_run_goes_on(tmp_path):
     command = [sys.executable, "main.py", "--run", str(tmp_path / "run"), *SMALL, "train.compile=true"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", variable: message, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    environment = os.environ | {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning: the step is not compiled: ")]

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import pickle
 import shutil
 import signal
@@ -51,9 +50,8 @@ def command(path, *overrides):
 
 
 def test_a_toy_method_network_and_data_set_train_by_the_command_and_survive_a_kill(tmp_path, registries):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     settings = ["train.steps=400"]
-    options = {"cwd": ROOT, "env": environment, "text": True}
+    options = {"cwd": ROOT, "text": True}
     done = subprocess.run(command(tmp_path / "whole", *settings), capture_output=True, **options)
     assert done.returncode == 0, done.stderr
     assert "toy, stripes 8x8, 2 classes: 8 labelled, 182 unlabelled, 10 validation, 40 test images; tiny" in done.stdout
