@@ -44,3 +44,12 @@ def test_the_map_of_the_code_is_complete():
     files = [file for folder in ("mixmatch", "models", "reproduce") for file in (ROOT / folder).rglob("*.py")]
     names = {str(file.relative_to(ROOT)) for file in files if not file.name.startswith("__")}
     assert not {name for name in names - {"mixmatch/errors.py"} if f"(../{name})" not in text}
+
+
+def test_figures_in_the_readmes_prose_are_those_of_tables():
+    table = re.compile(r"<!-- table .*?<!-- end of table -->", re.DOTALL)
+    prose, tables = table.sub("", README), "\n".join(table.findall(TEXTS[ROOT / "docs" / "results.md"]))
+    figures, gains = re.findall(r"\d+\.\d+ ± \d+\.\d+", prose), re.findall(r"\+\d+\.\d+", prose)
+    assert figures and all(f"| {figure} |" in tables for figure in figures)
+    differences = re.findall(r"\| ([+-]\d+\.\d+) \[", tables)
+    assert gains and set(gains) <= {f"{float(difference):+.1f}" for difference in differences}
