@@ -91,11 +91,12 @@ def reproduce(table: Table, options: Namespace) -> None:
         Diverged: when all the others are trained, if a run did.
     """
     deadline = time.monotonic() + 60 * options.minutes
+    asked = table
     if options.seeds is not None:
         if not {*options.seeds} <= {*table.seeds}:
             raise UserError(f"--seeds: the table's are {', '.join(map(str, table.seeds))}")
-        table = table.model_copy(update={"seeds": options.seeds})
-    runs = in_order(table)
+        asked = table.model_copy(update={"seeds": options.seeds})
+    runs = in_order(asked)
     file = result_file(table, options.results)
     kept = read_lines(file)  # if it is none, that is said now
     if options.missing:
@@ -103,7 +104,7 @@ def reproduce(table: Table, options: Namespace) -> None:
         parents = {run.parent.name for run in missing if run.parent is not None}
         runs = [run for run in runs if run in missing or run.name in parents]
     complete = train_runs(runs, table, file, options, deadline)
-    print(f"\n{render(table, options.results)}\n")
+    print(f"\n{render(asked, options.results)}\n")
     print("complete" if complete else "not complete; the same command goes on")
     print(f"curves: tensorboard --logdir {options.runs}")
 

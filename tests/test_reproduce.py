@@ -101,6 +101,15 @@ def test_a_table_is_trained_and_rendered(done, capsys):
     assert (done / "results" / "small.jsonl").stat().st_mtime_ns == before
 
 
+def test_results_stand_in_the_tables_order_whatever_seeds_were_asked_for_first(done, tmp_path):
+    places = [str(done / "small.yml"), "--runs", str(done / "runs"), "--results", str(tmp_path)]
+    runs = [run.name for run in in_order(read_table(done / "small.yml"))]
+    assert command_of_tables.main([*places, "--seeds", "2"]) == 0
+    assert list(read_lines(tmp_path / "small.jsonl")) == [run for run in runs if "seed2" in run]
+    assert command_of_tables.main([*places, "--seeds", "1"]) == 0
+    assert list(read_lines(tmp_path / "small.jsonl")) == runs
+
+
 def test_a_line_holds_config_results_and_curves(done):
     name = "digits-20-seed2-balanced-1"
     content = kept(done)[name].model_dump(exclude_unset=True)
