@@ -443,7 +443,7 @@ def test_a_class_name_leads_nowhere_out_of_the_folder(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "option, closed", [("", ">&-"), ("", "2>&-"), ("", "<&- >&- 2>&-"), ("--check", "<&- >&- 2>&-")]
+    "option, closed", [("", ">&-"), ("", "2>&-"), ("", ">&- 2>&-"), ("", "<&- >&- 2>&-"), ("--check", "<&- >&- 2>&-")]
 )
 def test_closed_streams(tmp_path, option, closed):
     line = f"{sys.executable} main.py --run {tmp_path / 'run'} {option} {' '.join(SMALL)} {closed}"

@@ -187,6 +187,11 @@ def test_two_processes_do_a_round(tmp_path):
     assert json.loads((tmp_path / "run-top-0.1" / "results.json").read_text())["processes"] == 2
 
 
+def test_a_batch_that_cannot_be_shared_ends_every_process(tmp_path):
+    code, _, err = finish(torchrun("main.py", "--folder", tmp_path / "run", *SMALL, "train.batch_size=9"))
+    assert code != 0 and "error: train.batch_size: 9 cannot be shared by 2 processes" in err
+
+
 @pytest.mark.parametrize("batch_size, world", [(9, 2), (2, 2), (8, 3)])
 def test_a_batch_that_cannot_be_shared_is_said(batch_size, world):
     with pytest.raises(UserError, match=f"train.batch_size: {batch_size} cannot be shared by {world} processes"):

@@ -151,9 +151,10 @@ def test_all_processes_take_the_lowest_rung_that_one_of_them_reached(monkeypatch
 
 
 @pytest.mark.timeout(600)
-def test_a_compiler_that_is_none_is_one_line_and_the_run_goes_on(tmp_path):
+@pytest.mark.parametrize("compiler", ["false", "/nowhere/g++"])
+def test_a_compiler_that_is_none_is_one_line_and_the_run_goes_on(tmp_path, compiler):
     command = [sys.executable, "main.py", "--run", str(tmp_path / "run"), *SMALL, "train.compile=true"]
-    environment = os.environ | {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    environment = os.environ | {"CXX": compiler, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning: the step is not compiled: ")]
