@@ -6,6 +6,7 @@ from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Classifier(nn.Module):
         """Map images (n, channels, size, size), scaled as ``spec`` says, to logits (n, C)."""
         return self.network(x)
 
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor | np.ndarray) -> Tensor:
         """Return class probabilities, as an evaluation while training does.
 
         Args:
@@ -53,7 +54,7 @@ class Classifier(nn.Module):
         Raises:
             ValueError: if the images have another shape or type.
         """
-        spec = self.spec
+        spec, images = self.spec, torch.as_tensor(images)
         if images.dtype != torch.uint8 or images.shape[1:] != (spec.size, spec.size, spec.channels):
             raise ValueError(
                 f"images must be (n, {spec.size}, {spec.size}, {spec.channels}) uint8, "

@@ -75,7 +75,7 @@ def import_files(arguments: Sequence[str] | None) -> None:
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module  # annotations and pickles look there
             spec.loader.exec_module(module)
-        except Exception as error:  # whatever its code does
+        except (Exception, SystemExit) as error:  # whatever its code does
             raise UserError(f"{path}: cannot be imported ({type(error).__name__}: {error})") from error
 
 

@@ -16,13 +16,14 @@ from pydantic.fields import FieldInfo
 
 from mixmatch.data import DATASETS, DataSettings
 from mixmatch.errors import UserError
-from mixmatch.methods import METHODS
+from mixmatch.methods import METHODS, Method
 from mixmatch.models import MODELS, NetworkSettings
 from mixmatch.plain_yaml import parse_yaml, read_yaml
 from mixmatch.section import Count, NonNegative, Positive, Section, brief, explain, list_keys
 
 # Keys that may change on a run under way: it may go on elsewhere and be computed in other ways, its split knows the
 # images, and its checkpoints the precision, see ``training.prepare``.
+DEVICES = r"auto|cpu|cuda(:\d{1,3})?"
 NOT_OF_THE_RUN = ("device", "data.root", "train.precision", "train.compile", "train.record")
 DEEPEST = 8  # sections in sections that a key can be in
 # How often a run is looked at: it may change on a run under way, which keeps the newest.
@@ -156,7 +157,7 @@ class Config(Section):
     @field_validator("device")
     @classmethod
     def _known_device(cls, device: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
+        if not re.fullmatch(DEVICES, device):
             raise ValueError("must be auto, cpu, cuda or cuda:N")
         return device
 
@@ -219,6 +220,8 @@ def _make_schema(
     for name, method in methods:
         if hasattr(Config, name) or name in Config.model_fields or not name.isidentifier():
             raise UserError(f"METHODS: {name!r} cannot be the name of a method; the config has that, or it is no word")
+        if not (isinstance(method, type) and issubclass(method, Method)):
+            raise UserError(f"METHODS: {name}: must be a class made from Method, got {brief(method)}")
         reserved = {*method.parts} & RESERVED
         if reserved:
             raise UserError(
@@ -408,15 +411,17 @@ def differing_keys(a: Config, b: Config, ignoring: Sequence[str] = ()) -> list[s
     return _differing(a, b, ours)
 
 
-def differing_keys_of_rounds(a: Config, b: Config) -> list[str]:
+def differing_keys_of_rounds(a: Config, b: Config, before: str = "") -> list[str]:
     """Return in the same way the keys in which two configs describe different rounds.
 
-    These are the keys of ``pseudo_label``, and of the section of its method if that trains the round.
+    These are the keys of ``pseudo_label``, and of the section of its method if that trains the round; and then those of
+    the method that trained the run ``before`` it, if that is known: they say which run the round goes on from.
     """
     keys = [f"pseudo_label.{name}" for name in PseudoLabelSettings.model_fields if name not in ("enabled", "name")]
     if a.pseudo_label.select == b.pseudo_label.select == "method" and a.pseudo_label.method == b.pseudo_label.method:
         name = a.pseudo_label.method
-        keys += [f"{name}.{key}" for key in METHODS[name].Settings.model_fields]
+        methods = dict.fromkeys((name, before or name))
+        keys += [f"{method}.{key}" for method in methods for key in METHODS[method].Settings.model_fields]
     return _differing(a, b, keys)
 
 

@@ -75,7 +75,7 @@ class Planned:
         if self.parent is None:
             return differing_keys(stored, self.config)
         expected = config_of_round(self.config, self.parent.config.train.steps)
-        return differing_keys(stored, expected) + differing_keys_of_rounds(stored, expected)
+        return differing_keys(stored, expected) + differing_keys_of_rounds(stored, expected, self.parent.config.method)
 
 
 def table_files(folder: Path = TABLES) -> list[Path]:

@@ -30,6 +30,7 @@ def test_a_loaded_model_is_what_was_evaluated(trained):
     predictions = model.predict(data.test_images)
     accuracy = 100 * (predictions.argmax(dim=1) == data.test_labels).double().mean().item()
     assert accuracy == pytest.approx(results["test_accuracy_last"])
+    assert torch.equal(model.predict(data.test_images.numpy()), predictions)
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     assert model.classes == [str(digit) for digit in range(10)]
     torch.testing.assert_close(predictions.sum(dim=1), torch.ones(400))

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 import main
 import predict
@@ -219,6 +219,7 @@ def test_onnx_computes_what_the_network_does(trained, photos, tmp_path):
         (["--run", "nowhere", "PHOTOS"], "nowhere: is no run directory"),
         (["--run", "RUN"], "no pictures are given"),
         (["--run", "RUN", "nowhere.png"], "nowhere.png: is not there"),
+        (["--run", "RUN", "--device", "mps", "PHOTOS"], "device: must be auto, cpu, cuda or cuda:N, got 'mps'"),
         (["--model", "RUN/model.safetensors", "--best", "x"], "--best: is of a run"),
         (["--run", "RUN", "x", "--sheet-size", "0"], "--sheet-size: must be 1 or more"),
         (["--run", "RUN", "PHOTOS", "--to", "/nowhere/p.csv"], "/nowhere/p.csv: cannot be written"),
@@ -282,6 +283,15 @@ def test_grey_of_any_depth_comes_out_as_bright_as_it_is(tmp_path, name, image, o
 def test_a_range_that_cannot_be_told_is_refused_not_turned_black(tmp_path, image):
     with pytest.raises(Unreadable, match=r"convert it to 8 bits|not finite"):
         decode(as_file(tmp_path, image), 4)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif", "x8.png"])
+def test_grey_of_16_bits_is_turned_as_its_file_says(tmp_path, name):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3  # upside down
+    values = grey([0, 200, 200, 255], np.uint8) if "8" in name else grey([0, 60000, 60000, 65535], np.uint16)
+    pixels = decode(as_file(tmp_path, values, name, exif=exif), 4, channels=1).pixels
+    assert pixels[2, 0, 0] == 255 and pixels[2, 3, 0] == 0
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LA", "PA", "HSV"])

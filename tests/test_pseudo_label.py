@@ -317,6 +317,26 @@ def test_a_round_by_another_method(parent, tmp_path, monkeypatch, capsys, settin
     assert before == contents(parent)
 
 
+@pytest.mark.parametrize(
+    "was, becomes, message",
+    [
+        ("\n  temperature: 0.5", "\n  temperature: 0.7", "mixmatch.temperature (0.5 there, 0.7 now)"),
+        ("\nmethod: mixmatch", "\nmethod: supervised", "goes on from a run by mixmatch, "),
+    ],
+)
+def test_a_round_by_a_method_is_none_of_another_run(parent, tmp_path, capsys, was, becomes, message):
+    shutil.copytree(parent, tmp_path / "run")
+    settings = ["--run", str(tmp_path / "run"), *BY_METHOD, "pseudo_label.method=supervised", "pseudo_label.steps=12"]
+    assert pseudo_label.main(settings) == 0
+    text = (tmp_path / "run" / "config.yml").read_text()
+    assert was in text
+    (tmp_path / "run" / "config.yml").write_text(text.replace(was, becomes, 1))
+    capsys.readouterr()
+    assert pseudo_label.main(settings) == 2
+    error = capsys.readouterr().err
+    assert message in error and "use another directory (--to)" in error and error.count("\n") == 1
+
+
 def test_a_round_by_a_method_begins_with_what_the_method_begins_with(parent, tmp_path, monkeypatch):
     seen = []
     after_each_step(monkeypatch, lambda trainer: seen.append(trainer.method.state["mean"].item()))
@@ -574,6 +594,10 @@ def test_bad_input_is_one_line_and_exit_code_2(parent, tmp_path, capsys):
     for path in (tmp_path / "damaged" / "checkpoints").iterdir():
         path.write_bytes(b"x")
     assert "no checkpoint is whole" in refused("--run", tmp_path / "damaged")
+
+    before = (parent / "results.json").read_bytes()
+    assert "is a run of its own, no round" in refused("--run", parent, "--to", parent)
+    assert (parent / "results.json").read_bytes() == before
 
     split = parent / "split.json"
     shutil.copytree(parent, tmp_path / "other")

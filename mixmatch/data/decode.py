@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from mixmatch.errors import UserError, one_line
 
@@ -138,7 +138,9 @@ def decode(file: Path, size: int, channels: int = 3, fit: Fit = "crop") -> Pictu
             pages = 1 + (image.format != "MPO" and getattr(image, "is_animated", False))
             image.draft("RGB", (2 * size, 2 * size))  # JPEG alone: decodes a large photograph at a smaller scale
             if image.mode in ("I", "F") or image.mode.startswith("I;"):
-                image = to_eight_bits(image)
+                grey = to_eight_bits(image)
+                grey.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
+                image = grey
             image = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
             if fit == "crop":
                 square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)

@@ -35,6 +35,7 @@ class _Meta(_Stored):
     step: Step = 0
     start: Step = 0
     method_start: Step = 0
+    method_before: str = ""
     method_steps: Step = 0
     seconds: Seconds = 0.0
     history: list[_Entry] = []
@@ -82,6 +83,7 @@ class Progress:
         step: completed steps.
         start: the step at which the run began: 0, or for a round of pseudo-labels its parent's last.
         method_start: the step at which its method did: that of a round by another method, else as its parent's.
+        method_before: in rounds, the method of the run before; empty in checkpoints of earlier versions.
         method_steps: the length that its schedules are made for, in rounds; 0: all steps from ``method_start`` on.
         seconds: spent training and evaluating, over all sessions.
         history: one entry per evaluation, the lines of metrics.jsonl.
@@ -94,6 +96,7 @@ class Progress:
     step: int = 0
     start: int = 0
     method_start: int = 0
+    method_before: str = ""
     method_steps: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)

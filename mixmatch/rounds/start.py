@@ -82,11 +82,21 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
         The round's config: ``train.steps`` is the parent's plus ``pseudo_label.steps``.
 
     Raises:
-        UserError: if the parent has no usable checkpoint, or is not finished, or the round cannot be written.
+        UserError: if the parent has no usable checkpoint, or is not finished, or the round cannot be written, or if
+            ``path`` is a run that is no round.
     """
     begun = RunDirectory(path).load_newest()
     if begun is not None and (path / "config.yml").exists():  # it needs its parent no more, whatever became of that
-        _check_settings(path, RunDirectory(path).read_config(), config)
+        if not begun[1].start:
+            raise UserError(f"{path}: is a run of its own, no round; use another directory (--to)")
+        stored, before = RunDirectory(path).read_config(), begun[1].method_before
+        there = (parent / "config.yml").exists()  # else ``config`` is the round's own
+        if there and before not in ("", config.method):
+            raise UserError(
+                f"{path}: goes on from a run by {before}, {parent} is now one by {config.method}; "
+                "use another directory (--to)"
+            )
+        _check_settings(path, stored, config, config.method if there else "")
         reached = RunDirectory(parent).newest_step()
         if reached > begun[1].start:
             print(
@@ -106,7 +116,7 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
             f"{parent}: its last checkpoint is not whole, only one of step {progress.step} is; remove its results.json "
             "and train it to its end again, or add --allow-unfinished"
         )
-    planned = config.train.steps
+    planned, method = config.train.steps, config.method
     config = config_of_round(config, progress.step)
     with open_run(path, config) as child:
         if (path / "config.yml").exists() and child.load_newest() is not None:
@@ -123,6 +133,7 @@ def start_round(parent: Path, path: Path, config: Config, allow_unfinished: bool
             step=progress.step,
             start=progress.step,
             method_start=progress.step if anew else progress.method_start,
+            method_before=method,
             method_steps=0 if anew else progress.method_steps or planned - progress.method_start,
             environment=progress.environment,
             precision=progress.precision,
@@ -149,8 +160,8 @@ def check_round(run: RunDirectory, config: Config, start: int) -> None:
             raise UserError(f"{run.path}: is a round; its length, pseudo_label.steps, stays what it is")
 
 
-def _check_settings(path: Path, stored: Config, config: Config) -> None:
-    differing = differing_keys_of_rounds(stored, config)
+def _check_settings(path: Path, stored: Config, config: Config, before: str = "") -> None:
+    differing = differing_keys_of_rounds(stored, config, before)
     if differing:
         raise UserError(
             f"{path}: holds a round with other settings: {', '.join(differing)}; use another directory (--to)"
