@@ -10,9 +10,12 @@ from pydantic import ValidationError
 from mixmatch.config import NOT_OF_THE_RUN, RHYTHM, PseudoLabelSettings, flat
 from mixmatch.errors import UserError, brief_error, one_line
 from mixmatch.files import read_file
+from mixmatch.methods import METHODS
 from mixmatch.records.run import RunDirectory
 from reproduce.results import NOTHING, Outcome, spread
 
+# What only some rules of pseudo-labels look at.
+OF_RULES = {"method": ("method",), "threshold": ("threshold",), "fraction": ("top", "balanced")}
 IGNORED = {"name", "seed", "data.dataset", *NOT_OF_THE_RUN, *RHYTHM}
 
 
@@ -58,7 +61,14 @@ def compare_runs(paths: Sequence[Path]) -> tuple[str, list[str]]:
             continue
         settings[path] = {"data": config.data.title(), "images": _images(path), **flat(config)}
         rounds = results.get("pseudo_label") or {}
-        settings[path] |= {f"round.{key}": rounds[key] for key in PseudoLabelSettings.model_fields if key in rounds}
+        select = rounds.get("select")
+        for key in (*PseudoLabelSettings.model_fields, "method_before"):
+            if key in rounds and select in OF_RULES.get(key, (select,)):
+                settings[path][f"round.{key}"] = rounds[key]
+        before = rounds.get("method_before")
+        if isinstance(before, str) and before in METHODS:  # the run that a round by another method goes on from
+            earlier = flat(config.model_copy(update={"method": before}))
+            settings[path] |= {key: value for key, value in earlier.items() if key.startswith(f"{before}.")}
     if not settings:
         raise UserError("--compare: none of these is a finished run" + "".join(f"; {note}" for note in notes[:3]))
     keys = [key for key in dict.fromkeys(key for values in settings.values() for key in values) if not is_ignored(key)]

@@ -24,6 +24,7 @@ from mixmatch.data.split import Split
 from mixmatch.records.run import RunDirectory
 from mixmatch.rounds.calibration import calibrate, draw_reliability
 from mixmatch.rounds.rules import balance, describe_selection, select, threshold_table, to_csv
+from reproduce.compare import compare_runs
 from tests.small_runs import (
     ROOT,
     after_each_step,
@@ -335,6 +336,19 @@ def test_a_round_by_a_method_is_none_of_another_run(parent, tmp_path, capsys, wa
     assert pseudo_label.main(settings) == 2
     error = capsys.readouterr().err
     assert message in error and "use another directory (--to)" in error and error.count("\n") == 1
+
+
+def test_rounds_by_a_method_on_different_runs_are_compared_as_such(parent, tmp_path):
+    shutil.copytree(parent, tmp_path / "other")
+    text = (tmp_path / "other" / "config.yml").read_text()
+    (tmp_path / "other" / "config.yml").write_text(text.replace("\n  temperature: 0.5", "\n  temperature: 0.7", 1))
+    rounds = [tmp_path / "a", tmp_path / "b"]
+    for trained, to in zip((parent, tmp_path / "other"), rounds, strict=True):
+        assert one_round(trained, to, *BY_METHOD, "pseudo_label.method=supervised") == 0
+        results = json.loads((to / "results.json").read_text())
+        assert results["pseudo_label"]["method_before"] == "mixmatch"
+    lines = compare_runs(rounds)[0].splitlines()
+    assert lines[0].startswith("| mixmatch.temperature | test accuracy (%)") and len(lines) == 4
 
 
 def test_a_round_by_a_method_begins_with_what_the_method_begins_with(parent, tmp_path, monkeypatch):

@@ -67,6 +67,7 @@ class Round(Hook):
             files: of the training images, if they are of files.
         """
         self.settings, self.begun_at, self.pool, self.classes = settings, progress.start, pool, classes
+        self.method_before = progress.method_before
         self._predict, self._evaluate, self._beside, self.files = predict, evaluate, progress.beside, files
 
     def before_step(self, step: int, recorder: Recorder) -> list[str]:
@@ -88,6 +89,7 @@ class Round(Hook):
             "pseudo_label": {
                 **self.settings.model_dump(),
                 "start": self.begun_at,
+                "method_before": self.method_before,
                 "before": self._beside["before"],
                 "selections": self._beside["selections"],
             }
