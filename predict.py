@@ -47,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_places(options)
         with loading():
             from mixmatch.classifier import export_onnx, load_model
+            from mixmatch.config import build_config
             from mixmatch.training.device import choose_device
-        device = choose_device(options.device)
+        device = choose_device(build_config({"device": options.device}, "--device").device)
         model = load_model(options.run or options.model, str(device), options.best)
         if options.export is not None:
             export_onnx(model, options.export)

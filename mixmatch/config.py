@@ -23,7 +23,6 @@ from mixmatch.section import Count, NonNegative, Positive, Section, brief, expla
 
 # Keys that may change on a run under way: it may go on elsewhere and be computed in other ways, its split knows the
 # images, and its checkpoints the precision, see ``training.prepare``.
-DEVICES = r"auto|cpu|cuda(:\d{1,3})?"
 NOT_OF_THE_RUN = ("device", "data.root", "train.precision", "train.compile", "train.record")
 DEEPEST = 8  # sections in sections that a key can be in
 # How often a run is looked at: it may change on a run under way, which keeps the newest.
@@ -157,7 +156,7 @@ class Config(Section):
     @field_validator("device")
     @classmethod
     def _known_device(cls, device: str) -> str:
-        if not re.fullmatch(DEVICES, device):
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
             raise ValueError("must be auto, cpu, cuda or cuda:N")
         return device
 

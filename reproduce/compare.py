@@ -67,8 +67,7 @@ def compare_runs(paths: Sequence[Path]) -> tuple[str, list[str]]:
                 settings[path][f"round.{key}"] = rounds[key]
         before = rounds.get("method_before")
         if isinstance(before, str) and before in METHODS:  # the run that a round by another method goes on from
-            earlier = flat(config.model_copy(update={"method": before}))
-            settings[path] |= {key: value for key, value in earlier.items() if key.startswith(f"{before}.")}
+            settings[path] |= {f"{before}.{key}": value for key, value in getattr(config, before)}
     if not settings:
         raise UserError("--compare: none of these is a finished run" + "".join(f"; {note}" for note in notes[:3]))
     keys = [key for key in dict.fromkeys(key for values in settings.values() for key in values) if not is_ignored(key)]

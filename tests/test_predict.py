@@ -285,12 +285,13 @@ def test_a_range_that_cannot_be_told_is_refused_not_turned_black(tmp_path, image
         decode(as_file(tmp_path, image), 4)
 
 
-@pytest.mark.parametrize("name", ["x.png", "x.tif", "x8.png"])
-def test_grey_of_16_bits_is_turned_as_its_file_says(tmp_path, name):
+@pytest.mark.parametrize(
+    "name, kind, white", [("x.png", np.uint16, 65535), ("x.tif", np.uint16, 65535), ("x.png", np.uint8, 255)]
+)
+def test_grey_of_any_depth_is_turned_as_its_file_says(tmp_path, name, kind, white):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 3  # upside down
-    values = grey([0, 200, 200, 255], np.uint8) if "8" in name else grey([0, 60000, 60000, 65535], np.uint16)
-    pixels = decode(as_file(tmp_path, values, name, exif=exif), 4, channels=1).pixels
+    pixels = decode(as_file(tmp_path, grey([0, 0, 0, white], kind), name, exif=exif), 4, channels=1).pixels
     assert pixels[2, 0, 0] == 255 and pixels[2, 3, 0] == 0
 
 

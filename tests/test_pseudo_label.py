@@ -318,6 +318,12 @@ def test_a_round_by_another_method(parent, tmp_path, monkeypatch, capsys, settin
     assert before == contents(parent)
 
 
+def reconfigure(run, was, becomes):
+    text = (run / "config.yml").read_text()
+    assert was in text
+    (run / "config.yml").write_text(text.replace(was, becomes, 1))
+
+
 @pytest.mark.parametrize(
     "was, becomes, message",
     [
@@ -329,9 +335,7 @@ def test_a_round_by_a_method_is_none_of_another_run(parent, tmp_path, capsys, wa
     shutil.copytree(parent, tmp_path / "run")
     settings = ["--run", str(tmp_path / "run"), *BY_METHOD, "pseudo_label.method=supervised", "pseudo_label.steps=12"]
     assert pseudo_label.main(settings) == 0
-    text = (tmp_path / "run" / "config.yml").read_text()
-    assert was in text
-    (tmp_path / "run" / "config.yml").write_text(text.replace(was, becomes, 1))
+    reconfigure(tmp_path / "run", was, becomes)
     capsys.readouterr()
     assert pseudo_label.main(settings) == 2
     error = capsys.readouterr().err
@@ -340,8 +344,7 @@ def test_a_round_by_a_method_is_none_of_another_run(parent, tmp_path, capsys, wa
 
 def test_rounds_by_a_method_on_different_runs_are_compared_as_such(parent, tmp_path):
     shutil.copytree(parent, tmp_path / "other")
-    text = (tmp_path / "other" / "config.yml").read_text()
-    (tmp_path / "other" / "config.yml").write_text(text.replace("\n  temperature: 0.5", "\n  temperature: 0.7", 1))
+    reconfigure(tmp_path / "other", "\n  temperature: 0.5", "\n  temperature: 0.7")
     rounds = [tmp_path / "a", tmp_path / "b"]
     for trained, to in zip((parent, tmp_path / "other"), rounds, strict=True):
         assert one_round(trained, to, *BY_METHOD, "pseudo_label.method=supervised") == 0

@@ -138,9 +138,7 @@ def decode(file: Path, size: int, channels: int = 3, fit: Fit = "crop") -> Pictu
             pages = 1 + (image.format != "MPO" and getattr(image, "is_animated", False))
             image.draft("RGB", (2 * size, 2 * size))  # JPEG alone: decodes a large photograph at a smaller scale
             if image.mode in ("I", "F") or image.mode.startswith("I;"):
-                grey = to_eight_bits(image)
-                grey.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
-                image = grey
+                image = to_eight_bits(image)
             image = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
             if fit == "crop":
                 square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
@@ -158,7 +156,7 @@ def decode(file: Path, size: int, channels: int = 3, fit: Fit = "crop") -> Pictu
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale grey of more than 8 bits by the range that the file says.
+    """Scale grey of more than 8 bits by the range that the file says, and keep how it is to be turned.
 
     Raises:
         Unreadable: if it says none, and the values do not tell either.
@@ -183,4 +181,6 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
         raise Unreadable(
             f"grey values from {least:g} to {most:g}, and the file does not say what white is; convert it to 8 bits"
         )
-    return Image.fromarray(np.rint((values - low) * (255 / (high - low))).astype(np.uint8))
+    grey = Image.fromarray(np.rint((values - low) * (255 / (high - low))).astype(np.uint8))
+    grey.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return grey

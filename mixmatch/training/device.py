@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from mixmatch.config import DEVICES, Config
+from mixmatch.config import Config
 from mixmatch.data.images import free_memory
 from mixmatch.errors import UserError
 from mixmatch.models import NetworkSettings, build_network
@@ -28,10 +28,8 @@ def choose_device(name: str, ranks: Ranks = ALONE, say: Callable[[str], None] = 
         say: called with a line if the GPU that is there is not used.
 
     Raises:
-        UserError: if it is none, is not there, or cannot be used.
+        UserError: if it is not there, or cannot be used.
     """
-    if not re.fullmatch(DEVICES, name):
-        raise UserError(f"device: must be auto, cpu, cuda or cuda:N, got {name!r}")
     chosen = name
     if name == "auto":
         chosen = "cuda" if torch.cuda.is_available() else "cpu"
