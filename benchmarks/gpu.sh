@@ -1,30 +1,49 @@
 #!/usr/bin/env bash
-# Everything that ten minutes on a borrowed GPU can tell, in order of worth: right? how fast? where does the rest go?
+# What a borrowed GPU is asked, in two commands that fit a quarter of an hour.
 #
-#     benchmarks/gpu.sh FOLDER [options of benchmarks/step.py]
+#     benchmarks/gpu.sh speed FOLDER [options of benchmarks/step.py]     # 8 minutes: right? how fast, and by what?
+#     benchmarks/gpu.sh train FOLDER SECONDS [key=value ...]            # real training on CIFAR-10 (JPEG), WRN-28-2
 #
-# Writes a file for each answer to FOLDER and goes on if one fails; the limits allow for compilations from cold. PYTHON names the interpreter (default python3).
+# Writes a file for each answer to FOLDER. The GPU tests and the compilations share the processor's cores; the steps are
+# timed one variant after another, when nothing else runs. PYTHON names the interpreter (default python3), IMAGES the
+# archive of CIFAR-10 (JPEG).
 set -uo pipefail
-folder=${1:?"usage: benchmarks/gpu.sh FOLDER [options of benchmarks/step.py]"}
-shift
+what=${1:?"usage: benchmarks/gpu.sh speed|train FOLDER ..."}
+folder=${2:?"usage: benchmarks/gpu.sh speed|train FOLDER ..."}
+shift 2
 cd "$(dirname "$0")/.." && mkdir -p "$folder"
 python=${PYTHON:-python3}
+images=${IMAGES:-.carry/cifar10-jpeg.tar.xz}
+export TORCHINDUCTOR_COMPILE_THREADS=${TORCHINDUCTOR_COMPILE_THREADS:-2} PYTHONUNBUFFERED=1
+jpeg=(data.dataset=folder data.root=data/cifar10-jpeg data.image_size=32 data.num_validation=1000)
 
-answer() { # NAME SECONDS COMMAND...
-    local name=$1 seconds=$2
-    shift 2
-    echo "== $name: $*"
-    timeout "$seconds" "$@" 2>&1 | tee "$folder/$name.txt"
-    echo "exit code ${PIPESTATUS[0]}" | tee -a "$folder/$name.txt"
+unpack() {
+    [ -d data/cifar10-jpeg/test ] || { mkdir -p data/cifar10-jpeg && tar xf "$images" -C data/cifar10-jpeg; }
 }
 
-"$python" -c 'import pytest, pytest_timeout, xdist, hypothesis, sklearn, mixmatch.training.loop' || {
-    echo "first: $python -m pip install -r requirements-dev.txt (torch itself may be left out where it is there already)"
-    exit 2
-}
-{ date -u; git rev-parse HEAD; "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'; } | tee "$folder/what.txt"
-answer correctness 240 "$python" -m pytest tests/test_gpu.py -n 4 -v
-answer speed 200 "$python" benchmarks/step.py --variants textbook captured recorded bfloat16 compiled float32 "$@"
-answer profile 60 "$python" benchmarks/profile_step.py "$@"
-fastest=$("$python" -c 'import torch; print("captured" if torch.cuda.is_available() else "float32")')
-answer together 90 "$python" benchmarks/step.py "$@" --variants "$fastest" --at-once 1 2 4
+case $what in
+speed)
+    { date -u; git rev-parse HEAD; nvidia-smi -L; "$python" -c 'import torch; print(torch.__version__)'; } 2>&1 | tee "$folder/what.txt"
+    "$python" -c 'import pytest, pytest_timeout, xdist, hypothesis, sklearn, mixmatch.training.loop' || exit 2
+    (
+        timeout 300 "$python" -m pytest tests/test_gpu.py -n 6 -v -p no:cacheprovider >"$folder/tests.txt" 2>&1
+        unpack
+        timeout 90 "$python" main.py --config configs/quick.yml --run runs/first-look "${jpeg[@]}" train.steps=60 \
+            train.eval_every=60 >"$folder/first-look.txt" 2>&1
+        touch "$folder/others-done"
+    ) &
+    timeout 460 "$python" benchmarks/step.py --after "$folder/others-done" --variants textbook float32 bfloat16 recorded \
+        compiled captured reduce-overhead reduce-overhead-all reduce-overhead-ddp captured-autocast captured-separate \
+        captured-no-combo "$@" 2>&1 | tee "$folder/step.txt"
+    wait
+    tail -n 40 "$folder/tests.txt"
+    cat "$folder/first-look.txt"
+    ;;
+train)
+    seconds=$1
+    shift
+    unpack
+    timeout --signal TERM "$seconds" "$python" main.py --config configs/quick.yml --run "$folder/run" "${jpeg[@]}" \
+        train.compile=true mixmatch.num_views=1 mixmatch.guess_with_ema=true "$@" 2>&1 | tee "$folder/train.txt"
+    ;;
+esac

@@ -12,12 +12,10 @@ import argparse
 import ctypes
 import json
 import math
-import os
 import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +31,7 @@ from torch import nn  # noqa: E402
 from mixmatch.config import build_config  # noqa: E402 - after the path is set
 from mixmatch.data import ImageData  # noqa: E402
 from mixmatch.data.split import make_split  # noqa: E402
+from mixmatch.methods.method import Examples, Networks  # noqa: E402
 from mixmatch.models import BatchNorm  # noqa: E402
 from mixmatch.training.capture import COMPILED, COMPILED_AND_RECORDED, PLAIN, RECORDED  # noqa: E402
 from mixmatch.training.prepare import make_trainer  # noqa: E402
@@ -46,8 +45,17 @@ VARIANTS = {
     "recorded": "ours, recorded as a CUDA graph",
     "compiled": "ours, compiled",
     "captured": "ours, compiled and recorded as a CUDA graph",
+    "reduce-overhead": "ours, views and loss through torch.compile(mode='reduce-overhead'), the rest launched one by one",
+    "reduce-overhead-all": "the same, and the update through torch.compile too",
+    "reduce-overhead-ddp": "as reduce-overhead, the network in DistributedDataParallel with one process",
+    "captured-autocast": "as captured, weights cast to bfloat16 at each use by autocast",
+    "captured-separate": "as captured, BatchNorm batch by batch",
+    "captured-no-combo": "as captured, without combo_kernels",
 }
 RUNGS = {"recorded": RECORDED, "compiled": COMPILED, "captured": COMPILED_AND_RECORDED}
+RUNGS |= dict.fromkeys([name for name in VARIANTS if name.startswith("captured-")], COMPILED_AND_RECORDED)
+ON_GPU_ALONE = {*RUNGS, *(name for name in VARIANTS if name.startswith("reduce-overhead"))}
+BLOCK = 20  # steps between two readings of the clock, as training launches them: without waiting for each
 
 
 def parse() -> argparse.Namespace:
@@ -63,9 +71,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--at-once", type=int, nargs="+", help="time the last variant in so many processes at once")
+    parser.add_argument("--after", type=Path, help="time when this file is there; start and compile before")
     parser.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
-    parser.add_argument("--meet", type=Path, help=argparse.SUPPRESS)  # folder in which ...
-    parser.add_argument("--others", type=int, help=argparse.SUPPRESS)  # ... so many processes meet before timing
     return parser.parse_args()
 
 
@@ -77,7 +84,7 @@ def main() -> int:
     if options.one:
         print(json.dumps(time_variant(options.one, options)))
         return 0
-    here = [name for name in VARIANTS if on_gpu or name not in RUNGS]
+    here = [name for name in VARIANTS if on_gpu or name not in ON_GPU_ALONE]
     variants = options.variants or here
     device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     product, copy = ceilings(options.device)
@@ -87,26 +94,36 @@ def main() -> int:
     print(f"a step is {flop / 1e12:.3f} TFLOP and, by estimate, {moved / 1e9:.2f} GB in float32 (half in bfloat16)")
     print(f"measured ceilings: matrix product {product / 1e12:.2f} TFLOP/s, copy {copy / 1e9:.0f} GB/s\n")
     print(
-        "| variant | ms a step (middle half) | steps/s | images/s | ratio | TFLOP/s | share | GB/s | share | ", end=""
+        "| variant | ms a step | host, ms | synchronised (middle half) | steps/s | images/s | ratio | TFLOP/s | share | GB/s | share | ",
+        end="",
     )
     print(
-        "peak memory (GB) | first step after (s) | nodes |\n|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "peak memory (GB) | first step after (s) | nodes |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         flush=True,
     )
     textbook = None
+    processes = {variant: start(options, variant) for variant in variants} if on_gpu else {}
+    for process in processes.values():
+        process.stdout.readline()  # compiled, warmed up and waiting: nothing else runs while one is timed
+    while options.after and not options.after.exists():
+        time.sleep(0.2)
     for variant in variants:
-        answer = subprocess.run(command(options, variant), capture_output=True, text=True, check=False)
-        if answer.returncode:
-            print(f"| {variant} | failed: {answer.stderr.strip().splitlines()[-1]} |" + " |" * 10, flush=True)
+        process = processes.get(variant) or start(options, variant)
+        output, errors = process.communicate("go\n")
+        if process.returncode:
+            print(f"| {variant} | failed: {(errors.strip().splitlines() or ['?'])[-1]} |" + " |" * 11, flush=True)
+            print(errors[-3000:], file=sys.stderr, flush=True)
             continue
-        result = json.loads(answer.stdout.splitlines()[-1])
-        seconds = result["median"]
+        result = json.loads(output.splitlines()[-1])
+        seconds = result["streamed"]
         textbook = seconds if variant == "textbook" else textbook
         images = options.batch_size * (1 + options.num_views)
         bytes_moved = moved / (2 if result["precision"] == "torch.bfloat16" else 1)
         cells = [
             variant,
-            f"{1e3 * seconds:.2f} ({1e3 * result['low']:.2f} to {1e3 * result['high']:.2f})",
+            f"{1e3 * seconds:.3f}",
+            f"{1e3 * result['host']:.2f}",
+            f"{1e3 * result['median']:.2f} ({1e3 * result['low']:.2f} to {1e3 * result['high']:.2f})",
             f"{1 / seconds:.2f}",
             f"{images / seconds:.0f}",
             f"{textbook / seconds:.2f}" if textbook else "-",
@@ -125,6 +142,12 @@ def main() -> int:
     return 0
 
 
+def start(options: argparse.Namespace, variant: str) -> subprocess.Popen:
+    """Start the process that times one variant: it says ``ready``, and times when it is told to go."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command(options, variant), stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
 def command(options: argparse.Namespace, variant: str) -> list[str]:
     """Return the command that times one variant in a process of its own."""
     names = ("steps", "depth", "width", "size", "batch_size", "num_views", "images", "device")
@@ -136,14 +159,17 @@ def time_together(variant: str, options: argparse.Namespace) -> None:
     """Print how fast a variant is in several processes at once, which start timing together."""
     print(f"\n| {variant}, processes at once | ms a step of each | steps/s together |\n|---|---|---|", flush=True)
     for count in options.at_once:
-        with tempfile.TemporaryDirectory() as folder:
-            each = [*command(options, variant), "--meet", folder, "--others", str(count)]
-            processes = [subprocess.Popen(each, stdout=subprocess.PIPE, text=True) for _ in range(count)]
-            answers = [process.communicate()[0] for process in processes]
+        processes = [start(options, variant) for _ in range(count)]
+        for process in processes:
+            process.stdout.readline()
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        answers = [process.communicate()[0] for process in processes]
         if any(process.returncode for process in processes):
             print(f"| {count} | failed | |", flush=True)
             continue
-        seconds = [json.loads(answer.splitlines()[-1])["median"] for answer in answers]
+        seconds = [json.loads(answer.splitlines()[-1])["streamed"] for answer in answers]
         each_takes = ", ".join(f"{1e3 * value:.2f}" for value in seconds)
         print(f"| {count} | {each_takes} | {sum(1 / value for value in seconds):.1f} |", flush=True)
 
@@ -159,6 +185,10 @@ def time_variant(variant: str, options: argparse.Namespace) -> dict:
     else:
         trainer, loss, precision = our_step(variant, images, labels, device, options)
         step = trainer.train_step
+        if variant.startswith("reduce-overhead"):
+            step = reduce_overhead(trainer, variant.removeprefix("reduce-overhead").strip("-"))
+        elif variant.startswith("captured-"):
+            simplify(trainer, variant.removeprefix("captured-"))
 
     def timed() -> float:
         begun = time.perf_counter()
@@ -171,11 +201,17 @@ def time_variant(variant: str, options: argparse.Namespace) -> dict:
     nodes = count_nodes(trainer.graph) if trainer is not None and trainer.graph is not None else None
     for _ in range(max(2, options.steps // 10)):
         timed()
-    if options.meet:
-        (options.meet / str(os.getpid())).touch()
-        while len(list(options.meet.iterdir())) < options.others:
-            time.sleep(0.001)
+    print("ready", flush=True)
+    sys.stdin.readline()
     times = [timed() for _ in range(options.steps)]
+    blocks = []
+    for _ in range(max(1, options.steps // BLOCK)):
+        begun = time.perf_counter()
+        for _ in range(BLOCK):
+            step()
+        launched = time.perf_counter() - begun
+        synchronize(device)
+        blocks.append(((time.perf_counter() - begun) / BLOCK, launched / BLOCK))
     if not math.isfinite(loss()):
         raise RuntimeError(f"{variant} computed a loss that is not finite")
     low, median, high = statistics.quantiles(times, n=4)
@@ -185,6 +221,8 @@ def time_variant(variant: str, options: argparse.Namespace) -> dict:
     return {
         "median": median,
         "low": low,
+        "streamed": statistics.median(block for block, _ in blocks),
+        "host": statistics.median(launched for _, launched in blocks),
         "high": high,
         "memory": memory,
         "first_step": first,
@@ -241,6 +279,55 @@ def our_step(
     trainer.keep_graph = True
     trainer.use(RUNGS.get(variant, PLAIN))
     return trainer, lambda: float(trainer.read_statistics()["loss"]), trainer.precision
+
+
+def reduce_overhead(trainer: Trainer, how: str) -> Callable[[], None]:
+    """Return the step with what torch offers for all of it: compile in the mode reduce-overhead, DDP."""
+    torch.compiler.reset()
+    for module in (*trainer.working.modules(), *trainer.ema_model.modules()):
+        if isinstance(module, BatchNorm):
+            module.joint = True
+    pool = trainer.pool
+    for tensor in (pool.images, pool.truth, *trainer.places, *trainer.schedules.values(), trainer.method.interleave):
+        torch._dynamo.mark_static_address(tensor)
+    network = trainer.working
+    if how == "ddp":
+        store = torch.distributed.HashStore()
+        backend = "nccl" if trainer.device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+        network = torch.nn.parallel.DistributedDataParallel(trainer.working, broadcast_buffers=False)
+
+    def loss_of(examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+        with trainer.autocast():
+            loss = trainer.method.loss(network, examples, trainer.schedules)
+        truth = trainer.pool.truth[trainer.places.u_index]
+        return loss.total, trainer.totals.of_step(loss, examples.guesses, truth)
+
+    trainer._examples = torch.compile(trainer._make_examples, dynamic=False, mode="reduce-overhead")
+    trainer._loss = torch.compile(loss_of, dynamic=False, mode="reduce-overhead")
+    if how == "all":
+        trainer.update = torch.compile(trainer.update, dynamic=False)
+
+    def step() -> None:
+        torch.compiler.cudagraph_mark_step_begin()
+        trainer.train_step()
+
+    return step
+
+
+def simplify(trainer: Trainer, what: str) -> None:
+    """Take one of the measures inside the compiled step back, to see what it is worth."""
+    if what == "separate":
+        for module in (*trainer.working.modules(), *trainer.ema_model.modules()):
+            if isinstance(module, BatchNorm):
+                module.joint = False
+    elif what == "autocast":
+        trainer.working, trainer.casts = trainer.model, []
+        trainer.networks = Networks(trainer.model, trainer.ema_model)
+    elif what == "no-combo":
+        trainer._examples, trainer._loss = (
+            torch.compile(function, dynamic=False) for function in (trainer._make_examples, trainer._compute_loss)
+        )
 
 
 def synchronize(device: torch.device) -> None:
