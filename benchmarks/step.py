@@ -45,7 +45,7 @@ VARIANTS = {
     "recorded": "ours, recorded as a CUDA graph",
     "compiled": "ours, compiled",
     "captured": "ours, compiled and recorded as a CUDA graph",
-    "reduce-overhead": "ours, views and loss through torch.compile(mode='reduce-overhead'), the rest launched one by one",
+    "reduce-overhead": "ours, views and loss by torch.compile(mode='reduce-overhead'), the rest one by one",
     "reduce-overhead-all": "the same, and the update through torch.compile too",
     "reduce-overhead-ddp": "as reduce-overhead, the network in DistributedDataParallel with one process",
     "captured-autocast": "as captured, weights cast to bfloat16 at each use by autocast",
