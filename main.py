@@ -5,7 +5,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixmatch.command import Parser, add_run, loading, run_command, stop_signals
+from mixmatch.cli.common import Parser, add_run, loading, run_command, stop_signals
 
 DEFAULT_CONFIG = Path(__file__).parent / "config.yml"
 
@@ -25,9 +25,9 @@ def make_parser() -> Parser:
         )
         keys.append(f"  {key:<34}{default:<10} {field.description or ''}")
     parser = Parser(
-        usage="python3 main.py [--config FILE] [--run DIRECTORY] [--check] [--import FILE] [key=value ...]",
+        usage="python3 main.py [--config FILE] [--run-dir DIRECTORY] [--check] [--import FILE] [key=value ...]",
         description="Train MixMatch, or another method. The same command again continues an unfinished run, "
-        "and so does --run DIRECTORY alone.",
+        "and so does --run-dir DIRECTORY alone.",
         overrides="laid over the config: train.lr=0.03",
         epilog="keys, their defaults and what they mean:\n" + "\n".join(keys),
     )
@@ -49,22 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body(options: Namespace) -> None:
         with loading():
-            from mixmatch.check import check
+            from mixmatch.cli.check import check
             from mixmatch.config import load_config
-            from mixmatch.ranks import join_ranks
-            from mixmatch.records.run import RunDirectory
+            from mixmatch.distributed import init_distributed
+            from mixmatch.runs.directory import RunDirectory
             from mixmatch.training.loop import train
 
-        stored = options.run and options.run / "config.yml"
+        stored = options.run_dir and options.run_dir / "config.yml"
         # A start that came to nothing is corrected by other overrides, not laid under them.
-        goes_on = stored and stored.exists() and (RunDirectory(options.run).has_begun() or not options.overrides)
+        goes_on = stored and stored.exists() and (RunDirectory(options.run_dir).has_begun() or not options.overrides)
         source = options.config or (stored if goes_on else DEFAULT_CONFIG)
         config = load_config(source, options.overrides)
-        path = options.run or Path("runs", config.run_name())
+        path = options.run_dir or Path("runs", config.run_name())
         if options.check:
             check(config, path)
             return
-        with join_ranks(config.device) as ranks:
+        with init_distributed(config.device) as ranks:
             train(config, path, ranks, signals=stop_signals)
 
     return run_command(make_parser, arguments, body)

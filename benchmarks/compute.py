@@ -20,10 +20,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from mixmatch.command import Parser, run_command
+from mixmatch.cli.common import Parser, run_command
 from mixmatch.errors import UserError
 from mixmatch.files import explain_os_errors
-from reproduce.results import NOTHING, accuracies, count_seeds, passes_of, read_lines, result_file, spread
+from reproduce.results import MISSING, accuracies, count_seeds, passes_of, read_lines, result_file, spread
 from reproduce.tables import find_table, plan, read_table
 
 
@@ -111,7 +111,7 @@ def render(recipes: dict[str, list[Point]], to: Sequence[float] | None) -> str:
     for recipe, points in recipes.items():
         found = [compute_to(goal, points) for goal in goals]
         cells = [
-            NOTHING if cost is None else ("≤ " if cost == points[0].compute else "") + f"{cost / whole:.3g}"
+            MISSING if cost is None else ("≤ " if cost == points[0].compute else "") + f"{cost / whole:.3g}"
             for cost in found
         ]
         lines.append(f"| {recipe} | {' | '.join(cells)} |")
@@ -163,7 +163,7 @@ def make_parser() -> Parser:
     parser = Parser(usage=usage, description=description)
     parser.add_argument("table", help="as for python3 -m reproduce")
     parser.add_argument("--data", help="as for python3 -m reproduce")
-    parser.add_argument("--to", type=percent, nargs="+", metavar="PERCENT", help="accuracies; the first recipe's")
+    parser.add_argument("--output", type=percent, nargs="+", metavar="PERCENT", help="accuracies; the first recipe's")
     parser.add_argument("--results", type=Path, help="the folder of result files")
     parser.add_argument("--draw", type=Path, metavar="FILE", help="a PNG with the curves (needs matplotlib)")
     return parser

@@ -28,7 +28,7 @@ speed)
     (
         timeout 300 "$python" -m pytest tests/test_gpu.py -n 6 -v -p no:cacheprovider >"$folder/tests.txt" 2>&1
         unpack
-        timeout 90 "$python" main.py --config configs/quick.yml --run runs/first-look "${jpeg[@]}" train.steps=60 \
+        timeout 90 "$python" main.py --config configs/quick.yml --run-dir runs/first-look "${jpeg[@]}" train.steps=60 \
             train.eval_every=60 >"$folder/first-look.txt" 2>&1
         touch "$folder/others-done"
     ) &
@@ -43,7 +43,7 @@ train)
     seconds=$1
     shift
     unpack
-    timeout --signal TERM "$seconds" "$python" main.py --config configs/quick.yml --run "$folder/run" "${jpeg[@]}" \
+    timeout --signal TERM "$seconds" "$python" main.py --config configs/quick.yml --run-dir "$folder/run" "${jpeg[@]}" \
         train.compile=true mixmatch.num_views=1 mixmatch.guess_with_ema=true "$@" 2>&1 | tee "$folder/train.txt"
     ;;
 esac

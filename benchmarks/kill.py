@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from mixmatch.files import load_tensors  # noqa: E402 - after the path is set
-from mixmatch.records.run import RunDirectory  # noqa: E402
+from mixmatch.runs.directory import RunDirectory  # noqa: E402
 
 SETTINGS = ["--config", str(ROOT / "configs" / "digits.yml"), "train.eval_every=1", "train.log_every=1"]
 
@@ -42,8 +42,8 @@ def main() -> int:
         whole, cut = folder / "whole", folder / "cut"
         run = [
             "a run",
-            [str(ROOT / "main.py"), "--run", str(whole), *settings],
-            [str(ROOT / "main.py"), "--run", str(cut), *settings],
+            [str(ROOT / "main.py"), "--run-dir", str(whole), *settings],
+            [str(ROOT / "main.py"), "--run-dir", str(cut), *settings],
         ]
         rounds = [
             "pseudo_label.select=balanced",
@@ -53,7 +53,7 @@ def main() -> int:
         on_it = [
             "a round",
             *(
-                [str(ROOT / "pseudo_label.py"), "--run", str(whole), "--to", str(folder / place), *rounds]
+                [str(ROOT / "pseudo_label.py"), "--run-dir", str(whole), "--output", str(folder / place), *rounds]
                 for place in ("whole-round", "cut-round")
             ),
         ]
@@ -211,7 +211,7 @@ def compare(whole: Path, cut: Path) -> dict[str, bool]:
         return points | {tag: [(e.step, e.encoded_image_string) for e in events.Images(tag)] for tag in tags["images"]}
 
     return {
-        "weights, EMA, optimiser, statistics": state(whole) == state(cut),
+        "weights, EMA, optimizer, statistics": state(whole) == state(cut),
         "metrics.jsonl": entries(whole, "metrics.jsonl") == entries(cut, "metrics.jsonl"),
         "results.json": entries(whole, "results.json") == entries(cut, "results.json"),
         "TensorBoard's curves and pictures": curves(whole) == curves(cut),

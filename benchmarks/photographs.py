@@ -1,8 +1,8 @@
-"""Make a folder as somebody with photographs has it, of CIFAR-10 (JPEG): few labelled, many not.
+"""Make a folder as somebody with photographs has it, of CIFAR-10 (JPEG): few labeled, many not.
 
     python3 benchmarks/photographs.py data/cifar10-jpeg data/four-classes
 
-Of each of four classes: 50 labelled (half of them for validation), 750 unlabelled, and the test photographs.
+Of each of four classes: 50 labeled (half of them for validation), 750 unlabeled, and the test photographs.
 """
 
 import shutil

@@ -51,11 +51,11 @@ def start(checkout: Path, runs: Path, options: argparse.Namespace) -> subprocess
     settings = [*SETTINGS, f"train.steps={options.steps}"]
     for seed in options.seeds:
         for method in ("mixmatch", "supervised"):
-            run = ["--run", str(runs / f"{method}-seed{seed}"), f"seed={seed}", f"method={method}"]
+            run = ["--run-dir", str(runs / f"{method}-seed{seed}"), f"seed={seed}", f"method={method}"]
             commands.append([python, "main.py", "--config", "configs/digits.yml", *run, *settings])
     parent, to = runs / f"mixmatch-seed{options.seeds[0]}", runs / "round"
     keys = [f"pseudo_label.{setting}" for setting in ROUND]
-    commands.append([python, "pseudo_label.py", "--run", str(parent), "--to", str(to), *keys])
+    commands.append([python, "pseudo_label.py", "--run-dir", str(parent), "--output-dir", str(to), *keys])
     script = " && ".join(" ".join(command) for command in commands)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(script, shell=True, cwd=checkout, env=environment, stdout=subprocess.DEVNULL)  # noqa: S602

@@ -5,7 +5,7 @@
     python3 benchmarks/step.py --variants captured --at-once 1 2 4 8    # so many processes on the device together
 
 Every variant runs in a process of its own on the same random images. Times are the median and the middle half of
-synchronised steps after a warm-up; every variant must compute finite losses.
+synchronized steps after a warm-up; every variant must compute finite losses.
 """
 
 import argparse
@@ -31,10 +31,10 @@ from torch import nn  # noqa: E402
 from mixmatch.config import build_config  # noqa: E402 - after the path is set
 from mixmatch.data import ImageData  # noqa: E402
 from mixmatch.data.split import make_split  # noqa: E402
-from mixmatch.methods.method import Examples, Networks  # noqa: E402
+from mixmatch.methods.base import Examples, Networks  # noqa: E402
 from mixmatch.models import BatchNorm  # noqa: E402
-from mixmatch.training.capture import COMPILED, COMPILED_AND_RECORDED, PLAIN, RECORDED  # noqa: E402
-from mixmatch.training.prepare import make_trainer  # noqa: E402
+from mixmatch.training.cuda_graph import COMPILED, COMPILED_CUDA_GRAPH, CUDA_GRAPH, EAGER  # noqa: E402
+from mixmatch.training.setup import make_trainer  # noqa: E402
 from mixmatch.training.trainer import Trainer  # noqa: E402
 
 VARIANTS = {
@@ -52,9 +52,9 @@ VARIANTS = {
     "captured-separate": "as captured, BatchNorm batch by batch",
     "captured-no-combo": "as captured, without combo_kernels",
 }
-RUNGS = {"recorded": RECORDED, "compiled": COMPILED, "captured": COMPILED_AND_RECORDED}
-RUNGS |= dict.fromkeys([name for name in VARIANTS if name.startswith("captured-")], COMPILED_AND_RECORDED)
-ON_GPU_ALONE = {*RUNGS, *(name for name in VARIANTS if name.startswith("reduce-overhead"))}
+MODES = {"recorded": CUDA_GRAPH, "compiled": COMPILED, "captured": COMPILED_CUDA_GRAPH}
+MODES |= dict.fromkeys([name for name in VARIANTS if name.startswith("captured-")], COMPILED_CUDA_GRAPH)
+ON_GPU_ALONE = {*MODES, *(name for name in VARIANTS if name.startswith("reduce-overhead"))}
 BLOCK = 20  # steps between two readings of the clock, as training launches them: without waiting for each
 
 
@@ -94,7 +94,7 @@ def main() -> int:
     print(f"a step is {flop / 1e12:.3f} TFLOP and, by estimate, {moved / 1e9:.2f} GB in float32 (half in bfloat16)")
     print(f"measured ceilings: matrix product {product / 1e12:.2f} TFLOP/s, copy {copy / 1e9:.0f} GB/s\n")
     print(
-        "| variant | ms a step | host, ms | synchronised (middle half) | steps/s | images/s | ratio | TFLOP/s | share | GB/s | share | ",
+        "| variant | ms a step | host, ms | synchronized (middle half) | steps/s | images/s | ratio | TFLOP/s | share | GB/s | share | ",
         end="",
     )
     print(
@@ -277,7 +277,7 @@ def our_step(
     split = make_split(data, config.data, seed=1)
     trainer = make_trainer(config, data, split, device)
     trainer.keep_graph = True
-    trainer.use(RUNGS.get(variant, PLAIN))
+    trainer.use(MODES.get(variant, EAGER))
     return trainer, lambda: float(trainer.read_statistics()["loss"]), trainer.precision
 
 

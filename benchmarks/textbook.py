@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mixmatch.data.views import random_views
+from mixmatch.data.weak_augmentation import random_views
 from mixmatch.models import WideResNet
 
 CLASSES = 10
@@ -27,7 +27,7 @@ MEASURES = {
 
 def make_network(options: argparse.Namespace) -> WideResNet:
     """Return the network that is timed."""
-    return WideResNet(WideResNet.Settings(depth=options.depth, width=options.width), CLASSES, in_channels=3)
+    return WideResNet(WideResNet.settings_type(depth=options.depth, width=options.width), CLASSES, in_channels=3)
 
 
 class TwoTransforms:
@@ -132,7 +132,7 @@ def average_and_decay(model: nn.Module, averaged: nn.Module, kernels: list[nn.Pa
 
 
 def views_from_loaders(images: torch.Tensor, labels: torch.Tensor, options: argparse.Namespace) -> Iterator[tuple]:
-    """Yield labelled images, their labels, and K views of unlabelled ones, from DataLoaders with workers."""
+    """Yield labeled images, their labels, and K views of unlabeled ones, from DataLoaders with workers."""
     from torchvision import transforms
 
     transform = transforms.Compose(

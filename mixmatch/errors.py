@@ -1,20 +1,20 @@
 """The ways a run can end early that are not bugs in this program."""
 
 
-def one_line(value: object) -> str:
+def single_line(value: object) -> str:
     """Return text that prints anywhere as one line, whatever names and values it quotes."""
     text = str(value).encode("utf-8", "backslashreplace").decode()
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def brief_error(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return the first thing that an error says, in a line: of a pydantic error where and what is wrong."""
     details = getattr(error, "errors", None)
     if callable(details):
         first = details(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        return one_line(f"{where}: {first['msg']}" if where else first["msg"])[:200]
-    return one_line(str(error) or type(error).__name__)[:200]
+        return single_line(f"{where}: {first['msg']}" if where else first["msg"])[:200]
+    return single_line(str(error) or type(error).__name__)[:200]
 
 
 class UserError(Exception):
@@ -24,10 +24,10 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+        super().__init__(single_line(message))
 
 
-class InUse(UserError):
+class RunInUse(UserError):
     """Another process has the run directory."""
 
 
@@ -35,7 +35,7 @@ class Diverged(Exception):
     """A loss or a weight is no longer finite. Commands print it in one line and exit with code 1."""
 
 
-class Received(list[int]):
+class PendingSignals(list[int]):
     """The numbers of the signals that a run has received, which end it after the step under way.
 
     Attributes:

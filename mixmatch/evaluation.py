@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixmatch.data.views import to_float
-from mixmatch.ranks import ALONE, Ranks
+from mixmatch.data.weak_augmentation import to_float
+from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 
 # Pixels of a batch: 256 images of 32x32 on the CPU, 2,048 on a GPU. Larger ones are no faster.
 BATCH_PIXELS = {"cpu": 2**18, "cuda": 2**21}
@@ -22,7 +22,11 @@ class Evaluation(NamedTuple):
 
 
 def predict(
-    model: nn.Module, images: Tensor, device: torch.device, index: Tensor | None = None, ranks: Ranks = ALONE
+    model: nn.Module,
+    images: Tensor,
+    device: torch.device,
+    index: Tensor | None = None,
+    ranks: DistributedContext = SINGLE_PROCESS,
 ) -> Tensor:
     """Return class probabilities, in evaluation mode (BatchNorm by its running statistics), without gradient.
 

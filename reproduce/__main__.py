@@ -2,7 +2,7 @@
 
 import sys
 
-from mixmatch.command import loading
+from mixmatch.cli.common import loading
 
 if __name__ == "__main__":
     with loading():

@@ -17,18 +17,18 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixmatch.command import Parser, run_command, stop_signals
-from mixmatch.errors import Diverged, InUse, TimeUp, UserError
+from mixmatch.cli.common import Parser, run_command, stop_signals
+from mixmatch.errors import Diverged, RunInUse, TimeUp, UserError
 from mixmatch.files import write_atomically
-from mixmatch.records.run import RunDirectory
-from mixmatch.rounds.start import start_round
+from mixmatch.pseudo_labels.start import start_round
+from mixmatch.runs.directory import RunDirectory
 from mixmatch.training.loop import train
-from mixmatch.training.results import summarise
+from mixmatch.training.results import summarize
 from reproduce.compare import compare_runs
-from reproduce.results import Outcome, read_lines, render, render_into, result_file, save_result
+from reproduce.results import RunResult, read_lines, render, render_into, result_file, save_result
 from reproduce.tables import (
     TABLES,
-    Planned,
+    RunSpec,
     Table,
     arguments_of,
     find_table,
@@ -135,7 +135,7 @@ def render_file(file: Path, options: Namespace) -> None:
     write_atomically(file, render_into(text, options.tables, options.results).encode())
 
 
-def train_runs(runs: Sequence[Planned], table: Table, file: Path, options: Namespace, deadline: float) -> bool:
+def train_runs(runs: Sequence[RunSpec], table: Table, file: Path, options: Namespace, deadline: float) -> bool:
     """Train what is not finished, and keep the results.
 
     Args:
@@ -151,7 +151,7 @@ def train_runs(runs: Sequence[Planned], table: Table, file: Path, options: Names
     Raises:
         Diverged: when all the others are trained, if some did.
     """
-    left: list[Planned] = []
+    left: list[RunSpec] = []
     waiting, diverged = list(runs), []
     while waiting:
         left = []
@@ -164,7 +164,7 @@ def train_runs(runs: Sequence[Planned], table: Table, file: Path, options: Names
                 continue
             try:
                 train_run(run, table, file, options, deadline)
-            except InUse:
+            except RunInUse:
                 left.append(run)
             except Diverged as error:
                 diverged.append(run.name)
@@ -182,7 +182,7 @@ def train_runs(runs: Sequence[Planned], table: Table, file: Path, options: Names
     return not left
 
 
-def train_run(run: Planned, table: Table, file: Path, options: Namespace, deadline: float) -> None:
+def train_run(run: RunSpec, table: Table, file: Path, options: Namespace, deadline: float) -> None:
     """Train a run to its end, unless it is there, and keep its results. Arguments as for ``train_runs``."""
     path = options.runs / run.name
     finished = RunDirectory(path).read_results() is not None
@@ -190,7 +190,7 @@ def train_run(run: Planned, table: Table, file: Path, options: Namespace, deadli
     quiet = options.quiet or finished
     results = train(config, path, quiet=quiet, deadline=deadline, signals=stop_signals)
     kept = read_lines(file).get(run.name)
-    if kept is None or kept.results != Outcome.model_validate(results):
+    if kept is None or kept.results != RunResult.model_validate(results):
         save_result(path, table, file)
     if options.quiet and not finished:
-        print(f"{run.name}: {summarise(results)}", flush=True)
+        print(f"{run.name}: {summarize(results)}", flush=True)

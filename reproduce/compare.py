@@ -7,16 +7,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mixmatch.config import NOT_OF_THE_RUN, RHYTHM, PseudoLabelSettings, flat
-from mixmatch.errors import UserError, brief_error, one_line
+from mixmatch.config import INTERVAL_KEYS, RESUMABLE_KEYS, PseudoLabelSettings, flat
+from mixmatch.errors import UserError, describe_error, single_line
 from mixmatch.files import read_file
 from mixmatch.methods import METHODS
-from mixmatch.records.run import RunDirectory
-from reproduce.results import NOTHING, Outcome, spread
+from mixmatch.runs.directory import RunDirectory
+from reproduce.results import MISSING, RunResult, spread
 
 # What only some rules of pseudo-labels look at.
 OF_RULES = {"method": ("method",), "threshold": ("threshold",), "fraction": ("top", "balanced")}
-IGNORED = {"name", "seed", "data.dataset", *NOT_OF_THE_RUN, *RHYTHM}
+IGNORED = {"name", "seed", "data.dataset", *RESUMABLE_KEYS, *INTERVAL_KEYS}
 
 
 def is_ignored(key: str) -> bool:
@@ -43,7 +43,7 @@ def compare_runs(paths: Sequence[Path]) -> tuple[str, list[str]]:
     """
     notes: list[str] = []
     settings: dict[Path, dict[str, object]] = {}
-    outcomes: dict[Path, Outcome] = {}
+    outcomes: dict[Path, RunResult] = {}
     for path in paths:
         run = RunDirectory(path)
         if path.is_file():  # such as a sheet of --check beside runs
@@ -52,12 +52,12 @@ def compare_runs(paths: Sequence[Path]) -> tuple[str, list[str]]:
             config, results = run.read_config(), run.read_results()
             if results is None:
                 raise UserError(f"{path}: is not finished")
-            outcomes[path] = Outcome.model_validate(results)
+            outcomes[path] = RunResult.model_validate(results)
         except UserError as error:
-            notes.append(f"left out: {one_line(error)}")
+            notes.append(f"left out: {single_line(error)}")
             continue
         except ValidationError as error:
-            notes.append(f"left out: {one_line(path)}: results.json: {brief_error(error)}")
+            notes.append(f"left out: {single_line(path)}: results.json: {describe_error(error)}")
             continue
         settings[path] = {"data": config.data.title(), "images": _images(path), **flat(config)}
         rounds = results.get("pseudo_label") or {}
@@ -78,7 +78,7 @@ def compare_runs(paths: Sequence[Path]) -> tuple[str, list[str]]:
     rows: dict[tuple[str, ...], list[Path]] = {}
     for path, values in settings.items():
         rows.setdefault(
-            tuple("null" if (value := values.get(key, NOTHING)) is None else str(value) for key in differing), []
+            tuple("null" if (value := values.get(key, MISSING)) is None else str(value) for key in differing), []
         ).append(path)
     head = [*differing, "test accuracy (%)", "best validation (%)", "seeds", "seconds"]
     lines = [head, ["---"] * len(head)]
@@ -89,5 +89,5 @@ def compare_runs(paths: Sequence[Path]) -> tuple[str, list[str]]:
         seeds = sorted(int(settings[path]["seed"]) for path in members)
         lines.append([*shown, spread(tests), spread(best), ", ".join(map(str, seeds)), seconds])
     return "\n".join(
-        "| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+        "| " + " | ".join(single_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
     ), notes

@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from scipy.stats import t as student
 
 from mixmatch.config import build_config
-from mixmatch.errors import UserError, brief_error
+from mixmatch.config.strict_yaml import read_yaml
+from mixmatch.errors import UserError, describe_error
 from mixmatch.files import explain_os_errors, read_file, write_atomically
-from mixmatch.plain_yaml import read_yaml
-from mixmatch.records.run import ROOT
-from reproduce.tables import TABLES, Planned, Table, arguments_of, in_order, plan, read_table
+from mixmatch.runs.directory import ROOT
+from reproduce.tables import TABLES, RunSpec, Table, arguments_of, in_order, plan, read_table
 
 RESULTS = ROOT / "benchmarks" / "results"
-NOTHING = "-"  # what a table says of runs that are not there
+MISSING = "-"  # what a table says of runs that are not there
 
 
 class Selected(BaseModel):
@@ -46,7 +46,7 @@ class Best(BaseModel):
     step: int
 
 
-class Outcome(BaseModel):
+class RunResult(BaseModel):
     """What a table shows of results.json; the rest is kept as it is."""
 
     model_config = ConfigDict(extra="allow")
@@ -72,9 +72,9 @@ class Line(BaseModel):
     run: str
     date: str
     config: dict[str, Any]
-    results: Outcome
+    results: RunResult
 
-    def differing(self, planned: Planned) -> list[str]:
+    def differing(self, planned: RunSpec) -> list[str]:
         """Return the keys in which the run was not what the table now says."""
         return planned.differing(build_config(self.config))
 
@@ -120,7 +120,7 @@ def save_result(run: Path, table: Table, file: Path) -> None:
         results = json.loads(read_file(run / "results.json"))
         keys = [key for key in history[-1] if key != "guesses"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UserError(f"{run}: what it left cannot be read ({brief_error(error)}); train it anew") from None
+        raise UserError(f"{run}: what it left cannot be read ({describe_error(error)}); train it anew") from None
     content = {
         "run": run.name,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -172,17 +172,17 @@ def render(table: Table, results: Path | None = None, only: str = "") -> str:
         if own or table.control:
             others = {} if controls[i] is None else figures[controls[i]]
             differences = [figures[i][seed] - others[seed] for seed in figures[i] if seed in others]
-            line.append(NOTHING if i == controls[i] else _interval(differences))
+            line.append(MISSING if i == controls[i] else _interval(differences))
         outcomes = list(rows[i].values())
         if rounds:
             line += _coverage_and_precision(outcomes)[not fixing :]
         line.append(count_seeds(len(outcomes), len(planned[i])))
         steps = sorted({outcome.steps for outcome in outcomes})
-        line.append(" and ".join(f"{number:,}" for number in steps) or NOTHING)
+        line.append(" and ".join(f"{number:,}" for number in steps) or MISSING)
         if table.passes:
             costs = [cost for cost in (passes_of(run, kept) for run in planned[i].values()) if cost is not None]
-            line.append(f"{statistics.mean(costs) / 1e6:.2f}" if costs else NOTHING)
-        lines.append(line + [row.published.get(source, NOTHING) for source in sources])
+            line.append(f"{statistics.mean(costs) / 1e6:.2f}" if costs else MISSING)
+        lines.append(line + [row.published.get(source, MISSING) for source in sources])
 
     if only:
         if not any(row.label.startswith(only) for row in table.rows):
@@ -197,14 +197,14 @@ def render(table: Table, results: Path | None = None, only: str = "") -> str:
     return "\n".join([text, "", *(f"| {' | '.join(line)} |" for line in lines), "", command])
 
 
-def accuracies(outcomes: dict[int, Outcome], table: Table) -> dict[int, float]:
+def accuracies(outcomes: dict[int, RunResult], table: Table) -> dict[int, float]:
     """Return the accuracies that stand for runs, in percent by seed, see ``Table.accuracy``."""
     name = "test_accuracy_last" if table.accuracy == "last" else "test_accuracy"
     values = {seed: getattr(outcome, name) for seed, outcome in outcomes.items()}
     return {seed: value for seed, value in values.items() if value is not None}
 
 
-def passes_of(run: Planned, kept: dict[str, Line]) -> int | None:
+def passes_of(run: RunSpec, kept: dict[str, Line]) -> int | None:
     """Return the passes over images of a run, of a round with those of what it goes on from; None if not known."""
     outcome = kept[run.name].results if run.name in kept else None
     if outcome is None or outcome.passes_per_step is None:
@@ -244,7 +244,7 @@ def _brief(value: float | None) -> float | None:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def _origin(line: Line, planned: Planned) -> str:
+def _origin(line: Line, planned: RunSpec) -> str:
     """Return what computed a run: device, precision, processes if several, torch, the commit, and what has changed."""
     outcome = line.results
     several = f" in {outcome.processes} processes" if outcome.processes > 1 else ""
@@ -253,17 +253,17 @@ def _origin(line: Line, planned: Planned) -> str:
     return text + (f", where the config was another: {', '.join(differing)}" if differing else "")
 
 
-def _coverage_and_precision(outcomes: list[Outcome]) -> list[str]:
+def _coverage_and_precision(outcomes: list[RunResult]) -> list[str]:
     rounds = [outcome.pseudo_label for outcome in outcomes if outcome.pseudo_label is not None]
     selections = [each.selections[-1] for each in rounds]
     chosen = [entry for entry in selections if entry.selected]
     if not chosen:
-        return [NOTHING, NOTHING]
+        return [MISSING, MISSING]
     known = [entry.precision for entry in chosen if entry.precision is not None]
     coverage = statistics.mean(entry.coverage for entry in selections)
     if any(each.select == "method" for each in rounds):  # no label is fixed; precision is of predictions at the end
-        return [NOTHING, f"{statistics.mean(known):.2f}" if known else NOTHING]
-    return [f"{coverage:.1f}", f"{statistics.mean(known):.2f}" if known else NOTHING]
+        return [MISSING, f"{statistics.mean(known):.2f}" if known else MISSING]
+    return [f"{coverage:.1f}", f"{statistics.mean(known):.2f}" if known else MISSING]
 
 
 def count_seeds(count: int, planned: int) -> str:
@@ -274,7 +274,7 @@ def count_seeds(count: int, planned: int) -> str:
 def spread(values: list[float]) -> str:
     """Return mean ± standard deviation."""
     if not values:
-        return NOTHING
+        return MISSING
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{deviation}"
 
@@ -282,7 +282,7 @@ def spread(values: list[float]) -> str:
 def _interval(differences: list[float]) -> str:
     """Return the mean of paired differences with its 95% confidence interval (Student's t)."""
     if not differences:
-        return NOTHING
+        return MISSING
     mean = statistics.mean(differences)
     if len(differences) < 2:
         return f"{mean:+.2f}"

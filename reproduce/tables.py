@@ -17,16 +17,16 @@ from mixmatch.config import (
     load_config,
     override,
 )
+from mixmatch.config.strict_yaml import read_yaml
 from mixmatch.errors import UserError
-from mixmatch.plain_yaml import read_yaml
-from mixmatch.records.run import ROOT
-from mixmatch.rounds.start import check_overrides, config_of_round, round_path
-from mixmatch.section import Section, explain
+from mixmatch.pseudo_labels.start import check_overrides, config_of_round, round_path
+from mixmatch.runs.directory import ROOT
+from mixmatch.settings import Settings, explain
 
 TABLES = ROOT / "benchmarks" / "tables"
 
 
-class Row(Section):
+class Row(Settings):
     """A line of a table."""
 
     label: str = Field(pattern=r"^[^|\n]+$")
@@ -39,7 +39,7 @@ class Row(Section):
     control: str | None = None  # in place of the table's
 
 
-class Table(Section):
+class Table(Settings):
     """What a table file holds, and which it is."""
 
     file: str
@@ -57,7 +57,7 @@ class Table(Section):
 
 
 @dataclass(frozen=True)
-class Planned:
+class RunSpec:
     """A run that a table needs.
 
     Attributes:
@@ -68,7 +68,7 @@ class Planned:
 
     name: str
     config: Config
-    parent: "Planned | None" = None
+    parent: "RunSpec | None" = None
 
     def differing(self, stored: Config) -> list[str]:
         """Return the keys in which a run's stored config is not this one's."""
@@ -127,14 +127,14 @@ def read_table(file: Path) -> Table:
     return table
 
 
-def plan(table: Table) -> list[dict[int, Planned]]:
+def plan(table: Table) -> list[dict[int, RunSpec]]:
     """Return the runs of each row, by seed.
 
     Raises:
         UserError: if a row's config is not one, or two rows with different configs have one name.
     """
     rows = [{seed: _plan_run(table, row, seed) for seed in seeds_of(row, table)} for row in table.rows]
-    known: dict[str, Planned] = {}
+    known: dict[str, RunSpec] = {}
     for run in (run for row in rows for run in row.values()):
         if known.setdefault(run.name, run) != run:
             raise UserError(f"{table.file}: two rows make different runs named {run.name}; set name=... in one")
@@ -146,23 +146,23 @@ def seeds_of(row: Row, table: Table) -> list[int]:
     return [seed for seed in table.seeds if row.seeds is None or seed in row.seeds]
 
 
-def _plan_run(table: Table, row: Row, seed: int) -> Planned:
+def _plan_run(table: Table, row: Row, seed: int) -> RunSpec:
     beside = Path(table.file).parent / (row.config or table.config)
     file = beside if beside.exists() else ROOT / (row.config or table.config)
     config = load_config(file, [*table.set, *row.set, f"seed={seed}"])
     # What the table says of rounds is no part of the run before them, which another table may need as well.
-    run = Planned(config.run_name(), config.model_copy(update={"pseudo_label": PseudoLabelSettings()}))
+    run = RunSpec(config.run_name(), config.model_copy(update={"pseudo_label": PseudoLabelSettings()}))
     if row.round is None:
         return run
     settings = [text if "." in text.partition("=")[0] else f"pseudo_label.{text}" for text in row.round]
     config = override(config, settings)
     check_overrides(config, settings)
-    return Planned(round_path(Path(run.name), config.pseudo_label).name, config, run)
+    return RunSpec(round_path(Path(run.name), config.pseudo_label).name, config, run)
 
 
-def in_order(table: Table) -> list[Planned]:
+def in_order(table: Table) -> list[RunSpec]:
     """Return every run that a table needs once: by seed, then by row, and a run before the rounds on it."""
-    found: dict[str, Planned] = {}
+    found: dict[str, RunSpec] = {}
     rows = plan(table)
     for seed in table.seeds:
         for row in (row for row in rows if seed in row):

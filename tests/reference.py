@@ -91,7 +91,7 @@ def freematch_weights(guesses, means, momentum):
 
 
 def fairness(strong, weights, means):
-    """Sum of a log b over classes, a and b normalised quotients of mean prediction by share of labels."""
+    """Sum of a log b over classes, a and b normalized quotients of mean prediction by share of labels."""
     kept = strong[weights > 0]
     if not len(kept):
         return torch.zeros(())

@@ -9,7 +9,7 @@ from PIL import Image
 
 import reproduce.command as command_of_tables
 from benchmarks.compute import Point, compute_to, main, render
-from tests.small_runs import ROOT
+from tests.helpers import ROOT
 from tests.test_reproduce import cells, write_table
 
 POINTS = [Point("a, 1", 1e12, [38.0, 42.0], 2), Point("a, 2", 4e12, [50.0], 1), Point("a, 3", 5e12, [48.0], 1)]
@@ -51,11 +51,15 @@ def test_the_command_reads_and_draws_the_results_of_a_table(tmp_path, monkeypatc
     places = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--quiet"]
     assert command_of_tables.main([str(table), *places]) == 0
     capsys.readouterr()
-    command = [sys.executable, ROOT / "benchmarks" / "compute.py", *compute("--draw", "curves.png", "--to", "1", "99")]
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "compute.py",
+        *compute("--draw", "curves.png", "--output", "1", "99"),
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = cells(done.stdout)[2:]
-    # K = 2: two views guessed, three batches trained on; WRN-10-0.5 of 8x8 grey pixels, ten classes, by hand.
+    # K = 2: two views guessed, three batches trained on; WRN-10-0.5 of 8x8 gray pixels, ten classes, by hand.
     stem = 16 * 9 * 64
     groups = [(16, 8, 64), (8, 16, 16), (16, 32, 4)]
     blocks = sum((a * b * 9 + b * b * 9 + a * b) * area for a, b, area in groups)
@@ -68,7 +72,7 @@ def test_the_command_reads_and_draws_the_results_of_a_table(tmp_path, monkeypatc
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.size == (700, 400)
     for number in ("x", "nan", "-1", "101"):
-        assert "invalid percent value" in said("--to", number)
+        assert "invalid percent value" in said("--output", number)
     assert main(compute("--draw", tmp_path / "nowhere" / "curves.png")) == 2
     assert capsys.readouterr().err.startswith("error: ")
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mixmatch.config import Config, differing_keys, differing_keys_of_rounds, load_config, to_yaml
 from mixmatch.errors import UserError
-from mixmatch.section import list_keys
-from tests.small_runs import DEEP, FUZZ, NASTY
+from mixmatch.settings import list_keys
+from tests.helpers import DEEP, FUZZ, NASTY
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yml"))
@@ -171,7 +171,7 @@ def test_any_yaml_and_any_override_is_a_config_or_one_line(tmp_path, text, overr
     st.integers(0, 50),
     st.characters(min_codepoint=97, max_codepoint=122),
 )
-def test_a_slip_in_a_key_is_recognised(key, place, letter):
+def test_a_slip_in_a_key_is_recognized(key, place, letter):
     slip = key[: place % len(key)] + letter + key[place % len(key) + 1 :]
     known = {k for k, _ in list_keys(type(DEFAULTS))}
     if slip in known or "." not in key or slip.count(".") != key.count("."):

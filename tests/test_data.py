@@ -38,7 +38,7 @@ def picture(path, color=(10, 20, 30), size=(40, 30), **options):
 
 @pytest.fixture
 def photographs(tmp_path):
-    """cat: 3, dog: 2 labelled; 4 unlabelled; a test image each."""
+    """cat: 3, dog: 2 labeled; 4 unlabeled; a test image each."""
     for i in range(3):
         picture(tmp_path / "train" / "cat" / f"{i}.png", (200 + i, 0, 0))
     for i in range(2):
@@ -484,7 +484,7 @@ def test_svhn_with_labels_that_are_no_digits(small_svhn, monkeypatch):
 
 @pytest.fixture
 def small_stl10(tmp_path, monkeypatch):
-    """An archive laid out like STL-10's: 6 labelled images in two folds, 3 without label, 2 for the test."""
+    """An archive laid out like STL-10's: 6 labeled images in two folds, 3 without label, 2 for the test."""
     folder = tmp_path / "made" / STL10.base_folder
     folder.mkdir(parents=True)
     draw = np.random.RandomState(0)

@@ -25,9 +25,9 @@ import mixmatch.training.loop
 from mixmatch.config import all_keys, build_config
 from mixmatch.data import DATASETS, Dataset, DataSettings, load_data
 from mixmatch.errors import UserError
+from mixmatch.training.evaluators import Accuracy
 from mixmatch.training.trainer import Trainer
-from mixmatch.training.watch import Accuracy
-from tests.small_runs import (
+from tests.helpers import (
     DEEP,
     FUZZ,
     NASTY,
@@ -43,7 +43,7 @@ from tests.small_runs import (
 
 
 def command(path, *overrides):
-    return [sys.executable, "main.py", "--run", str(path), *SMALL, *overrides]
+    return [sys.executable, "main.py", "--run-dir", str(path), *SMALL, *overrides]
 
 
 def start(path, *overrides, **options):
@@ -369,7 +369,7 @@ def test_another_number_of_threads_is_said_once(tmp_path, capsys):
 def test_the_first_checkpoint_format_is_still_read(tmp_path, capsys):
     shutil.copytree(ROOT / "tests" / "fixtures" / "run-format-1", tmp_path / "run")
     config = yaml.safe_load((tmp_path / "run" / "config.yml").read_text())
-    assert main.main(["--config", str(tmp_path / "run" / "config.yml"), "--run", str(tmp_path / "run")]) == 0
+    assert main.main(["--config", str(tmp_path / "run" / "config.yml"), "--run-dir", str(tmp_path / "run")]) == 0
     assert "continuing" in capsys.readouterr().out
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["steps"] == config["train"]["steps"] == 6
@@ -381,7 +381,7 @@ keys = st.sampled_from([key for key, _ in all_keys()]) | st.text() | DEEP
 arguments = st.lists(
     st.tuples(keys, anything).map("=".join)
     | st.text()
-    | st.sampled_from(["--config", "--run", "--", "-x", "--run=", "--config=config.yml", "--config=/", "\x00"]),
+    | st.sampled_from(["--config", "--run-dir", "--", "-x", "--run-dir=", "--config=config.yml", "--config=/", "\x00"]),
     max_size=5,
 )
 

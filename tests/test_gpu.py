@@ -7,24 +7,24 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from mixmatch.ranks import ALONE, Ranks
-from mixmatch.records.recorder import copy_to_host
-from mixmatch.training.capture import COMPILED_AND_RECORDED, PLAIN, RECORDED
-from mixmatch.training.rungs import climb
-from tests.small_runs import final, run, signal_after
-from tests.toys import toy_trainer
+from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
+from mixmatch.runs.writer import copy_to_host
+from mixmatch.training.cuda_graph import COMPILED_CUDA_GRAPH, CUDA_GRAPH, EAGER
+from mixmatch.training.execution import select_execution_mode
+from tests.factories import make_toy_trainer
+from tests.helpers import final, run, signal_after
 
-RUNGS = [PLAIN, RECORDED, COMPILED_AND_RECORDED]
+MODES = [EAGER, CUDA_GRAPH, COMPILED_CUDA_GRAPH]
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     pytest.mark.filterwarnings("default"),  # set_sync_debug_mode warns that it is there, compilers of this and that
 ]
 
 
-def gpu_trainer(rung, precision="float32", ranks=ALONE, method="mixmatch", **train):
+def gpu_trainer(mode, precision="float32", ranks=SINGLE_PROCESS, method="mixmatch", **train):
     sections = {"method": method, "train": {"batch_size": 16, "precision": precision} | train}
-    trainer = toy_trainer(torch.device("cuda"), ranks, **sections)
-    trainer.use(rung)
+    trainer = make_toy_trainer(torch.device("cuda"), ranks, **sections)
+    trainer.use(mode)
     return trainer
 
 
@@ -47,10 +47,10 @@ def exact():
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "muon"])
-@pytest.mark.parametrize("rung", [RECORDED, COMPILED_AND_RECORDED], ids=lambda rung: rung.name)
-def test_each_rung_computes_what_the_plain_step_does(rung, optimizer):
+@pytest.mark.parametrize("mode", [CUDA_GRAPH, COMPILED_CUDA_GRAPH], ids=lambda mode: mode.name)
+def test_each_rung_computes_what_the_plain_step_does(mode, optimizer):
     settings = {"optimizer": optimizer, "lr_decay_steps": [10]}
-    plain, fast = gpu_trainer(PLAIN, **settings), gpu_trainer(rung, **settings)
+    plain, fast = gpu_trainer(EAGER, **settings), gpu_trainer(mode, **settings)
     a, b = losses(plain, 20), losses(fast, 20)
     # The same draws; sums in another order, which Adam's steps amplify: tight at first, and only alike at the end.
     torch.testing.assert_close(a[:3], b[:3], rtol=1e-3, atol=1e-3)
@@ -59,9 +59,9 @@ def test_each_rung_computes_what_the_plain_step_does(rung, optimizer):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("method", ["remixmatch", "fixmatch", "freematch", "softmatch"])
-@pytest.mark.parametrize("rung", [RECORDED, COMPILED_AND_RECORDED], ids=lambda rung: rung.name)
-def test_each_method_is_computed_as_by_the_plain_step(rung, method):
-    plain, fast = gpu_trainer(PLAIN, method=method), gpu_trainer(rung, method=method)
+@pytest.mark.parametrize("mode", [CUDA_GRAPH, COMPILED_CUDA_GRAPH], ids=lambda mode: mode.name)
+def test_each_method_is_computed_as_by_the_plain_step(mode, method):
+    plain, fast = gpu_trainer(EAGER, method=method), gpu_trainer(mode, method=method)
     a, b = losses(plain, 20), losses(fast, 20)
     torch.testing.assert_close(a[:3], b[:3], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(a.mean(), b.mean(), rtol=0.2, atol=0.2)
@@ -70,14 +70,14 @@ def test_each_method_is_computed_as_by_the_plain_step(rung, method):
 @pytest.mark.timeout(600)
 def test_bfloat16_follows_float32():
     torch.testing.assert_close(
-        losses(gpu_trainer(PLAIN), 5), losses(gpu_trainer(COMPILED_AND_RECORDED, "bfloat16"), 5), rtol=0.2, atol=0.2
+        losses(gpu_trainer(EAGER), 5), losses(gpu_trainer(COMPILED_CUDA_GRAPH, "bfloat16"), 5), rtol=0.2, atol=0.2
     )
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
-def test_a_step_never_waits_for_the_device(rung):
-    trainer = gpu_trainer(rung)
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_a_step_never_waits_for_the_device(mode):
+    trainer = gpu_trainer(mode)
     for _ in range(3):
         trainer.train_step()
     try:
@@ -89,7 +89,7 @@ def test_a_step_never_waits_for_the_device(rung):
 
 
 def test_recording_changes_nothing():
-    trainer = gpu_trainer(RECORDED)
+    trainer = gpu_trainer(CUDA_GRAPH)
     before = {name: value.clone() for name, value in trainer.state().items()}
     trainer.get_ready()
     for name, value in trainer.state().items():
@@ -97,9 +97,9 @@ def test_recording_changes_nothing():
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
-def test_a_resumed_run_makes_the_same_draws(rung):
-    trainer, twin = gpu_trainer(rung), gpu_trainer(rung)
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_a_resumed_run_makes_the_same_draws(mode):
+    trainer, twin = gpu_trainer(mode), gpu_trainer(mode)
     for _ in range(5):
         trainer.train_step()
     twin.load_state({name: value.cpu().clone() for name, value in trainer.state().items()}, 5)
@@ -111,7 +111,7 @@ def test_a_resumed_run_makes_the_same_draws(rung):
 
 @pytest.mark.timeout(600)
 def test_a_checkpoint_is_of_its_step_however_far_training_is_when_it_is_fetched():
-    trainer, twin = gpu_trainer(COMPILED_AND_RECORDED), gpu_trainer(COMPILED_AND_RECORDED)
+    trainer, twin = gpu_trainer(COMPILED_CUDA_GRAPH), gpu_trainer(COMPILED_CUDA_GRAPH)
     for _ in range(5):
         trainer.train_step()
         twin.train_step()
@@ -133,7 +133,10 @@ def test_the_message_between_ranks_can_be_recorded(tmp_path):
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=0, world_size=1)
     try:
-        plain, fast = gpu_trainer(PLAIN, ranks=Ranks(0, 2)), gpu_trainer(COMPILED_AND_RECORDED, ranks=Ranks(0, 2))
+        plain, fast = (
+            gpu_trainer(EAGER, ranks=DistributedContext(0, 2)),
+            gpu_trainer(COMPILED_CUDA_GRAPH, ranks=DistributedContext(0, 2)),
+        )
         a, b = losses(plain, 20), losses(fast, 20)
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
         assert fast.ranks.largest([3, 4]) == [3, 4]
@@ -155,19 +158,20 @@ def test_whole_runs_by_the_command_stopped_and_continued(tmp_path, monkeypatch, 
 
 
 def test_a_gpu_checkpoint_goes_on_on_the_cpu():
-    trainer = gpu_trainer(PLAIN)
+    trainer = gpu_trainer(EAGER)
     losses(trainer, 3)
-    twin = toy_trainer(train={"batch_size": 16, "precision": "float32"})
+    twin = make_toy_trainer(train={"batch_size": 16, "precision": "float32"})
     twin.load_state({name: value.cpu() for name, value in trainer.state().items()}, 3)
     assert losses(twin, 2).isfinite().all()
 
 
 @pytest.mark.timeout(900)
 def test_the_first_rung_works_here():
-    """No rung is left, on whatever machine this is: if one is, the warning says why."""
+    """No mode is left, on whatever machine this is: if one is, the warning says why."""
     warnings = []
-    trainer = gpu_trainer(PLAIN)
+    trainer = gpu_trainer(EAGER)
     assert (
-        climb(trainer, [COMPILED_AND_RECORDED, RECORDED, PLAIN], warnings.append, nullcontext) == COMPILED_AND_RECORDED
+        select_execution_mode(trainer, [COMPILED_CUDA_GRAPH, CUDA_GRAPH, EAGER], warnings.append, nullcontext)
+        == COMPILED_CUDA_GRAPH
     )
     assert not warnings

@@ -11,7 +11,7 @@ import torch
 
 import mixmatch
 from mixmatch.data import load_data
-from tests.small_runs import ROOT, SMALL, assert_same_run, run
+from tests.helpers import ROOT, SMALL, assert_same_run, run
 
 FAST = [*SMALL, "model.bn_momentum=0.1", "train.ema_decay=0.9"]
 

@@ -1,4 +1,4 @@
-"""The networks: sizes, initialisation, and BatchNorm over several batches in one tensor."""
+"""The networks: sizes, initialization, and BatchNorm over several batches in one tensor."""
 
 import math
 
@@ -12,11 +12,11 @@ from mixmatch.config import load_config
 from mixmatch.errors import UserError
 from mixmatch.models import BatchNorm, ResNet, build_network
 from mixmatch.models.batch_norm import EPSILON, JointBatchNorm
-from tests.toys import wide_resnet
+from tests.factories import wide_resnet
 
 
 def resnet(num_classes=10, in_channels=3, **settings):
-    return ResNet(ResNet.Settings(**settings), num_classes, in_channels)
+    return ResNet(ResNet.settings_type(**settings), num_classes, in_channels)
 
 
 def test_wrn_28_2_has_the_papers_parameters():
@@ -65,7 +65,7 @@ def test_weights_are_a_function_of_the_seed_and_torchs_generator_stays():
     assert torch.equal(a.stem.weight, b.stem.weight) and not torch.equal(a.stem.weight, c.stem.weight)
 
 
-def test_initialisation():
+def test_initialization():
     torch.manual_seed(0)
     network = wide_resnet(28, 2, 10)
     for module in network.modules():
@@ -192,7 +192,7 @@ def test_resnet_18_is_torchvisions_with_a_small_stem(training):
     x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     torch.testing.assert_close(ours(x), theirs(x))
     torch.testing.assert_close(ours.bn.running_var, theirs.bn1.running_var)
-    assert ours.Settings(blocks=[2, 2, 2, 2]).title() == "ResNet-18-64"
+    assert ours.settings_type(blocks=[2, 2, 2, 2]).title() == "ResNet-18-64"
 
 
 @pytest.mark.parametrize("size, channels", [(4, 1), (28, 1), (33, 3)])
@@ -211,4 +211,4 @@ def test_four_scales_are_the_authors_network_for_stl_10():
         kernels += 9 * (before * here + 7 * here * here) + before * here
     assert sum(p.numel() for p in network.parameters() if p.dim() > 1) == kernels
     assert network(torch.zeros(2, 3, 96, 96)).shape == (2, 10)
-    assert "of 4 scales" in network.Settings(scales=4).title() and network.Settings().title() == "WRN-28-2"
+    assert "of 4 scales" in network.settings_type(scales=4).title() and network.settings_type().title() == "WRN-28-2"

@@ -7,15 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmatch.training.muon import Muon, orthogonalise
-from tests.toys import toy_trainer
+from mixmatch.training.muon import Muon, orthogonalize
+from tests.factories import make_toy_trainer
 
 
 @given(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12), st.floats(1e-6, 1e6), st.integers(0, 2**32 - 1))
-def test_orthogonalised_matrices_keep_their_directions_and_lose_their_sizes(count, rows, columns, scale, seed):
+def test_orthogonalized_matrices_keep_their_directions_and_lose_their_sizes(count, rows, columns, scale, seed):
     matrices = torch.randn(count, rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     left, sizes, right = torch.linalg.svd(matrices, full_matrices=False)
-    left_to_right = left.mT @ orthogonalise(matrices * scale) @ right.mT
+    left_to_right = left.mT @ orthogonalize(matrices * scale) @ right.mT
     found = left_to_right.diagonal(dim1=1, dim2=2)
     torch.testing.assert_close(torch.diag_embed(found), left_to_right, rtol=0, atol=1e-5)
     assert (found >= 0).all() and (found < 1.21).all()
@@ -24,7 +24,7 @@ def test_orthogonalised_matrices_keep_their_directions_and_lose_their_sizes(coun
 
 
 def test_a_matrix_of_zeros_has_no_direction():
-    assert not orthogonalise(torch.zeros(1, 3, 5)).any()
+    assert not orthogonalize(torch.zeros(1, 3, 5)).any()
 
 
 def test_a_step_of_kernels_is_that_of_torch_muon_and_all_else_adam():
@@ -60,8 +60,8 @@ def test_a_step_of_kernels_is_that_of_torch_muon_and_all_else_adam():
 
 
 def test_a_trainer_gives_muon_its_learning_rates_and_kernels():
-    train = {"optimizer": "muon", "lr": 0.01, "lr_kernels": 0.2, "lr_schedule": "linear", "steps": 4, "batch_size": 5}
-    trainer = toy_trainer(train=train)
+    train = {"optimizer": "muon", "lr": 0.01, "muon_lr": 0.2, "lr_schedule": "linear", "steps": 4, "batch_size": 5}
+    trainer = make_toy_trainer(train=train)
     moved = []
     for _ in range(4):
         stem = trainer.model.stem.weight.detach().clone()

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import main
-from mixmatch.classifier import load_model
 from mixmatch.config import build_config
 from mixmatch.data import load_data
-from mixmatch.data.decode import Unreadable, decode
+from mixmatch.data.folder.decode import Unreadable, decode
 from mixmatch.errors import UserError
-from tests.small_runs import SMALL
+from mixmatch.inference import load_model
+from tests.factories import labels_alone, split_of
+from tests.helpers import SMALL
 from tests.test_predict import pattern
-from tests.toys import labels_alone, split_of
 
 CPU = torch.device("cpu")
 CLASSES = ["cat", "dog"]
@@ -28,7 +28,7 @@ SETTINGS = ["data.dataset=folder", "data.num_labeled=all", "data.image_size=8", 
 
 @pytest.fixture
 def photos(tmp_path):
-    """6 of each class to train on, 2 to test, 5 unlabelled."""
+    """6 of each class to train on, 2 to test, 5 unlabeled."""
     root = tmp_path / "my photos"
     for part, count in (("train", 6), ("test", 2)):
         for number, name in enumerate(CLASSES):
@@ -48,7 +48,7 @@ def load(root, **settings):
 
 
 def train(root, path, *overrides):
-    return main.main(["--run", str(path), *SETTINGS, f"data.root={root}", *overrides])
+    return main.main(["--run-dir", str(path), *SETTINGS, f"data.root={root}", *overrides])
 
 
 def table(root, text, name="labels.csv"):
@@ -191,7 +191,7 @@ def test_check_says_in_one_go_what_is_odd(photos, tmp_path, capsys):
         f"{photos}: 26 files",
         "cat              6       3",
         "dog              7       2",
-        "unlabelled       8",
+        "unlabeled       8",
         "formats: 24 PNG, RGB; 1 TIFF, RGB; 1 GIF, P",
         "sizes: from 20x20 to 40x10 pixels",
         "1 file has a side below 16 pixels",
@@ -201,8 +201,8 @@ def test_check_says_in_one_go_what_is_odd(photos, tmp_path, capsys):
         f"nothing looks at {photos / 'train' / 'x.png'}",
         f"nothing looks at {photos / 'valid'}/ (1 file)",
         f"only the first page is used of {photos / 'unlabeled' / 'pages.tif'}",
-        "13 labelled, 8 unlabelled",
-        "classes are of unequal size: from 6 labelled (cat) to 7 (dog)",
+        "13 labeled, 8 unlabeled",
+        "classes are of unequal size: from 6 labeled (cat) to 7 (dog)",
         "12 steps of",
         "GB of memory",
         "nothing speaks against training",
@@ -235,7 +235,7 @@ def test_check_names_everything_that_would_fail_and_ends_with_2(photos, tmp_path
         ("data.num_validation=8", "data.num_labeled: 3 images of each class are too many"),
         ("data.crop_padding=9", "data.crop_padding: must be below"),
         ("train.lr=1e5", "the loss is no longer finite"),
-        ("init=nowhere", "nowhere: is no run directory"),
+        ("init_from=nowhere", "nowhere: is no run directory"),
     ],
 )
 def test_check_finds_what_training_would_fail_with(photos, tmp_path, capsys, override, message):
@@ -244,12 +244,12 @@ def test_check_finds_what_training_would_fail_with(photos, tmp_path, capsys, ove
 
 
 def test_check_of_other_data_sets_and_of_a_run_that_is_there(tmp_path, capsys):
-    assert main.main(["--run", str(tmp_path / "run"), *SMALL]) == 0
+    assert main.main(["--run-dir", str(tmp_path / "run"), *SMALL]) == 0
     capsys.readouterr()
-    assert main.main(["--run", str(tmp_path / "run"), "--check", "train.steps=100"]) == 0
+    assert main.main(["--run-dir", str(tmp_path / "run"), "--check", "train.steps=100"]) == 0
     printed = capsys.readouterr().out
     assert "is there already, at step 12" in printed and "88 steps of" in printed
-    assert main.main(["--run", str(tmp_path / "run"), "--check", "seed=2"]) == 2
+    assert main.main(["--run-dir", str(tmp_path / "run"), "--check", "seed=2"]) == 2
     assert "holds a run of another config: seed" in capsys.readouterr().err
 
 
@@ -264,8 +264,8 @@ def test_photographs_added_or_missing_are_counted_and_init_goes_on(photos, tmp_p
     assert train(photos, tmp_path / "run", "train.steps=14") == 2
     error = capsys.readouterr().err
     assert "1 is new, such as train/cat/new.png, 2 are missing, such as unlabeled/0.png" in error
-    assert "a new run start from this one's weights with init=RUN" in error
-    assert train(photos, tmp_path / "next", f"init={tmp_path / 'run'}", "train.steps=2") == 0
+    assert "a new run start from this one's weights with init_from=RUN" in error
+    assert train(photos, tmp_path / "next", f"init_from={tmp_path / 'run'}", "train.steps=2") == 0
     assert f"starts from the weights of {tmp_path / 'run'}" in capsys.readouterr().out
 
 
@@ -287,7 +287,7 @@ def test_init_takes_the_averaged_weights_and_statistics(photos, tmp_path, monkey
         raise UserError("seen")
 
     monkeypatch.setattr("mixmatch.training.trainer.Trainer.train_step", stop)
-    assert train(photos, tmp_path / "next", f"init={start}", "seed=2") == 2
+    assert train(photos, tmp_path / "next", f"init_from={start}", "seed=2") == 2
     weights = load_model(tmp_path / "run").network.state_dict()
     for name, value in weights.items():
         assert torch.equal(seen[f"model.{name}"], value)
@@ -300,21 +300,21 @@ def test_init_with_another_class_keeps_all_but_the_last_layer(photos, tmp_path, 
     (photos / "train" / "owl").mkdir()
     for i in range(4):
         pattern(2, 300 + i).save(photos / "train" / "owl" / f"{i}.png")
-    assert train(photos, tmp_path / "next", f"init={tmp_path / 'run'}") == 0
+    assert train(photos, tmp_path / "next", f"init_from={tmp_path / 'run'}") == 0
     printed = capsys.readouterr().out
     assert "but for" in printed and "continuing" not in printed
     # Killed and continued it does not start over, also where the first run is gone.
     shutil.rmtree(tmp_path / "run")
-    assert train(photos, tmp_path / "next", f"init={tmp_path / 'run'}") == 0
+    assert train(photos, tmp_path / "next", f"init_from={tmp_path / 'run'}") == 0
     assert "is finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["init=runs/nowhere"], "runs/nowhere: is no run directory"),
-        (["init={run}", "model.depth=16"], "init: .* is of another network; give the same model"),
-        (["init={run}", "model.width=1"], "init: .* is of another network"),
+        (["init_from=runs/nowhere"], "runs/nowhere: is no run directory"),
+        (["init_from={run}", "model.depth=16"], "init_from: .* is of another network; give the same model"),
+        (["init_from={run}", "model.width=1"], "init_from: .* is of another network"),
     ],
 )
 def test_init_that_cannot_be_had(photos, tmp_path, capsys, overrides, message):
@@ -361,7 +361,7 @@ def test_what_cannot_be_read_is_remembered_and_tried_again(photos, tmp_path, mon
 
 def test_heic_is_read_by_its_plug_in_or_names_it(tmp_path, monkeypatch):
     (tmp_path / "x.heic").write_bytes(b"\x00\x00\x00\x18ftypheic")
-    monkeypatch.setattr("mixmatch.data.decode.HEIF", False)
+    monkeypatch.setattr("mixmatch.data.folder.decode.HEIF", False)
     with pytest.raises(Unreadable, match="pip install pillow-heif reads it"):
         decode(tmp_path / "x.heic", 8)
     monkeypatch.undo()

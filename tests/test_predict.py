@@ -15,11 +15,11 @@ from PIL import ExifTags, Image
 
 import main
 import predict
-from mixmatch.classifier import load_model
-from mixmatch.data.decode import Unreadable, decode, find_images
+from mixmatch.cli.predictions import sort_into
+from mixmatch.data.folder.decode import Unreadable, decode, find_images
 from mixmatch.errors import UserError
-from mixmatch.predictions import sort_into
-from tests.small_runs import ROOT, SMALL
+from mixmatch.inference import load_model
+from tests.helpers import ROOT, SMALL
 
 FOLDER = [
     "data.dataset=folder",
@@ -58,7 +58,7 @@ def photos(tmp_path_factory):
 def trained(photos, tmp_path_factory):
     path = tmp_path_factory.mktemp("trained") / "run"
     settings = [f"data.root={photos}", "data.fit=pad", "train.steps=40", "train.precision=bfloat16"]
-    assert main.main(["--run", str(path), *FOLDER, *settings]) == 0
+    assert main.main(["--run-dir", str(path), *FOLDER, *settings]) == 0
     return path
 
 
@@ -72,7 +72,7 @@ def rows(path):
 
 
 def test_accuracy_on_the_test_set_is_the_runs_and_rows_say_it_all(photos, trained, tmp_path, capsys):
-    assert command("--run", trained, photos / "test", "--to", tmp_path / "p.csv") == 0
+    assert command("--run-dir", trained, photos / "test", "--output", tmp_path / "p.csv") == 0
     printed = capsys.readouterr().out
     accuracy = json.loads((trained / "results.json").read_text())["test_accuracy_last"]
     assert f"accuracy {accuracy:.2f}% of 18 files whose class is known, balanced accuracy {accuracy:.2f}%" in printed
@@ -90,8 +90,8 @@ def test_accuracy_on_the_test_set_is_the_runs_and_rows_say_it_all(photos, traine
 
 def test_the_model_file_needs_no_run_and_says_the_same(photos, trained, tmp_path):
     shutil.copy(trained / "model.safetensors", tmp_path / "moved.safetensors")
-    assert command("--run", trained, photos / "test", "--to", tmp_path / "a.csv") == 0
-    assert command("--model", tmp_path / "moved.safetensors", photos / "test", "--to", tmp_path / "b.csv") == 0
+    assert command("--run-dir", trained, photos / "test", "--output", tmp_path / "a.csv") == 0
+    assert command("--model", tmp_path / "moved.safetensors", photos / "test", "--output", tmp_path / "b.csv") == 0
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     assert load_model(tmp_path / "moved.safetensors").classes == sorted(CLASSES)
 
@@ -110,7 +110,9 @@ def test_the_model_file_needs_no_run_and_says_the_same(photos, trained, tmp_path
 def test_a_model_file_that_is_none_is_one_line(photos, trained, tmp_path, capsys, spoil):
     shutil.copytree(trained, tmp_path / "run")
     spoil(tmp_path / "run" / "model.safetensors")
-    assert command("--model", tmp_path / "run" / "model.safetensors", photos / "test", "--to", tmp_path / "p.csv") == 2
+    assert (
+        command("--model", tmp_path / "run" / "model.safetensors", photos / "test", "--output", tmp_path / "p.csv") == 2
+    )
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "model.safetensors" in error
     assert not (tmp_path / "p.csv").exists()
@@ -124,11 +126,11 @@ def test_best_is_the_best_by_validation(trained, tmp_path, photos, capsys):
 
     tensors, _ = load_tensors(trained / "checkpoints" / f"step-{step:08d}.safetensors")
     assert torch.equal(best.network.dense.weight, tensors["ema.dense.weight"])
-    assert command("--run", trained, photos / "test", "--best", "--to", tmp_path / "p.csv") == 0
+    assert command("--run-dir", trained, photos / "test", "--best", "--output", tmp_path / "p.csv") == 0
     shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / f"step-{step:08d}.safetensors").write_bytes(b"")
     if step != 40:
-        assert command("--run", tmp_path / "run", photos / "test", "--best", "--to", tmp_path / "q.csv") == 2
+        assert command("--run-dir", tmp_path / "run", photos / "test", "--best", "--output", tmp_path / "q.csv") == 2
         assert "cannot be read" in capsys.readouterr().err
 
 
@@ -148,7 +150,7 @@ def test_files_that_cannot_be_read_are_rows_and_the_others_are_done(photos, trai
     os.chdir(new)
     try:
         pattern(2, 3).save("=1+1.png")
-        assert command("--run", trained, new, "=1+1.png", "--to", tmp_path / "p.csv") == 0
+        assert command("--run-dir", trained, new, "=1+1.png", "--output", tmp_path / "p.csv") == 0
     finally:
         os.chdir(ROOT)
     found = rows(tmp_path / "p.csv")
@@ -159,13 +161,13 @@ def test_files_that_cannot_be_read_are_rows_and_the_others_are_done(photos, trai
     printed = capsys.readouterr().out
     assert "3 of 8 files could not be read" in printed and "of which the first was used: 1" in printed
     (new / "sub" / "circle").unlink()
-    assert command("--run", trained, new / "sub", "--to", tmp_path / "q.csv") == 2
+    assert command("--run-dir", trained, new / "sub", "--output", tmp_path / "q.csv") == 2
     assert "no picture could be read" in capsys.readouterr().err
     assert rows(tmp_path / "q.csv")[0]["problem"]
 
 
 def test_a_class_is_read_from_folders_below_the_one_given_not_above_it(photos, trained, tmp_path, capsys):
-    assert command("--run", trained, photos / "test" / "lying", "--to", tmp_path / "p.csv") == 0
+    assert command("--run-dir", trained, photos / "test" / "lying", "--output", tmp_path / "p.csv") == 0
     assert {row["true_class"] for row in rows(tmp_path / "p.csv")} == {""}
     assert "accuracy" not in capsys.readouterr().out
 
@@ -174,7 +176,15 @@ def test_the_sheet_is_one_page_least_certain_first_and_runs_nothing(photos, trai
     shutil.copytree(photos / "test", tmp_path / "test")
     (tmp_path / "test" / "lying" / '"><script>alert(1)<').mkdir()
     pattern(0, 1).save(tmp_path / "test" / "lying" / '"><script>alert(1)<' / "x.png")
-    arguments = ["--run", trained, tmp_path / "test", "--to", tmp_path / "p.csv", "--sheet", tmp_path / "sheet.html"]
+    arguments = [
+        "--run-dir",
+        trained,
+        tmp_path / "test",
+        "--output",
+        tmp_path / "p.csv",
+        "--html",
+        tmp_path / "sheet.html",
+    ]
     assert command(*arguments) == 0
     page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
     assert "The 19 least certain of 19 pictures" in page and page.count("data:image/png;base64,") == 19
@@ -184,7 +194,7 @@ def test_the_sheet_is_one_page_least_certain_first_and_runs_nothing(photos, trai
         page.index(f'title="{row["path"]}"') for row in order if "script" not in row["path"] and "<" not in row["path"]
     ]
     assert places == sorted(places)
-    assert command(*arguments, "--sheet-size", 5) == 0
+    assert command(*arguments, "--html-size", 5) == 0
     page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
     assert "The 5 least certain of 19" in page and page.count("<figure") == 5
 
@@ -192,7 +202,12 @@ def test_the_sheet_is_one_page_least_certain_first_and_runs_nothing(photos, trai
 def test_sorting_copies_and_never_overwrites(photos, trained, tmp_path):
     source = photos / "unlabeled"
     for _ in range(2):
-        assert command("--run", trained, source, "--to", tmp_path / "p.csv", "--sort-into", tmp_path / "sorted") == 0
+        assert (
+            command(
+                "--run-dir", trained, source, "--output", tmp_path / "p.csv", "--copy-by-class", tmp_path / "sorted"
+            )
+            == 0
+        )
     copies = [path for path in (tmp_path / "sorted").rglob("*") if path.is_file()]
     assert len(copies) == 40 and len(list(source.iterdir())) == 20
     for row in rows(tmp_path / "p.csv"):
@@ -204,7 +219,7 @@ def test_sorting_copies_and_never_overwrites(photos, trained, tmp_path):
 
 def test_onnx_computes_what_the_network_does(trained, photos, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
-    assert command("--run", trained, "--export", tmp_path / "m.onnx") == 0
+    assert command("--run-dir", trained, "--export", tmp_path / "m.onnx") == 0
     model = load_model(trained)
     x = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
@@ -215,19 +230,19 @@ def test_onnx_computes_what_the_network_does(trained, photos, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "one of the arguments --run --model is required"),
-        (["--run", "nowhere", "PHOTOS"], "nowhere: is no run directory"),
-        (["--run", "RUN"], "no pictures are given"),
-        (["--run", "RUN", "nowhere.png"], "nowhere.png: is not there"),
-        (["--run", "RUN", "--device", "mps", "PHOTOS"], "device: must be auto, cpu, cuda or cuda:N, got 'mps'"),
+        ([], "one of the arguments --run-dir --model is required"),
+        (["--run-dir", "nowhere", "PHOTOS"], "nowhere: is no run directory"),
+        (["--run-dir", "RUN"], "no pictures are given"),
+        (["--run-dir", "RUN", "nowhere.png"], "nowhere.png: is not there"),
+        (["--run-dir", "RUN", "--device", "mps", "PHOTOS"], "device: must be auto, cpu, cuda or cuda:N, got 'mps'"),
         (["--model", "RUN/model.safetensors", "--best", "x"], "--best: is of a run"),
-        (["--run", "RUN", "x", "--sheet-size", "0"], "--sheet-size: must be 1 or more"),
-        (["--run", "RUN", "PHOTOS", "--to", "/nowhere/p.csv"], "/nowhere/p.csv: cannot be written"),
-        (["--run", "RUN", "PHOTOS", "--sheet", "/nowhere/s.html"], "s.html: cannot be written"),
-        (["--run", "RUN", "--export", "/nowhere/m.onnx"], "m.onnx: cannot be written"),
-        (["--run", "RUN", "PHOTOS", "--to", "x.jpg"], "--to: x.jpg is a picture"),
-        (["--run", "RUN", "PHOTOS", "--sort-into", "PHOTOS/sorted"], "is inside"),
-        (["--run", "RUN", "PHOTOS", "--sheet", "/dev/null"], "is no regular file; give another name"),
+        (["--run-dir", "RUN", "x", "--html-size", "0"], "--html-size: must be 1 or more"),
+        (["--run-dir", "RUN", "PHOTOS", "--output", "/nowhere/p.csv"], "/nowhere/p.csv: cannot be written"),
+        (["--run-dir", "RUN", "PHOTOS", "--html", "/nowhere/s.html"], "s.html: cannot be written"),
+        (["--run-dir", "RUN", "--export", "/nowhere/m.onnx"], "m.onnx: cannot be written"),
+        (["--run-dir", "RUN", "PHOTOS", "--output", "x.jpg"], "--output: x.jpg is a picture"),
+        (["--run-dir", "RUN", "PHOTOS", "--copy-by-class", "PHOTOS/sorted"], "is inside"),
+        (["--run-dir", "RUN", "PHOTOS", "--html", "/dev/null"], "is no regular file; give another name"),
     ],
 )
 def test_bad_input_is_one_line(trained, photos, tmp_path, capsys, monkeypatch, arguments, message):
@@ -247,24 +262,24 @@ def as_file(tmp_path, image, name="x.tif", **options):
     return tmp_path / name
 
 
-def grey(values, kind):
+def gray(values, kind):
     return Image.fromarray(np.array([values] * 4, kind))
 
 
 @pytest.mark.parametrize(
     "name, image, options, expected",
     [
-        ("x.png", grey([0, 30000, 60000, 65535], np.uint16), {}, [0, 117, 233, 255]),
-        ("x.tif", grey([0, 30000, 60000, 65535], np.uint16), {}, [0, 117, 233, 255]),
-        ("x.tif", grey([0, 1000, 2000, 4095], np.uint16), {"tiffinfo": {281: 4095}}, [0, 62, 125, 255]),
-        ("x.tif", grey([0, 0.25, 0.5, 1], np.float32), {}, [0, 64, 128, 255]),
-        ("x.tif", grey([0, 100, 200, 255], np.float32), {}, [0, 100, 200, 255]),
-        ("x.tif", grey([0, 100, 200, 255], np.int32), {}, [0, 100, 200, 255]),
-        ("x.png", grey([0, 100, 200, 255], np.uint8), {}, [0, 100, 200, 255]),
+        ("x.png", gray([0, 30000, 60000, 65535], np.uint16), {}, [0, 117, 233, 255]),
+        ("x.tif", gray([0, 30000, 60000, 65535], np.uint16), {}, [0, 117, 233, 255]),
+        ("x.tif", gray([0, 1000, 2000, 4095], np.uint16), {"tiffinfo": {281: 4095}}, [0, 62, 125, 255]),
+        ("x.tif", gray([0, 0.25, 0.5, 1], np.float32), {}, [0, 64, 128, 255]),
+        ("x.tif", gray([0, 100, 200, 255], np.float32), {}, [0, 100, 200, 255]),
+        ("x.tif", gray([0, 100, 200, 255], np.int32), {}, [0, 100, 200, 255]),
+        ("x.png", gray([0, 100, 200, 255], np.uint8), {}, [0, 100, 200, 255]),
     ],
     ids=["16-bit PNG", "16-bit TIFF", "12 of 16 bits, said", "floats to 1", "floats to 255", "32-bit to 255", "8-bit"],
 )
-def test_grey_of_any_depth_comes_out_as_bright_as_it_is(tmp_path, name, image, options, expected):
+def test_gray_of_any_depth_comes_out_as_bright_as_it_is(tmp_path, name, image, options, expected):
     pixels = decode(as_file(tmp_path, image, name, **options), 4, channels=1).pixels
     assert (pixels[2, :, 0].astype(int) - np.array(expected)).__abs__().max() <= 1
 
@@ -272,11 +287,11 @@ def test_grey_of_any_depth_comes_out_as_bright_as_it_is(tmp_path, name, image, o
 @pytest.mark.parametrize(
     "image",
     [
-        grey([0, 1000, 2000, 4095], np.uint16),
-        grey([0, 1, 2, 100000], np.int32),
-        grey([-1, 0, 0.5, 1], np.float32),
-        grey([0, 1, 2, 1e6], np.float32),
-        grey([0, 1, 2, np.nan], np.float32),
+        gray([0, 1000, 2000, 4095], np.uint16),
+        gray([0, 1, 2, 100000], np.int32),
+        gray([-1, 0, 0.5, 1], np.float32),
+        gray([0, 1, 2, 1e6], np.float32),
+        gray([0, 1, 2, np.nan], np.float32),
     ],
     ids=["12 of 16 bits", "32-bit", "negative floats", "large floats", "not a number"],
 )
@@ -288,10 +303,10 @@ def test_a_range_that_cannot_be_told_is_refused_not_turned_black(tmp_path, image
 @pytest.mark.parametrize(
     "name, kind, white", [("x.png", np.uint16, 65535), ("x.tif", np.uint16, 65535), ("x.png", np.uint8, 255)]
 )
-def test_grey_of_any_depth_is_turned_as_its_file_says(tmp_path, name, kind, white):
+def test_gray_of_any_depth_is_turned_as_its_file_says(tmp_path, name, kind, white):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 3  # upside down
-    pixels = decode(as_file(tmp_path, grey([0, 0, 0, white], kind), name, exif=exif), 4, channels=1).pixels
+    pixels = decode(as_file(tmp_path, gray([0, 0, 0, white], kind), name, exif=exif), 4, channels=1).pixels
     assert pixels[2, 0, 0] == 255 and pixels[2, 3, 0] == 0
 
 
@@ -332,18 +347,18 @@ def test_all_unreadable_files_are_named_at_once_or_left_out(photos, tmp_path, ca
         (tmp_path / "photos" / "unlabeled" / f"bad{i}.png").write_text("x")
     (tmp_path / "photos" / "test" / "lying" / "bad.jpg").write_text("x")
     (tmp_path / "photos" / "unlabeled" / "Thumbs.db").write_text("x")
-    (tmp_path / "photos" / "unlabeled").rename(tmp_path / "photos" / "unlabelled")
-    arguments = ["--run", str(tmp_path / "run"), *FOLDER, f"data.root={tmp_path / 'photos'}"]
+    (tmp_path / "photos" / "unlabeled").rename(tmp_path / "photos" / "unlabeled")
+    arguments = ["--run-dir", str(tmp_path / "run"), *FOLDER, f"data.root={tmp_path / 'photos'}"]
     assert main.main(arguments) == 2
     error = capsys.readouterr().err
     assert "8 files cannot be read as pictures: " in error and "and 3 more" in error and "Thumbs" not in error
     assert "data.skip_unreadable=true" in error and error.count("\n") == 1
     assert main.main([*arguments, "data.skip_unreadable=true"]) == 0
     printed = capsys.readouterr().out
-    assert "note: left out 8 files" in printed and "20 unlabelled" in printed and "18 test images" in printed
+    assert "note: left out 8 files" in printed and "20 unlabeled" in printed and "18 test images" in printed
     (tmp_path / "photos" / "unlabeled").mkdir()
-    assert main.main([*arguments, "--run", str(tmp_path / "other")]) == 2
-    assert "put all unlabelled images into one" in capsys.readouterr().err
+    assert main.main([*arguments, "--run-dir", str(tmp_path / "other")]) == 2
+    assert "put all unlabeled images into one" in capsys.readouterr().err
 
 
 def test_a_folder_that_may_not_be_read_does_not_vanish(tmp_path):
@@ -380,7 +395,7 @@ def test_a_million_files_would_be_read_in_bounded_memory(trained, photos, tmp_pa
             os.link(source, folder / f"{i}.jpg")
         script = "import resource, sys, predict; code = predict.main(sys.argv[1:]); "
         script += "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-        arguments = ["--run", str(trained), str(folder), "--to", str(tmp_path / "p.csv")]
+        arguments = ["--run-dir", str(trained), str(folder), "--output", str(tmp_path / "p.csv")]
         done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True)
         code, peak = map(int, done.stdout.split("\n")[-2].split())
         assert code == 0
@@ -391,23 +406,24 @@ def test_a_million_files_would_be_read_in_bounded_memory(trained, photos, tmp_pa
 def test_a_table_that_was_there_stays_until_the_new_one_is_whole(trained, photos, tmp_path, monkeypatch, capsys):
     table = tmp_path / "p.csv"
     table.write_text("mine")
-    assert command("--run", trained, tmp_path / "mistyped", "--to", table) == 2
+    assert command("--run-dir", trained, tmp_path / "mistyped", "--output", table) == 2
     assert table.read_text() == "mine"
 
     def interrupted(files, *arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mixmatch.predictions.predict_files", interrupted)
-    assert command("--run", trained, photos / "test", "--to", table) == 130
+    monkeypatch.setattr("mixmatch.cli.predictions.predict_files", interrupted)
+    assert command("--run-dir", trained, photos / "test", "--output", table) == 130
     assert table.read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == ["p.csv"]
     monkeypatch.undo()
     os.symlink(table, tmp_path / "link.csv")
     assert (
-        command("--run", trained, photos / "test", "--to", tmp_path / "link.csv", "--sheet", tmp_path / "s.html") == 0
+        command("--run-dir", trained, photos / "test", "--output", tmp_path / "link.csv", "--html", tmp_path / "s.html")
+        == 0
     )
     assert (tmp_path / "link.csv").is_symlink() and len(rows(table)) == 18
     done = subprocess.run(
-        [sys.executable, "predict.py", "--run", trained, photos / "test", "--to", "/dev/stdout"],
+        [sys.executable, "predict.py", "--run-dir", trained, photos / "test", "--output", "/dev/stdout"],
         cwd=ROOT,
         capture_output=True,
         check=True,
@@ -422,7 +438,7 @@ def test_a_file_that_vanishes_before_it_is_sorted_leaves_nothing(tmp_path):
 
 
 def test_predictions_into_a_pipe_that_nobody_reads_any_more_end_silently(trained, photos):
-    arguments = [sys.executable, "predict.py", "--run", trained, photos / "test", "--to", "/dev/stdout"]
+    arguments = [sys.executable, "predict.py", "--run-dir", trained, photos / "test", "--output", "/dev/stdout"]
     with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         assert "error" not in process.stderr.read()

@@ -17,15 +17,17 @@ from hypothesis import strategies as st
 
 import main
 import pseudo_label
-from mixmatch.command import import_files
+from mixmatch.cli.common import import_files
 from mixmatch.config import PseudoLabelSettings, load_config
 from mixmatch.data import DATASETS, Dataset
 from mixmatch.data.split import Split
-from mixmatch.records.run import RunDirectory
-from mixmatch.rounds.calibration import calibrate, draw_reliability
-from mixmatch.rounds.rules import balance, describe_selection, select, threshold_table, to_csv
+from mixmatch.pseudo_labels.calibration import calibrate, draw_reliability
+from mixmatch.pseudo_labels.rules import balance, describe_selection, select, threshold_table, to_csv
+from mixmatch.runs.directory import RunDirectory
 from reproduce.compare import compare_runs
-from tests.small_runs import (
+from tests.factories import make_toy_trainer, toy_data
+from tests.fake_cuda_graph import optimizers_of_a_gpu
+from tests.helpers import (
     ROOT,
     after_each_step,
     assert_same_curves,
@@ -36,8 +38,6 @@ from tests.small_runs import (
     run,
     signal_after,
 )
-from tests.tape import optimizers_of_a_gpu
-from tests.toys import toy_data, toy_trainer
 
 UNIFORM = torch.full((3,), 1 / 3, dtype=torch.float64)
 PREDICTIONS = torch.tensor(
@@ -175,10 +175,10 @@ def test_perfect_and_worst_calibration():
 
 def round_trainer(unlabeled):
     split = Split("toy", "", list(range(6)), unlabeled, [])
-    return toy_trainer(split=split, data=toy_data(count=30), model={"width": 0.5}, train={"batch_size": 6})
+    return make_toy_trainer(split=split, data=toy_data(count=30), model={"width": 0.5}, train={"batch_size": 6})
 
 
-def test_selected_images_are_labelled_with_their_pseudo_labels_and_leave_the_unlabelled():
+def test_selected_images_are_labeled_with_their_pseudo_labels_and_leave_the_unlabeled():
     trainer = round_trainer(list(range(30)))
     trainer.pool.add_labels(torch.tensor([10, 20]), torch.tensor([2, 0]))
     assert trainer.pool.labeled.tolist() == [0, 1, 2, 3, 4, 5, 10, 20]
@@ -192,7 +192,7 @@ def test_selected_images_are_labelled_with_their_pseudo_labels_and_leave_the_unl
     trainer.train_step()
 
 
-def test_everything_selected_leaves_all_images_unlabelled_too():
+def test_everything_selected_leaves_all_images_unlabeled_too():
     trainer = round_trainer(list(range(6, 30)))
     trainer.pool.add_labels(torch.arange(6, 30), torch.zeros(24, dtype=torch.int64))
     assert len(trainer.pool.labeled) == 30 and len(trainer.pool.unlabeled) == 24
@@ -230,7 +230,7 @@ def contents(path):
 
 
 def one_round(parent, path, *overrides):
-    return pseudo_label.main(["--run", str(parent), "--to", str(path), *ROUND, *overrides])
+    return pseudo_label.main(["--run-dir", str(parent), "--output-dir", str(path), *ROUND, *overrides])
 
 
 def test_a_round_leaves_what_it_should(parent, tmp_path, capsys):
@@ -268,7 +268,7 @@ def test_the_control_is_the_parent_trained_on(parent, tmp_path):
     assert one_round(parent, tmp_path / "control", "pseudo_label.select=none") == 0
     assert run(tmp_path / "longer", *QUICK, "train.steps=42") == 0
     ours, theirs = metrics(tmp_path / "control"), metrics(tmp_path / "longer")
-    # Before the round the optimiser's decay, EMA and draws are the same, so the weights are.
+    # Before the round the optimizer's decay, EMA and draws are the same, so the weights are.
     assert [entry["test_accuracy"] for entry in ours] == [e["test_accuracy"] for e in theirs if e["step"] > 30]
     assert [entry["loss"] for entry in ours] == [e["loss"] for e in theirs if e["step"] > 30]
 
@@ -311,7 +311,7 @@ def test_a_round_by_another_method(parent, tmp_path, monkeypatch, capsys, settin
         assert one_round(parent, tmp_path / "cut", *BY_METHOD, *settings) == 128 + number
         monkeypatch.undo()
     # It is an ordinary run, and says itself by what it is trained.
-    assert main.main(["--run", str(tmp_path / "cut")]) == 0
+    assert main.main(["--run-dir", str(tmp_path / "cut")]) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     assert_same_curves(tmp_path / "whole", tmp_path / "cut")
     assert one_round(parent, tmp_path / "whole", *BY_METHOD, *settings) == 0
@@ -333,13 +333,19 @@ def reconfigure(run, was, becomes):
 )
 def test_a_round_by_a_method_is_none_of_another_run(parent, tmp_path, capsys, was, becomes, message):
     shutil.copytree(parent, tmp_path / "run")
-    settings = ["--run", str(tmp_path / "run"), *BY_METHOD, "pseudo_label.method=supervised", "pseudo_label.steps=12"]
+    settings = [
+        "--run-dir",
+        str(tmp_path / "run"),
+        *BY_METHOD,
+        "pseudo_label.method=supervised",
+        "pseudo_label.steps=12",
+    ]
     assert pseudo_label.main(settings) == 0
     reconfigure(tmp_path / "run", was, becomes)
     capsys.readouterr()
     assert pseudo_label.main(settings) == 2
     error = capsys.readouterr().err
-    assert message in error and "use another directory (--to)" in error and error.count("\n") == 1
+    assert message in error and "use another directory (--output-dir)" in error and error.count("\n") == 1
 
 
 def test_rounds_by_a_method_on_different_runs_are_compared_as_such(parent, tmp_path):
@@ -361,12 +367,12 @@ def test_a_round_by_a_method_begins_with_what_the_method_begins_with(parent, tmp
     assert one_round(parent, tmp_path / "round", *BY_METHOD, *settings) == 0
     assert len(seen) == 12 and seen[0] < 0.1 / 2 + 0.5  # half of the 1 / 10 that it starts with
     # A round on that round, by the same method, begins anew too; and one may be called as one likes.
-    again = ["--run", str(tmp_path / "round"), "pseudo_label.name=twice", "pseudo_label.lr_schedule=null"]
+    again = ["--run-dir", str(tmp_path / "round"), "pseudo_label.name=twice", "pseudo_label.lr_schedule=null"]
     assert pseudo_label.main(again) == 0
     assert pseudo_label.main(again) == 0
     assert (tmp_path / "round-twice" / "results.json").exists()
     assert len(seen) == 24 and seen[12] < 0.1 / 2 + 0.5
-    assert pseudo_label.main(["--run", str(tmp_path / "round-twice")]) == 0  # the name is not passed on
+    assert pseudo_label.main(["--run-dir", str(tmp_path / "round-twice")]) == 0  # the name is not passed on
     assert (tmp_path / "round-twice-softmatch" / "results.json").exists()
 
 
@@ -380,7 +386,7 @@ def test_a_round_by_a_method_forgets_labels_that_a_round_before_it_fixed(parent,
 
 
 def test_the_control_of_a_round_by_a_method_is_that_round_trained_on(parent, tmp_path, registries):
-    import_files(["--import", str(ROOT / "tests" / "fixtures" / "outside.py")])
+    import_files(["--import", str(ROOT / "tests" / "fixtures" / "plugin.py")])
     remixmatch = ["pseudo_label.method=remixmatch", "remixmatch.num_strong_views=1", "remixmatch.ramp_up_steps=30"]
     remixmatch.append("remixmatch.lambda_rotation=0.5")
     assert one_round(parent, tmp_path / "round", *BY_METHOD, *remixmatch) == 0
@@ -389,7 +395,7 @@ def test_the_control_of_a_round_by_a_method_is_that_round_trained_on(parent, tmp
     assert weights == pytest.approx([1.5 * step / 30 for step in (6, 12, 18, 24)])
     heads = [name for name in final(tmp_path / "control")[0] if name.startswith("head.")]
     assert heads == ["head.bias", "head.weight"]
-    # Of a method's own output, and of its moments in the optimiser, nothing goes to a round by another method.
+    # Of a method's own output, and of its moments in the optimizer, nothing goes to a round by another method.
     softmatch = ["pseudo_label.method=softmatch", "softmatch.unlabeled_ratio=1"]
     assert one_round(tmp_path / "control", tmp_path / "other", *BY_METHOD, *softmatch) == 0
     moments = [{n for n in final(tmp_path / name)[0] if "exp_avg_sq" in n} for name in ("control", "other")]
@@ -415,7 +421,7 @@ def test_a_schedule_over_all_of_the_run_stays_where_it_ended(tmp_path, select):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "muon"])
-def test_an_output_that_a_round_adds_joins_an_optimiser_that_has_gone_on(tmp_path, optimizer):
+def test_an_output_that_a_round_adds_joins_an_optimizer_that_has_gone_on(tmp_path, optimizer):
     with optimizers_of_a_gpu():  # these want the state of all parameters or of none
         assert run(tmp_path / "run", f"train.optimizer={optimizer}") == 0
         settings = ["pseudo_label.method=remixmatch", "remixmatch.num_strong_views=1", "remixmatch.lambda_rotation=0.5"]
@@ -437,7 +443,7 @@ def test_a_round_half_begun_is_begun_anew_and_no_run_from_step_0(parent, tmp_pat
         assert one_round(parent, path, *settings) == 128 + signal.SIGINT
         monkeypatch.undo()
         capsys.readouterr()
-        assert main.main(["--run", str(path)]) == 2
+        assert main.main(["--run-dir", str(path)]) == 2
         assert not capsys.readouterr().out
         assert one_round(parent, path, *settings) == 0
         assert_same_run(tmp_path / "whole", path)
@@ -518,7 +524,15 @@ def test_a_round_killed_at_random_continues_to_the_same_weights(parent, tmp_path
     settings = [*ROUND, "pseudo_label.steps=30"]
 
     def command(to):
-        return [sys.executable, "pseudo_label.py", "--run", str(parent), "--to", str(tmp_path / to), *settings]
+        return [
+            sys.executable,
+            "pseudo_label.py",
+            "--run-dir",
+            str(parent),
+            "--output-dir",
+            str(tmp_path / to),
+            *settings,
+        ]
 
     subprocess.run(command("whole"), cwd=ROOT, check=True, capture_output=True)
     chance = random.Random(1)
@@ -559,7 +573,7 @@ def test_main_hands_over_and_again_is_finished(tmp_path, capsys):
     assert run(tmp_path / "run", *arguments) == 0
     assert capsys.readouterr().out.count("is finished") == 2
     # The round is an ordinary run: main.py goes on with it by its own config.
-    again = ["--run", str(tmp_path / "run-top-0.3"), "--config", str(tmp_path / "run-top-0.3" / "config.yml")]
+    again = ["--run-dir", str(tmp_path / "run-top-0.3"), "--config", str(tmp_path / "run-top-0.3" / "config.yml")]
     assert main.main(again) == 0
 
 
@@ -572,7 +586,7 @@ def test_a_round_without_truth(tmp_path, capsys):
             Image.new("RGB", (8, 8), (i * 9, len(part) * 9, 50)).save(tmp_path / "photos" / part / f"{i}.png")
     folder = ["data.dataset=folder", f"data.root={tmp_path / 'photos'}", "data.num_labeled=all", "data.image_size=8"]
     assert run(tmp_path / "run", *QUICK, *folder, "data.num_validation=0") == 0
-    assert pseudo_label.main(["--run", str(tmp_path / "run"), *ROUND]) == 0
+    assert pseudo_label.main(["--run-dir", str(tmp_path / "run"), *ROUND]) == 0
     assert "  threshold  generated\n" in capsys.readouterr().out
     path = tmp_path / "run-top-0.3"
     rows = list(csv.DictReader((path / "pseudo_labels.csv").read_text().splitlines()))
@@ -584,7 +598,7 @@ def test_a_round_without_truth(tmp_path, capsys):
     finished = (path / "metrics.jsonl").read_text()
     (path / "results.json").unlink()
     sorted((path / "checkpoints").iterdir())[-1].unlink()
-    assert pseudo_label.main(["--run", str(tmp_path / "run"), *ROUND]) == 0
+    assert pseudo_label.main(["--run-dir", str(tmp_path / "run"), *ROUND]) == 0
     assert len((path / "metrics.jsonl").read_text()) == pytest.approx(len(finished), abs=20)
 
 
@@ -595,53 +609,54 @@ def test_bad_input_is_one_line_and_exit_code_2(parent, tmp_path, capsys):
         assert error.startswith("error: ")
         return error
 
-    assert "is no run directory" in refused("--run", tmp_path / "nowhere")
-    assert "the following arguments are required: --run" in refused()
-    assert "must be greater than 0, got 0" in refused("--run", parent, "pseudo_label.threshold=0")
-    assert "must be less than or equal to 1, got 1.5" in refused("--run", parent, "pseudo_label.threshold=1.5")
-    assert "must be 'none', 'threshold'" in refused("--run", parent, "pseudo_label.select=best")
+    assert "is no run directory" in refused("--run-dir", tmp_path / "nowhere")
+    assert "the following arguments are required: --run-dir" in refused()
+    assert "must be greater than 0, got 0" in refused("--run-dir", parent, "pseudo_label.threshold=0")
+    assert "must be less than or equal to 1, got 1.5" in refused("--run-dir", parent, "pseudo_label.threshold=1.5")
+    assert "must be 'none', 'threshold'" in refused("--run-dir", parent, "pseudo_label.select=best")
 
     for name in ("unfinished", "empty", "damaged"):
         shutil.copytree(parent, tmp_path / name)
     (tmp_path / "unfinished" / "results.json").unlink()
-    assert "continue it first, or add --allow-unfinished" in refused("--run", tmp_path / "unfinished")
+    assert "continue it first, or add --allow-unfinished" in refused("--run-dir", tmp_path / "unfinished")
     for path in (tmp_path / "empty" / "checkpoints").iterdir():
         path.unlink()
-    assert "has no checkpoint" in refused("--run", tmp_path / "empty")
+    assert "has no checkpoint" in refused("--run-dir", tmp_path / "empty")
     for path in (tmp_path / "damaged" / "checkpoints").iterdir():
         path.write_bytes(b"x")
-    assert "no checkpoint is whole" in refused("--run", tmp_path / "damaged")
+    assert "no checkpoint is whole" in refused("--run-dir", tmp_path / "damaged")
 
     before = (parent / "results.json").read_bytes()
-    assert "is a run of its own, no round" in refused("--run", parent, "--to", parent)
+    assert "is a run of its own, no round" in refused("--run-dir", parent, "--output-dir", parent)
     assert (parent / "results.json").read_bytes() == before
 
     split = parent / "split.json"
     shutil.copytree(parent, tmp_path / "other")
     changed = json.loads(split.read_text()) | {"fingerprint": "of other images"}
     (tmp_path / "other" / "split.json").write_text(json.dumps(changed))
-    assert "belongs to other images" in refused("--run", tmp_path / "other", *ROUND)
-    assert "model.width: belongs to the run" in refused("--run", parent, "model.width=1")
-    assert "train.steps: belongs to the run" in refused("--run", parent, "train.steps=99")
-    unfinished = ["--run", str(tmp_path / "unfinished"), "--allow-unfinished", *ROUND]
+    assert "belongs to other images" in refused("--run-dir", tmp_path / "other", *ROUND)
+    assert "model.width: belongs to the run" in refused("--run-dir", parent, "model.width=1")
+    assert "train.steps: belongs to the run" in refused("--run-dir", parent, "train.steps=99")
+    unfinished = ["--run-dir", str(tmp_path / "unfinished"), "--allow-unfinished", *ROUND]
     assert pseudo_label.main(unfinished) == 0
     # The round is a run of its own now: it finishes though its parent goes on, or is gone.
     path = tmp_path / "unfinished-top-0.3"
     (path / "results.json").unlink()
     shutil.rmtree(tmp_path / "unfinished" / "checkpoints")
     assert pseudo_label.main(unfinished) == 0
-    said = refused(*unfinished, "--to", path, "pseudo_label.fraction=0.4")
+    said = refused(*unfinished, "--output-dir", path, "pseudo_label.fraction=0.4")
     assert (
-        "holds a round with other settings: pseudo_label.fraction (" in said and "use another directory (--to)" in said
+        "holds a round with other settings: pseudo_label.fraction (" in said
+        and "use another directory (--output-dir)" in said
     )
-    said = refused(*unfinished, "--to", path, "pseudo_label.steps=77")
+    said = refused(*unfinished, "--output-dir", path, "pseudo_label.steps=77")
     assert "pseudo_label.steps (" in said and "train.steps" not in said
 
 
 def test_a_run_can_be_named_from_inside(parent, tmp_path, monkeypatch):
     shutil.copytree(parent, tmp_path / "run")
     monkeypatch.chdir(tmp_path / "run")
-    assert pseudo_label.main(["--run", ".", *ROUND]) == 0
+    assert pseudo_label.main(["--run-dir", ".", *ROUND]) == 0
     assert (tmp_path / "run-top-0.3" / "results.json").exists()
 
 

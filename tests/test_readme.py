@@ -2,7 +2,7 @@
 
 import re
 
-from tests.small_runs import ROOT
+from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text()
 TEXTS = {path: path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}

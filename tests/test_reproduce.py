@@ -15,7 +15,7 @@ from scipy import stats
 import reproduce.command as command_of_tables
 from reproduce.results import RESULTS, Line, passes_of, read_lines, render, render_into, result_file
 from reproduce.tables import TABLES, find_table, in_order, plan, read_table
-from tests.small_runs import ROOT, SMALL, assert_same_run, metrics
+from tests.helpers import ROOT, SMALL, assert_same_run, metrics
 
 SHOWN = [ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "photographs.md"]
 

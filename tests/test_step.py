@@ -8,10 +8,10 @@ from mixmatch.data.pool import Batch, Pool
 from mixmatch.errors import UserError
 from mixmatch.methods.mixmatch import draw_mixing, make_mixing
 from mixmatch.models import BatchNorm
-from mixmatch.training.capture import COMPILED
+from mixmatch.training.cuda_graph import COMPILED
 from mixmatch.training.optimizer import learning_rate
+from tests.factories import CPU, SPLIT, make_toy_trainer, toy_data
 from tests.reference import Reference, fairness, fixmatch_weights, freematch_weights, softmatch_weights
-from tests.toys import CPU, SPLIT, toy_data, toy_trainer
 
 MODES = ["joint", "labeled", "unlabeled", "separate", "none"]
 
@@ -42,7 +42,7 @@ def float64():
 
 
 def double_trainer(**sections):
-    trainer = toy_trainer(**sections)
+    trainer = make_toy_trainer(**sections)
     trainer.pool = DoublePool(toy_data(), SPLIT, CPU, seed=1)
     return trainer
 
@@ -204,7 +204,7 @@ def test_supervised_step_equals_the_reference(float64):
     ],
 )
 def test_a_method_says_how_many_passes_its_step_takes(sections):
-    trainer, passes = toy_trainer(**sections), []
+    trainer, passes = make_toy_trainer(**sections), []
     trainer.working.stem.register_forward_hook(
         lambda module, inputs, output: passes.append(len(output) * (3 if output.requires_grad else 1))
     )
@@ -213,16 +213,18 @@ def test_a_method_says_how_many_passes_its_step_takes(sections):
 
 
 @pytest.mark.parametrize("sections", [{"method": "fixmatch"}, {"pseudo_label": {"strong_augmentation": True}}])
-def test_strong_views_are_of_grey_and_colour_images(sections):
+def test_strong_views_are_of_gray_and_color_images(sections):
     for channels in (1, 3):
-        toy_trainer(data=toy_data(channels=channels), **sections).train_step()
-    with pytest.raises(UserError, match="strong views are of grey or RGB images, these have 4 channels"):
-        toy_trainer(data=toy_data(channels=4), **sections)
-    toy_trainer(data=toy_data(channels=4)).train_step()
+        make_toy_trainer(data=toy_data(channels=channels), **sections).train_step()
+    with pytest.raises(UserError, match="strong views are of gray or RGB images, these have 4 channels"):
+        make_toy_trainer(data=toy_data(channels=4), **sections)
+    make_toy_trainer(data=toy_data(channels=4)).train_step()
 
 
 def test_a_round_has_its_own_schedules():
-    trainer = toy_trainer(mixmatch={"lambda_u": 8, "ramp_up_steps": 8}, train={"lr_schedule": "linear", "steps": 20})
+    trainer = make_toy_trainer(
+        mixmatch={"lambda_u": 8, "ramp_up_steps": 8}, train={"lr_schedule": "linear", "steps": 20}
+    )
     trainer.step = 12
     trainer.begun_at = 10
     assert trainer.lr() == pytest.approx(0.002 * 0.8) and trainer.method_schedules() == {"lambda_u": 8}
@@ -232,12 +234,14 @@ def test_a_round_has_its_own_schedules():
 
 @pytest.mark.parametrize("method", ["mixmatch", "remixmatch"])
 def test_lambda_u_may_rise_over_all_of_the_run(method):
-    trainer = toy_trainer(**{"method": method, method: {"lambda_u": 8, "ramp_up_steps": None}}, train={"steps": 20})
+    trainer = make_toy_trainer(
+        **{"method": method, method: {"lambda_u": 8, "ramp_up_steps": None}}, train={"steps": 20}
+    )
     assert [trainer.method.schedules(step)["lambda_u"] for step in (0, 5, 20)] == [0, 2, 8]
 
 
 def test_only_kernels_are_decayed():
-    trainer = toy_trainer(train={"batch_size": 5, "weight_decay": 100.0, "lr": 1e-3})
+    trainer = make_toy_trainer(train={"batch_size": 5, "weight_decay": 100.0, "lr": 1e-3})
     kernels = {id(p) for p in trainer.kernels}
     names = {name for name, p in trainer.model.named_parameters() if id(p) in kernels}
     assert names == {n for n, _ in trainer.model.named_parameters() if "bn" not in n and "bias" not in n}
@@ -249,7 +253,7 @@ def test_only_kernels_are_decayed():
 
 
 def test_ema_starts_from_the_model_and_shares_its_statistics():
-    trainer = toy_trainer()
+    trainer = make_toy_trainer()
     for a, b in zip(trainer.ema_model.parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(a, b) and a is not b
     trainer.train_step()
@@ -259,7 +263,7 @@ def test_ema_starts_from_the_model_and_shares_its_statistics():
 
 
 def test_without_averaging_the_ema_model_is_the_model():
-    trainer = toy_trainer(train={"batch_size": 5, "ema_decay": 0.0})
+    trainer = make_toy_trainer(train={"batch_size": 5, "ema_decay": 0.0})
     trainer.train_step()
     for a, b in zip(trainer.ema_model.parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -267,7 +271,7 @@ def test_without_averaging_the_ema_model_is_the_model():
 
 def test_sgd_equals_pytorch_and_decays_in_steps():
     settings = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0, "lr_decay_steps": [2, 3], "batch_size": 5}
-    trainer = toy_trainer(train=settings)
+    trainer = make_toy_trainer(train=settings)
     copies = [p.detach().clone().requires_grad_() for p in trainer.model.parameters()]
     optimizer = torch.optim.SGD(copies, lr=0.1, momentum=0.9, nesterov=True)
     rates = []
@@ -297,8 +301,8 @@ def test_learning_rates_that_fall_over_the_run(optimizer):
         assert rates("linear", lr_decay_steps=[4], lr_decay_factor=0.5) == pytest.approx([0.4, 0.3, 0.1, 0])
 
 
-def test_a_learning_rate_that_falls_reaches_the_optimiser():
-    trainer = toy_trainer(train={"lr": 0.1, "lr_schedule": "linear", "steps": 4, "batch_size": 5})
+def test_a_learning_rate_that_falls_reaches_the_optimizer():
+    trainer = make_toy_trainer(train={"lr": 0.1, "lr_schedule": "linear", "steps": 4, "batch_size": 5})
     seen = []
     for _ in range(4):
         trainer.train_step()
@@ -307,7 +311,7 @@ def test_a_learning_rate_that_falls_reaches_the_optimiser():
 
 
 def test_preview_shows_the_next_batch_and_changes_nothing():
-    trainer, twin = toy_trainer(), toy_trainer()
+    trainer, twin = make_toy_trainer(), make_toy_trainer()
     shown = trainer.preview()
     assert shown["views"].shape == (2, 5, 3, 8, 8) and shown["guesses"].shape == (5, 3)
     assert shown["images"].shape == (15, 3, 8, 8) and shown["targets"].shape == (15, 3)
@@ -320,7 +324,7 @@ def test_preview_shows_the_next_batch_and_changes_nothing():
 
 
 def test_any_step_can_be_entered_from_its_state():
-    trainer, twin = toy_trainer(), toy_trainer()
+    trainer, twin = make_toy_trainer(), make_toy_trainer()
     for _ in range(3):
         trainer.train_step()
     twin.load_state({name: value.clone() for name, value in trainer.state().items()}, trainer.step)
@@ -333,16 +337,16 @@ def test_any_step_can_be_entered_from_its_state():
     assert all(torch.equal(state[name], other[name]) for name in state)
 
 
-def test_labelled_batches_use_every_label_equally():
-    trainer = toy_trainer(train={"batch_size": 6})
+def test_labeled_batches_use_every_label_equally():
+    trainer = make_toy_trainer(train={"batch_size": 6})
     drawn = []
     for trainer.step in range(300):  # 1800 draws of 9 images
         drawn.append(trainer.pool.places(trainer.step, 6, 0).x_index)
     assert torch.cat(drawn).bincount(minlength=9).tolist() == [200] * 9
 
 
-def test_the_truth_of_unlabelled_images_trains_nothing():
-    trainer, twin = toy_trainer(), toy_trainer()
+def test_the_truth_of_unlabeled_images_trains_nothing():
+    trainer, twin = make_toy_trainer(), make_toy_trainer()
     twin.pool.labels[9:] = -1
     for _ in range(3):
         trainer.train_step()
@@ -352,8 +356,8 @@ def test_the_truth_of_unlabelled_images_trains_nothing():
     assert 0 <= trainer.read_statistics()["guess_accuracy"] <= 100
 
 
-def test_supervised_mixup_mixes_labelled_images_alone():
-    shown = toy_trainer(method="supervised", supervised={"alpha": 0.5}).preview()
+def test_supervised_mixup_mixes_labeled_images_alone():
+    shown = make_toy_trainer(method="supervised", supervised={"alpha": 0.5}).preview()
     assert "views" not in shown and shown["images"].shape == (5, 3, 8, 8)
     assert ((shown["targets"] > 0) & (shown["targets"] < 1)).any()
 
@@ -361,7 +365,7 @@ def test_supervised_mixup_mixes_labelled_images_alone():
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("joint", [False, True])  # joint as on a GPU
 def test_the_compiled_step_computes_what_the_plain_one_does(joint):
-    plain, compiled = toy_trainer(), toy_trainer()
+    plain, compiled = make_toy_trainer(), make_toy_trainer()
     compiled.use(COMPILED)
     for module in compiled.working.modules():
         if isinstance(module, BatchNorm):
@@ -374,7 +378,7 @@ def test_the_compiled_step_computes_what_the_plain_one_does(joint):
 
 
 def test_bfloat16_keeps_float32_where_it_must_and_follows_it():
-    plain, half = toy_trainer(), toy_trainer(train={"precision": "bfloat16"})
+    plain, half = make_toy_trainer(), make_toy_trainer(train={"precision": "bfloat16"})
     for _ in range(20):
         plain.train_step()
         half.train_step()
@@ -383,7 +387,7 @@ def test_bfloat16_keeps_float32_where_it_must_and_follows_it():
 
 
 def test_bfloat16_gradients_reach_every_weight():
-    plain, half = toy_trainer(), toy_trainer(train={"precision": "bfloat16"})
+    plain, half = make_toy_trainer(), make_toy_trainer(train={"precision": "bfloat16"})
     plain.train_step()
     half.train_step()
     for (name, ours), theirs in zip(half.model.named_parameters(), plain.model.parameters(), strict=True):
@@ -391,5 +395,5 @@ def test_bfloat16_gradients_reach_every_weight():
 
 
 def test_auto_is_plain_float32_on_the_cpu():
-    trainer = toy_trainer()
+    trainer = make_toy_trainer()
     assert trainer.precision == torch.float32 and trainer.networks.current is trainer.model

@@ -15,14 +15,14 @@ from scipy import stats
 import main
 import pseudo_label
 from mixmatch.config import load_config
-from mixmatch.hooks import Hook
-from mixmatch.records.progress import Progress
-from mixmatch.records.run import RunDirectory
+from mixmatch.runs.directory import RunDirectory
+from mixmatch.runs.progress import Progress
+from mixmatch.training.callbacks import Callback
+from mixmatch.training.evaluators import CollapseWatch
 from mixmatch.training.loop import train
 from mixmatch.training.results import wilson_interval
 from mixmatch.training.trainer import Trainer
-from mixmatch.training.watch import CollapseWatch
-from tests.small_runs import ROOT, SMALL, assert_same_curves, assert_same_run, curves, final, metrics, run, signal_after
+from tests.helpers import ROOT, SMALL, assert_same_curves, assert_same_run, curves, final, metrics, run, signal_after
 
 
 @pytest.mark.parametrize("method", ["mixmatch", "supervised"])
@@ -55,7 +55,7 @@ def test_a_run_leaves_what_it_should(tmp_path, capsys, method):
     if method == "mixmatch":
         images |= {"views_and_guesses"}
         assert [value for _, value in scalars["train/lambda_u"]] == pytest.approx([22.5, 45, 67.5, 75])
-        assert {"guesses/confidence", "guesses/guess_accuracy", "guesses/most_guessed_share"} <= scalars.keys()
+        assert {"guesses/confidence", "guesses/guess_accuracy", "guesses/max_class_frequency"} <= scalars.keys()
     assert set(events.Tags()["images"]) == images
     printed = capsys.readouterr().out
     assert "step 6 of 12, loss" in printed and "done: test accuracy" in printed
@@ -89,10 +89,10 @@ def test_a_longer_run_is_the_run_that_was_that_long_from_the_start(tmp_path, cap
     assert [entry["step"] for entry in ours] == [6, 12, 18, 20] == [entry["step"] for entry in theirs]
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     assert yaml.safe_load((tmp_path / "run" / "config.yml").read_text())["train"]["steps"] == 20
-    # From now on it is that run: the former length is refused, and no length is asked of --run alone.
+    # From now on it is that run: the former length is refused, and no length is asked of --run-dir alone.
     assert run(tmp_path / "run") == 2
     assert "train.steps (20 there, 12 now)" in capsys.readouterr().err
-    assert main.main(["--run", str(tmp_path / "run")]) == 0
+    assert main.main(["--run-dir", str(tmp_path / "run")]) == 0
     assert "is finished" in capsys.readouterr().out
 
 
@@ -103,13 +103,13 @@ def test_a_run_made_longer_is_not_finished_until_it_is(tmp_path, monkeypatch, ca
     assert RunDirectory(tmp_path / "run").read_results() is None
     assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 12  # kept until there are others
     monkeypatch.undo()
-    assert pseudo_label.main(["--run", str(tmp_path / "run")]) == 2
+    assert pseudo_label.main(["--run-dir", str(tmp_path / "run")]) == 2
     assert "is no finished run" in capsys.readouterr().err
     assert run(tmp_path / "run", "train.steps=16") == 0  # not as long as was asked for, but no shorter than it is
     assert run(tmp_path / "run", "train.steps=20") == 0
     assert run(tmp_path / "run", "train.steps=19") == 2
     assert "train.steps (20 there, 19 now); it is at step 20 already" in capsys.readouterr().err
-    assert main.main(["--run", str(tmp_path / "run")]) == 0
+    assert main.main(["--run-dir", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 20
 
 
@@ -125,7 +125,7 @@ def test_a_run_whose_schedules_depend_on_its_length_is_not_made_longer(tmp_path,
     assert run(tmp_path / "run", *settings) == 0
     assert run(tmp_path / "run", *settings, "train.steps=20") == 2
     error = capsys.readouterr().err
-    assert "train.steps (12 there, 20 now); its schedules depend on its length" in error and "init=RUN" in error
+    assert "train.steps (12 there, 20 now); its schedules depend on its length" in error and "init_from=RUN" in error
 
 
 def test_how_often_a_run_is_looked_at_may_change_under_way(tmp_path, monkeypatch):
@@ -141,17 +141,17 @@ def test_how_often_a_run_is_looked_at_may_change_under_way(tmp_path, monkeypatch
     assert (stored["eval_every"], stored["checkpoint_every"], stored["log_every"]) == (3, 5, 1)
 
 
-def test_run_alone_continues_whatever_the_default_config_says_and_folder_is_another_name_for_it(
+def test_run_alone_continues_whatever_the_default_config_says(
     tmp_path, monkeypatch, capsys
 ):
     signal_after(monkeypatch, 5, signal.SIGTERM)
     assert run(tmp_path / "run", "train.lr=0.004") == 128 + signal.SIGTERM
     monkeypatch.undo()
-    assert main.main(["--folder", str(tmp_path / "run")]) == 0
+    assert main.main(["--run-dir", str(tmp_path / "run")]) == 0
     assert "continuing" in capsys.readouterr().out
-    assert main.main(["--run", str(tmp_path / "run"), "train.steps=14"]) == 0
+    assert main.main(["--run-dir", str(tmp_path / "run"), "train.steps=14"]) == 0
     assert "at step 12 of 14" in capsys.readouterr().out
-    assert main.main(["--run", str(tmp_path / "run"), "--config", str(ROOT / "configs" / "digits.yml")]) == 2
+    assert main.main(["--run-dir", str(tmp_path / "run"), "--config", str(ROOT / "configs" / "digits.yml")]) == 2
 
 
 def test_the_end_says_how_sure_it_is_what_is_confused_and_what_to_do_next(tmp_path, capsys):
@@ -167,8 +167,8 @@ def test_the_end_says_how_sure_it_is_what_is_confused_and_what_to_do_next(tmp_pa
     assert results["test_accuracy_balanced"] == pytest.approx(results["test_accuracy_last"])
     confused = results["test_most_confused"]
     assert f"most confused: {confused['true']} taken for {confused['predicted']}, {confused['images']} of 40" in printed
-    assert f"use it: python3 predict.py --run '{path}' PICTURES" in printed
-    assert f"go on: python3 pseudo_label.py --run '{path}'" in printed
+    assert f"use it: python3 predict.py --run-dir '{path}' PICTURES" in printed
+    assert f"go on: python3 pseudo_label.py --run-dir '{path}'" in printed
     # Killed before the results were written, it measures again.
     (path / "results.json").unlink()
     assert run(path) == 0
@@ -235,7 +235,7 @@ def test_a_second_process_is_kept_out(tmp_path, capsys, monkeypatch):
     def meanwhile(self):
         step(self)
         if self.step == 2:
-            command = [sys.executable, "main.py", "--run", str(tmp_path / "run"), *SMALL]
+            command = [sys.executable, "main.py", "--run-dir", str(tmp_path / "run"), *SMALL]
             answers.append(subprocess.run(command, cwd=ROOT, capture_output=True, text=True))
 
     monkeypatch.setattr(Trainer, "train_step", meanwhile)
@@ -254,8 +254,8 @@ def test_a_split_file_can_be_given(tmp_path):
 def test_collapse_is_said_once():
     progress = Progress()
     watch = CollapseWatch(["cat", "dog", "fox"], 3.0, "do something", progress)
-    fine = {"step": 1, "guesses": [0.4, 0.3, 0.3], "most_guessed_share": 0.4, "guessed_classes": 2.9}
-    bad = {"step": 2, "guesses": [0.0, 0.95, 0.05], "most_guessed_share": 0.95, "guessed_classes": 1.2}
+    fine = {"step": 1, "guesses": [0.4, 0.3, 0.3], "max_class_frequency": 0.4, "effective_num_classes": 2.9}
+    bad = {"step": 2, "guesses": [0.0, 0.95, 0.05], "max_class_frequency": 0.95, "effective_num_classes": 1.2}
     assert watch.warn([bad]) == watch.warn([bad, fine]) == watch.warn([fine, bad]) == watch.warn([{}, {}]) == []
     (warning,) = watch.warn([fine, bad, bad])
     assert warning.startswith("at step 2 the guessed labels go to few classes (95% to 'dog')")
@@ -267,7 +267,7 @@ def test_collapse_is_said_once():
     )
 
 
-class Beside(Hook):
+class Beside(Callback):
     """A hook of one's own."""
 
     def start(self, trainer, memory):
@@ -315,7 +315,7 @@ def photographs(tmp_path):
     return tmp_path / "photos"
 
 
-def test_own_photographs_few_labelled_and_a_heap_unlabelled(tmp_path, photographs):
+def test_own_photographs_few_labeled_and_a_heap_unlabeled(tmp_path, photographs):
     folder = [
         "data.dataset=folder",
         f"data.root={photographs}",
@@ -341,7 +341,7 @@ def test_own_photographs_few_labelled_and_a_heap_unlabelled(tmp_path, photograph
         (["data.dataset=folder", "data.root=nowhere"], "nowhere/train: is not there"),
         (["data.split_file=nowhere.json"], "nowhere.json: No such file"),
         (["device=cuda:99"], "device: cuda:99 is not there"),
-        (["data.num_labeled=all"], "no image is left to be unlabelled"),
+        (["data.num_labeled=all"], "no image is left to be unlabeled"),
         (["data.crop_padding=8"], "data.crop_padding: must be below the image's 8 pixels, got 8"),
     ],
 )

@@ -3,10 +3,10 @@
 import torch
 
 from mixmatch.data.cifar import load_cifar10, load_cifar100
+from mixmatch.data.dataset import Dataset, DataSettings, ImageData, check_images
 from mixmatch.data.digits import load_digits
-from mixmatch.data.folder import FolderSettings, load_folder
-from mixmatch.data.images import Dataset, DataSettings, ImageData, check_images
-from mixmatch.data.look import look_at_folder
+from mixmatch.data.folder.dataset import FolderSettings, load_folder
+from mixmatch.data.folder.report import look_at_folder
 from mixmatch.data.mnist import load_fashion_mnist, load_mnist
 from mixmatch.data.stl10 import load_stl10
 from mixmatch.data.svhn import load_svhn, load_svhn_extra

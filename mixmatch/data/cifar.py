@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from mixmatch.data.dataset import DataSettings, ImageData
 from mixmatch.data.download import check_room, from_torchvision
-from mixmatch.data.images import DataSettings, ImageData
 
 
 def load_cifar10(settings: DataSettings, device: torch.device, quiet: bool) -> ImageData:

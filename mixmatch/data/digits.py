@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from mixmatch.data.images import DataSettings, ImageData
+from mixmatch.data.dataset import DataSettings, ImageData
 
 TEST_PER_CLASS = 40
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from mixmatch.data.images import DataSettings, check_memory
-from mixmatch.errors import UserError, brief_error
+from mixmatch.data.dataset import DataSettings, check_memory
+from mixmatch.errors import UserError, describe_error
 
 # What reading, unpacking and downloading raise; URLError is an OSError.
 FAILURES = (
@@ -64,7 +64,7 @@ def from_torchvision(title: str, root: Path, place: Path, files: str, advice: st
             yield
     except FAILURES as error:
         there = any(place.iterdir()) if place.is_dir() else place.exists()
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or brief_error(error)
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or describe_error(error)
         raise UserError(
             f"{place}: {title} {'is damaged' if there else 'is not there'} and could not be downloaded ({reason}); "
             f"put {files}{advice}"

@@ -1,4 +1,4 @@
-"""MNIST (LeCun et al., 1998) and Fashion-MNIST (Xiao et al., 2017): 28x28, grey, in ten classes.
+"""MNIST (LeCun et al., 1998) and Fashion-MNIST (Xiao et al., 2017): 28x28, gray, in ten classes.
 
 Both are downloaded and checked by torchvision. Fashion-MNIST is also found where Debian and Ubuntu install it:
 `apt install dataset-fashion-mnist`.
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixmatch.data.dataset import DataSettings, ImageData
 from mixmatch.data.download import FAILURES, check_room, from_torchvision
-from mixmatch.data.images import DataSettings, ImageData
-from mixmatch.errors import UserError, brief_error
+from mixmatch.errors import UserError, describe_error
 
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 # SHA-256 of the decompressed files: the package has compressed them anew.
@@ -51,7 +51,7 @@ def load_fashion_mnist(settings: DataSettings, device: torch.device, quiet: bool
             parts = [read_idx(INSTALLED / f"{name}.gz", checksum) for name, checksum in CHECKSUMS.items()]
             return _make("fashion_mnist", FashionMNIST.classes, *parts, flip=True)
         except FAILURES as error:
-            raise UserError(f"{INSTALLED}: {brief_error(error)}; install dataset-fashion-mnist anew") from None
+            raise UserError(f"{INSTALLED}: {describe_error(error)}; install dataset-fashion-mnist anew") from None
     advice = "; on Debian and Ubuntu `apt install dataset-fashion-mnist` brings it"
     return _load("fashion_mnist", "Fashion-MNIST", FashionMNIST, settings, device, flip=True, advice=advice)
 

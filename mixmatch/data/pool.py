@@ -5,7 +5,7 @@
     batch = pool.batch(pool.places(step, 64, 64), pool.draw(64, 64, num_views=2, generator=generator))
 
 Orders are drawn by numpy's legacy RandomState, whose streams are frozen for good, and are functions of (seed, step):
-the state of a pool is which images serve as labelled, and nothing else.
+the state of a pool is which images serve as labeled, and nothing else.
 """
 
 from typing import Literal, NamedTuple
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from mixmatch.data.images import ImageData
+from mixmatch.data.dataset import ImageData
 from mixmatch.data.split import Split
-from mixmatch.data.strong import Distortions, draw_distortions, strong_views
-from mixmatch.data.views import Offsets, draw_offsets, views
+from mixmatch.data.strong_augmentation import StrongParams, sample_strong_params, strong_augment
+from mixmatch.data.weak_augmentation import WeakParams, sample_weak_params, views
 from mixmatch.errors import UserError
 
 # Batches are looked up this many steps ahead, so that the host is asked for them rarely.
@@ -29,27 +29,27 @@ LABELED_STREAM, UNLABELED_STREAM = 0, 1
 class Places(NamedTuple):
     """Which images a step's batch is made of."""
 
-    x_index: Tensor  # (B,) int64, the labelled images
+    x_index: Tensor  # (B,) int64, the labeled images
     x_labels: Tensor  # (B,) int64, their labels
     x_added: Tensor  # (B,) bool, whether a label was added to the split's by ``add_labels``
-    u_index: Tensor  # (M,) int64, the unlabelled images
+    u_index: Tensor  # (M,) int64, the unlabeled images
 
 
 class Draws(NamedTuple):
     """The random numbers of a step's batch."""
 
-    x: Offsets  # of B views
-    added: Distortions | None  # of B views, if images with added labels are distorted
-    u: Offsets | None  # of K * M views, view by view, if there are unlabelled images
-    s: tuple[Offsets, Distortions] | None  # of S * M strong views, view by view, if the method wants such
+    x: WeakParams  # of B views
+    added: StrongParams | None  # of B views, if images with added labels are distorted
+    u: WeakParams | None  # of K * M views, view by view, if there are unlabeled images
+    s: tuple[WeakParams, StrongParams] | None  # of S * M strong views, view by view, if the method wants such
 
 
 class Batch(NamedTuple):
-    """What a method trains on in a step: a labelled batch X, and K + S views of each image of an unlabelled batch U."""
+    """What a method trains on in a step: a labeled batch X, and K + S views of each image of an unlabeled batch U."""
 
-    x: Tensor  # (B, c, h, w) float32 in [-1, 1], one view of each labelled image
+    x: Tensor  # (B, c, h, w) float32 in [-1, 1], one view of each labeled image
     p: Tensor  # (B, C), its label as a distribution
-    u: Tensor  # (K, M, c, h, w), K views of each unlabelled image
+    u: Tensor  # (K, M, c, h, w), K views of each unlabeled image
     s: Tensor  # (S, M, c, h, w), S strong views of each
 
 
@@ -87,7 +87,7 @@ class Pool:
             seed: of the orders in which they are drawn.
             flip: mirror half of the views; ``auto``: as the data set allows.
             crop_padding: pixels of reflection before the crop; ``auto``: an eighth of the side.
-            distort_added: views of images that ``add_labels`` made labelled are strongly distorted.
+            distort_added: views of images that ``add_labels`` made labeled are strongly distorted.
             rotate: turn views by 0 to 3 quarters.
 
         Raises:
@@ -115,12 +115,12 @@ class Pool:
         self.add_labels(nothing, nothing)
 
     def add_labels(self, index: Tensor, labels: Tensor) -> None:
-        """Let these images serve as labelled from now on, in place of those given before, and not as unlabelled.
+        """Let these images serve as labeled from now on, in place of those given before, and not as unlabeled.
 
-        Should no image be left unlabelled, all stay it.
+        Should no image be left unlabeled, all stay it.
 
         Args:
-            index: (n,) int64, training images, none of them labelled in the split.
+            index: (n,) int64, training images, none of them labeled in the split.
             labels: (n,) int64, their labels.
         """
         self.added_index, self.added_labels = index.to(self.device), labels.to(self.device)
@@ -132,7 +132,7 @@ class Pool:
         self._orders: dict[int, tuple[tuple[int, ...], Tensor]] = {}
 
     def class_shares(self) -> Tensor:
-        """Return the shares of the classes among the split's labelled images, (C,) float64 on the CPU."""
+        """Return the shares of the classes among the split's labeled images, (C,) float64 on the CPU."""
         counts = self.labels[self.split_labeled].cpu().bincount(minlength=self.num_classes).double()
         return counts / counts.sum()
 
@@ -159,40 +159,43 @@ class Pool:
         Args:
             num_labeled: B.
             num_unlabeled: M, not used if ``num_views`` is 0.
-            num_views: K, views of each unlabelled image.
+            num_views: K, views of each unlabeled image.
             generator: on this pool's device.
             num_strong: S, strong views of each.
         """
-        x = draw_offsets(num_labeled, self.flip, self.padding, generator, self.rotate)
-        added = draw_distortions(num_labeled, generator) if self.distort_added else None
+        x = sample_weak_params(num_labeled, self.flip, self.padding, generator, self.rotate)
+        added = sample_strong_params(num_labeled, generator) if self.distort_added else None
         u = s = None
         if num_views:
-            u = draw_offsets(num_views * num_unlabeled, self.flip, self.padding, generator, self.rotate)
+            u = sample_weak_params(num_views * num_unlabeled, self.flip, self.padding, generator, self.rotate)
         if num_strong:
             n = num_strong * num_unlabeled
-            s = draw_offsets(n, self.flip, self.padding, generator, self.rotate), draw_distortions(n, generator)
+            s = (
+                sample_weak_params(n, self.flip, self.padding, generator, self.rotate),
+                sample_strong_params(n, generator),
+            )
         return Draws(x, added, u, s)
 
     def random_views(self, index: Tensor, generator: Generator) -> Tensor:
         """Cut a random view of each of the images ``index``, (n, c, h, w) in [-1, 1]."""
-        offsets = draw_offsets(len(index), self.flip, self.padding, generator, self.rotate)
+        offsets = sample_weak_params(len(index), self.flip, self.padding, generator, self.rotate)
         return views(self.images, index, offsets, self.padding)
 
     def batch(self, places: Places, draws: Draws) -> Batch:
         """Cut the views of the images at ``places``."""
         x = views(self.images, places.x_index, draws.x, self.padding)
         if draws.added is not None:
-            x = torch.where(places.x_added[:, None, None, None], strong_views(x, draws.added), x)
+            x = torch.where(places.x_added[:, None, None, None], strong_augment(x, draws.added), x)
         u = s = x[:0].unsqueeze(0)
         if draws.u is not None:
             u = self._views_of(places.u_index, draws.u).unflatten(0, (-1, len(places.u_index)))
         if draws.s is not None:
             offsets, distortions = draws.s
-            s = strong_views(self._views_of(places.u_index, offsets), distortions)
+            s = strong_augment(self._views_of(places.u_index, offsets), distortions)
             s = s.unflatten(0, (-1, len(places.u_index)))
         return Batch(x, one_hot(places.x_labels, self.num_classes), u, s)
 
-    def _views_of(self, index: Tensor, offsets: Offsets) -> Tensor:
+    def _views_of(self, index: Tensor, offsets: WeakParams) -> Tensor:
         """Cut as many views of each image as there are offsets, view by view."""
         return views(self.images, index.repeat(len(offsets.top) // len(index)), offsets, self.padding)
 

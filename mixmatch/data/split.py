@@ -1,4 +1,4 @@
-"""Which images are labelled, unlabelled and held out: a function of seed and counts alone.
+"""Which images are labeled, unlabeled and held out: a function of seed and counts alone.
 
 It is drawn by numpy's legacy RandomState, whose streams are frozen for good: the same on every machine, whatever the
 version.
@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from pydantic import TypeAdapter
 
-from mixmatch.data.images import DataSettings, ImageData
-from mixmatch.errors import UserError, brief_error
+from mixmatch.data.dataset import DataSettings, ImageData
+from mixmatch.errors import UserError, describe_error
 from mixmatch.files import read_file
 
 AUTO_LEAVES = 25  # labels a class, where the count of validation images is left to us
@@ -47,15 +47,15 @@ def make_split(data: ImageData, settings: DataSettings, seed: int) -> Split:
     """Draw the split that ``settings`` ask for.
 
     Labels are dealt equally to the classes, or by their shares where the data set says so (``ImageData.by_share``). Of
-    each class's images in random order, the labelled are the first and the validation images the last: with the same
+    each class's images in random order, the labeled are the first and the validation images the last: with the same
     seed, 250 labels are among the 4000, and the validation set is the same. Groups go to validation whole, in random
     order, until each class has as many images there as were asked for; their other images serve nothing. Where the data
-    set has folds of just so many labels, the one of the seed is labelled.
+    set has folds of just so many labels, the one of the seed is labeled.
 
     Args:
-        data: images whose class is not known, -1, only ever serve as unlabelled.
+        data: images whose class is not known, -1, only ever serve as unlabeled.
         settings: the ``data`` section. ``num_labeled``: in all, or ``all`` that have a known class and are not for
-            validation. ``num_validation``: in all; ``auto``: of each class one for every four that are labelled of the
+            validation. ``num_validation``: in all; ``auto``: of each class one for every four that are labeled of the
             class that has fewest, if that leaves 25 of it, else none.
         seed: of the draw.
 
@@ -136,7 +136,7 @@ def _deal(key: str, count: int | Literal["all"], data: ImageData, known: np.ndar
 
 
 def _find_fold(data: ImageData, settings: DataSettings, seed: int) -> np.ndarray:
-    """Return which images are of the fold to be labelled, (n,) bool: none where the data set has none of that size."""
+    """Return which images are of the fold to be labeled, (n,) bool: none where the data set has none of that size."""
     fold = np.zeros(len(data.labels), dtype=bool)
     if data.folds and settings.num_labeled == len(data.folds[0]):
         fold[data.folds[seed % len(data.folds)]] = True
@@ -192,7 +192,7 @@ def read_split(path: Path, data: ImageData) -> Split:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; a split file is needed there") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is no split file ({brief_error(error)})") from None
+        raise UserError(f"{path}: is no split file ({describe_error(error)})") from None
     labels = data.labels.numpy()
     if split.fingerprint != data.fingerprint():
         raise UserError(f"{path}: belongs to other images than those found now ({_changes(split.files, data.files)})")
@@ -203,7 +203,7 @@ def read_split(path: Path, data: ImageData) -> Split:
         if name != "unlabeled" and (labels[indices] < 0).any():
             raise UserError(f"{path}: {name} names images whose class is not known")
     if not split.labeled:
-        raise UserError(f"{path}: names no labelled images")
+        raise UserError(f"{path}: names no labeled images")
     if set(split.validation) & (set(split.labeled) | set(split.unlabeled)):
         raise UserError(f"{path}: validation images are among those trained on")
     _check_groups(split, data.groups)
@@ -239,4 +239,4 @@ def _changes(then: list[str] | None, now: list[str] | None) -> str:
     ]
     if not parts:
         return "the same files, but pixels or classes have changed"
-    return ", ".join(parts) + "; put things back, or let a new run start from this one's weights with init=RUN"
+    return ", ".join(parts) + "; put things back, or let a new run start from this one's weights with init_from=RUN"

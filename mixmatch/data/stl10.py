@@ -1,4 +1,4 @@
-"""STL-10 (Coates et al., 2011): 96x96, 5,000 labelled images in ten fixed folds of 1,000, and 100,000 without label."""
+"""STL-10 (Coates et al., 2011): 96x96, 5,000 labeled images in ten fixed folds of 1,000, and 100,000 without label."""
 
 from itertools import chain
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mixmatch.data.dataset import DataSettings, ImageData
 from mixmatch.data.download import check_room, from_torchvision
-from mixmatch.data.images import DataSettings, ImageData
 
 TRAIN, UNLABELED, TEST = 5_000, 100_000, 8_000
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mixmatch.data.dataset import DataSettings, ImageData
 from mixmatch.data.download import check_room, from_torchvision
-from mixmatch.data.images import DataSettings, ImageData
 
 TRAIN, EXTRA, TEST = 73_257, 531_131, 26_032
 

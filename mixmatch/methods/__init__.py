@@ -1,8 +1,8 @@
 """Methods, one file each. To add one: a ``Method`` in a file, named in ``METHODS``."""
 
+from mixmatch.methods.base import Method
 from mixmatch.methods.fixmatch import FixMatch
 from mixmatch.methods.freematch import FreeMatch
-from mixmatch.methods.method import Method
 from mixmatch.methods.mixmatch import MixMatch
 from mixmatch.methods.remixmatch import ReMixMatch
 from mixmatch.methods.softmatch import SoftMatch

@@ -2,7 +2,7 @@
 
 Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020,
 arXiv:2001.07685. What differs from the authors' code: labels are guessed in a pass of their own, without gradient, so
-that weak views are no part of the batch by whose statistics the others are normalised.
+that weak views are no part of the batch by whose statistics the others are normalized.
 """
 
 from typing import Annotated, ClassVar
@@ -12,18 +12,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mixmatch.data.pool import Batch, one_hot
-from mixmatch.methods.method import Examples, Loss, Method, Networks, Task
+from mixmatch.methods.base import Examples, Loss, Method, MethodContext, Networks
 from mixmatch.methods.mixmatch import guess_labels, labeled_loss
-from mixmatch.section import NonNegative, Section
+from mixmatch.settings import NonNegative, Settings
 
 
-class WeakToStrongSettings(Section):
+class WeakToStrongSettings(Settings):
     """The settings of every method in which a weak view labels a strong one."""
 
     unlabeled_ratio: Annotated[int, Field(ge=1, le=64)] = Field(
-        7, description="mu, unlabelled images for each labelled one"
+        7, description="mu, unlabeled images for each labeled one"
     )
-    lambda_u: NonNegative = Field(1, description="weight of the unlabelled loss")
+    lambda_u: NonNegative = Field(1, description="weight of the unlabeled loss")
 
 
 class FixMatchSettings(WeakToStrongSettings):
@@ -38,23 +38,23 @@ class FixMatch(Method):
     The weight of a label is the sum of its row of targets.
     """
 
-    Settings: ClassVar[type[Section]] = FixMatchSettings
+    settings_type: ClassVar[type[Settings]] = FixMatchSettings
     parts = ("loss_labeled", "loss_unlabeled", "label_weight")
     descriptions: ClassVar = {
-        "loss_labeled": "cross-entropy on labelled images",
+        "loss_labeled": "cross-entropy on labeled images",
         "loss_unlabeled": "cross-entropy of strong views to the labels of weak ones, by the weights of these",
         "label_weight": "mean weight of the labels guessed",
     }
     num_views = 1
     num_strong_views = 1
-    if_guesses_collapse = "start again with a lower train.lr or more labels"
+    collapse_hint = "start again with a lower train.lr or more labels"
 
-    def __init__(self, settings: WeakToStrongSettings, task: Task) -> None:
+    def __init__(self, settings: WeakToStrongSettings, task: MethodContext) -> None:
         super().__init__(settings, task)
         self.unlabeled_ratio = settings.unlabeled_ratio
 
     def passes(self) -> int:
-        """Guess weak views, train on labelled and strong ones, see ``Method.passes``."""
+        """Guess weak views, train on labeled and strong ones, see ``Method.passes``."""
         return (self.unlabeled_ratio + 3 * (1 + self.unlabeled_ratio)) * self.task.batch_size
 
     def weigh(self, guesses: Tensor) -> Tensor:
@@ -75,11 +75,11 @@ class FixMatch(Method):
         return Examples(torch.cat([batch.x, batch.s[0]]), torch.cat([batch.p, labels]), guesses)
 
     def loss(self, network: nn.Module, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
-        """Cross-entropy on labelled images and on strong views (equations 3 and 4), see ``Method.loss``."""
+        """Cross-entropy on labeled images and on strong views (equations 3 and 4), see ``Method.loss``."""
         return self.loss_of(network(examples.images), examples.targets)
 
     def loss_of(self, logits: Tensor, targets: Tensor) -> Loss:
-        """Return the loss of logits (B + M, C), of which the labelled images' come first."""
+        """Return the loss of logits (B + M, C), of which the labeled images' come first."""
         logits, size = logits.to(targets.dtype), self.task.batch_size
         labeled = labeled_loss(logits[:size], targets[:size])
         unlabeled = labeled_loss(logits[size:], targets[size:])

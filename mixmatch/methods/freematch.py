@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mixmatch.data.pool import one_hot
+from mixmatch.methods.base import Examples, Loss, MethodContext
 from mixmatch.methods.fixmatch import FixMatch, WeakToStrongSettings
-from mixmatch.methods.method import Examples, Loss, Task
-from mixmatch.section import NonNegative
+from mixmatch.settings import NonNegative
 
 
 class FreeMatchSettings(WeakToStrongSettings):
@@ -28,13 +28,13 @@ class FreeMatch(FixMatch):
     State: running means of confidence, of predictions, and of the shares of the classes that they name.
     """
 
-    Settings = FreeMatchSettings
+    settings_type = FreeMatchSettings
     parts = (*FixMatch.parts, "loss_fairness")
     descriptions: ClassVar = FixMatch.descriptions | {
         "loss_fairness": "minus the cross-entropy of the running class shares to those on strong views"
     }
 
-    def __init__(self, settings: FreeMatchSettings, task: Task) -> None:
+    def __init__(self, settings: FreeMatchSettings, task: MethodContext) -> None:
         super().__init__(settings, task)
         count = len(task.classes)
         self.state = {
@@ -64,7 +64,7 @@ class FreeMatch(FixMatch):
 
 
 def fairness_loss(strong: Tensor, kept: Tensor, prediction: Tensor, named: Tensor) -> Tensor:
-    """Return sum of a * log(b), a and b the normalised quotients of mean prediction by share of labels.
+    """Return sum of a * log(b), a and b the normalized quotients of mean prediction by share of labels.
 
     Args:
         strong: (M, C) predictions on strong views.
@@ -83,6 +83,6 @@ def fairness_loss(strong: Tensor, kept: Tensor, prediction: Tensor, named: Tenso
 
 
 def _quotient(mean: Tensor, share: Tensor) -> Tensor:
-    """Return mean / share, 0 where there is no share, normalised."""
+    """Return mean / share, 0 where there is no share, normalized."""
     quotient = torch.where(share > 0, mean / share.clamp_min(1e-12), 0.0)
     return quotient / quotient.sum().clamp_min(1e-12)

@@ -11,12 +11,12 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from mixmatch.data.pool import Batch
-from mixmatch.methods.method import Examples, Loss, Method, Networks, Task
-from mixmatch.section import Alpha, CountOrZero, NonNegative, Section
+from mixmatch.methods.base import Examples, Loss, Method, MethodContext, Networks
+from mixmatch.settings import Alpha, CountOrZero, NonNegative, Settings
 
 
 def guess_labels(model: nn.Module, u: Tensor) -> Tensor:
-    """Average the predictions over the K views of each unlabelled image (equation 6 of the paper).
+    """Average the predictions over the K views of each unlabeled image (equation 6 of the paper).
 
     The model runs in training mode without gradient. As in the authors' code, each of the K views is a
     batch of its own to BatchNorm, and none moves the running statistics.
@@ -34,7 +34,7 @@ def guess_labels(model: nn.Module, u: Tensor) -> Tensor:
 
 
 def sharpen(p: Tensor, temperature: float) -> Tensor:
-    """Raise to the power 1/T and normalise (equation 7): T = 1 changes nothing, T -> 0 gives one-hot.
+    """Raise to the power 1/T and normalize (equation 7): T = 1 changes nothing, T -> 0 gives one-hot.
 
     Computed from logarithms relative to the largest entry, so that no power underflows.
 
@@ -73,16 +73,16 @@ def make_mixing(draws: MixingDraws, mode: str, batch_size: int, alpha: float) ->
     """Turn draws into shuffle and lambdas (equations 8 and 9, and the ablations of the paper's table 4).
 
     Args:
-        draws: from ``draw_mixing`` with the same alpha; the first examples are the labelled ones.
+        draws: from ``draw_mixing`` with the same alpha; the first examples are the labeled ones.
         mode: ``joint`` shuffles over the union of X-hat and U-hat; ``separate`` each by itself; ``labeled`` and
             ``unlabeled`` mix only the one, by itself, and leave the other (lambda' = 1); ``none`` mixes nothing.
-        batch_size: B, how many are labelled.
+        batch_size: B, how many are labeled.
         alpha: lambda ~ Beta(alpha, alpha).
     """
     share, order = fold_shares(draws, alpha), draws.order
     labeled = torch.arange(len(order), device=order.device) < batch_size
     if mode != "joint":
-        order = order + ~labeled  # sorted, the labelled stay in front: each part is shuffled by itself
+        order = order + ~labeled  # sorted, the labeled stay in front: each part is shuffled by itself
     if mode in ("unlabeled", "none"):
         share = torch.where(labeled, 1.0, share)
     if mode in ("labeled", "none"):
@@ -110,13 +110,13 @@ def mix(values: Tensor, mixing: Mixing) -> Tensor:
 
 
 def mixmatch(model: nn.Module, x: Tensor, p: Tensor, u: Tensor, temperature: float, mixing: Mixing) -> Examples:
-    """Algorithm 1 of the paper: from a labelled and an unlabelled batch to X' and U'.
+    """Algorithm 1 of the paper: from a labeled and an unlabeled batch to X' and U'.
 
     Args:
         model: guesses the labels; the current weights, or the EMA's (an ablation).
-        x: (B, c, h, w), one view of each labelled image.
+        x: (B, c, h, w), one view of each labeled image.
         p: (B, C), the labels as distributions.
-        u: (K, B, c, h, w), K views of each unlabelled image.
+        u: (K, B, c, h, w), K views of each unlabeled image.
         temperature: T of sharpening.
         mixing: from ``make_mixing``.
 
@@ -133,7 +133,7 @@ def interleave_order(batch_size: int, num_batches: int, device: torch.device | s
     """Return the authors' interleaving as a permutation of ``num_batches`` batches that lie one after the other.
 
     Batch 0 (X') is cut into ``num_batches`` slices, the last ones longer by one where they don't divide evenly,
-    and swaps its slice i with that of batch i: each batch then holds labelled and unlabelled examples, and the
+    and swaps its slice i with that of batch i: each batch then holds labeled and unlabeled examples, and the
     first, which alone moves BatchNorm's running statistics, some of every batch. Applied twice it is the identity.
 
     Returns:
@@ -185,13 +185,13 @@ def ramp_up(step: int, maximum: float, ramp_up_steps: int) -> float:
     return maximum * min(1.0, step / ramp_up_steps) if ramp_up_steps else maximum
 
 
-class MixMatchSettings(Section):
+class MixMatchSettings(Settings):
     """The method's settings, named as in the paper."""
 
-    num_views: Annotated[int, Field(ge=1, le=64)] = Field(2, description="K, augmented views per unlabelled image")
+    num_views: Annotated[int, Field(ge=1, le=64)] = Field(2, description="K, augmented views per unlabeled image")
     temperature: Annotated[float, Field(ge=0.01, le=100)] = Field(0.5, description="T of sharpening; 1: no sharpening")
     alpha: Alpha = Field(0.75, description="MixUp draws lambda from Beta(alpha, alpha)")
-    lambda_u: NonNegative = Field(75, description="weight of the unlabelled loss after the ramp-up")
+    lambda_u: NonNegative = Field(75, description="weight of the unlabeled loss after the ramp-up")
     ramp_up_steps: CountOrZero | None = Field(
         16000, description="steps over which lambda_u rises linearly from 0; null: all of the run"
     )
@@ -205,23 +205,23 @@ class MixMatchSettings(Section):
 class MixMatch(Method):
     """The step of the paper: algorithm 1, then the loss of its output."""
 
-    Settings = MixMatchSettings
+    settings_type = MixMatchSettings
     parts = ("loss_labeled", "loss_unlabeled")
     descriptions: ClassVar = {
-        "loss_labeled": "cross-entropy on mixed labelled images",
+        "loss_labeled": "cross-entropy on mixed labeled images",
         "loss_unlabeled": "squared distance of probabilities to mixed guesses, before it is weighted by lambda_u",
         "lambda_u": "weight of loss_unlabeled",
     }
-    if_guesses_collapse = "start again with a lower mixmatch.lambda_u or a longer mixmatch.ramp_up_steps"
+    collapse_hint = "start again with a lower mixmatch.lambda_u or a longer mixmatch.ramp_up_steps"
 
-    def __init__(self, settings: MixMatchSettings, task: Task) -> None:
+    def __init__(self, settings: MixMatchSettings, task: MethodContext) -> None:
         super().__init__(settings, task)
         self.num_views = settings.num_views
         self.ramp_up_steps = task.steps if settings.ramp_up_steps is None else settings.ramp_up_steps
         self.interleave = interleave_order(task.batch_size, settings.num_views + 1, task.device)
 
     @classmethod
-    def length_matters(cls, settings: MixMatchSettings) -> bool:
+    def depends_on_num_steps(cls, settings: MixMatchSettings) -> bool:
         """Return whether lambda_U rises over all of the run."""
         return settings.ramp_up_steps is None
 

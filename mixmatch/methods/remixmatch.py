@@ -1,4 +1,4 @@
-"""ReMixMatch: MixMatch with guesses brought to the labelled class shares, and learned on strong views.
+"""ReMixMatch: MixMatch with guesses brought to the labeled class shares, and learned on strong views.
 
 Berthelot et al., "ReMixMatch: Semi-Supervised Learning with Distribution Alignment and Augmentation Anchoring", ICLR
 2020, arXiv:1911.09785. What differs from the authors' code: strong views are RandAugment's instead of CTAugment's, the
@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from mixmatch.data.pool import Batch
-from mixmatch.methods.method import Examples, Loss, Method, Networks, Task
+from mixmatch.methods.base import Examples, Loss, Method, MethodContext, Networks
 from mixmatch.methods.mixmatch import (
     MixingDraws,
     draw_mixing,
@@ -26,18 +26,18 @@ from mixmatch.methods.mixmatch import (
     ramp_up,
     sharpen,
 )
-from mixmatch.section import Alpha, Count, CountOrZero, NonNegative, Section
+from mixmatch.settings import Alpha, Count, CountOrZero, NonNegative, Settings
 
 QUARTERS = 4
 
 
-class ReMixMatchSettings(Section):
+class ReMixMatchSettings(Settings):
     """The method's settings, named as in the paper."""
 
-    num_strong_views: Annotated[int, Field(ge=1, le=64)] = Field(8, description="K, strong views per unlabelled image")
+    num_strong_views: Annotated[int, Field(ge=1, le=64)] = Field(8, description="K, strong views per unlabeled image")
     temperature: Annotated[float, Field(ge=0.01, le=100)] = Field(0.5, description="T of sharpening")
     alpha: Alpha = Field(0.75, description="MixUp draws lambda from Beta(alpha, alpha)")
-    lambda_u: NonNegative = Field(1.5, description="weight of the mixed unlabelled loss after the ramp-up")
+    lambda_u: NonNegative = Field(1.5, description="weight of the mixed unlabeled loss after the ramp-up")
     lambda_strong: NonNegative = Field(0.5, description="weight of the loss of an unmixed strong view after it")
     ramp_up_steps: CountOrZero | None = Field(
         16000, description="steps over which both rise linearly from 0; null: all of the run"
@@ -46,7 +46,7 @@ class ReMixMatchSettings(Section):
         0,
         description="weight of the loss of telling by how many quarters a view is turned; 0: none",
     )
-    align_over: Count = Field(128, description="batches over which predictions are averaged, to align guesses by")
+    alignment_window: Count = Field(128, description="batches over which predictions are averaged, to align guesses by")
 
 
 class ReMixMatch(Method):
@@ -55,10 +55,10 @@ class ReMixMatch(Method):
     State: the running mean of predictions. Head: from features to quarters of a turn, if these are learned.
     """
 
-    Settings = ReMixMatchSettings
+    settings_type = ReMixMatchSettings
     parts = ("loss_labeled", "loss_unlabeled", "loss_strong", "loss_rotation")
     descriptions: ClassVar = {
-        "loss_labeled": "cross-entropy on mixed labelled images",
+        "loss_labeled": "cross-entropy on mixed labeled images",
         "loss_unlabeled": "cross-entropy to mixed guesses, before it is weighted by lambda_u",
         "loss_strong": "cross-entropy of an unmixed strong view to its guess, before it is weighted by lambda_strong",
         "loss_rotation": "cross-entropy of the quarters by which that view is turned, before it is weighted",
@@ -66,32 +66,32 @@ class ReMixMatch(Method):
         "lambda_strong": "weight of loss_strong",
     }
     num_views = 1
-    if_guesses_collapse = "start again with a longer remixmatch.ramp_up_steps or a lower remixmatch.lambda_u"
+    collapse_hint = "start again with a longer remixmatch.ramp_up_steps or a lower remixmatch.lambda_u"
 
-    def __init__(self, settings: ReMixMatchSettings, task: Task) -> None:
+    def __init__(self, settings: ReMixMatchSettings, task: MethodContext) -> None:
         super().__init__(settings, task)
         self.num_strong_views = settings.num_strong_views
         self.ramp_up_steps = task.steps if settings.ramp_up_steps is None else settings.ramp_up_steps
-        self.learns_turns = settings.lambda_rotation > 0
-        self.num_batches = settings.num_strong_views + 2  # labelled, weak, strong
+        self.predicts_rotation = settings.lambda_rotation > 0
+        self.num_batches = settings.num_strong_views + 2  # labeled, weak, strong
         self.interleave = interleave_order(task.batch_size, self.num_batches, task.device)
         count = len(task.classes)
         self.shares = task.class_shares.to(torch.get_default_dtype()).to(task.device)
         self.state = {"prediction": torch.full((count,), 1 / count, device=task.device)}
-        self.parts = type(self).parts if self.learns_turns else type(self).parts[:-1]
-        if self.learns_turns:
+        self.parts = type(self).parts if self.predicts_rotation else type(self).parts[:-1]
+        if self.predicts_rotation:
             self.head = nn.Linear(task.num_features, QUARTERS, device=task.device)
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
 
     @classmethod
-    def length_matters(cls, settings: ReMixMatchSettings) -> bool:
+    def depends_on_num_steps(cls, settings: ReMixMatchSettings) -> bool:
         """Return whether the weights rise over all of the run."""
         return settings.ramp_up_steps is None
 
     def passes(self) -> int:
         """Guess one view, train on K + 3 batches and on one of turned views, see ``Method.passes``."""
-        return (1 + 3 * (self.num_batches + 1 + self.learns_turns)) * self.task.batch_size
+        return (1 + 3 * (self.num_batches + 1 + self.predicts_rotation)) * self.task.batch_size
 
     def schedules(self, step: int) -> dict[str, float]:
         """Return the weights of the next step."""
@@ -108,7 +108,7 @@ class ReMixMatch(Method):
         """Guess by the weak view, align, sharpen, mix all; the first strong view stands unmixed behind them."""
         predictions = guess_labels(networks.current, batch.u)
         q = sharpen(align(predictions, self.shares, self.state["prediction"]), self.settings.temperature)
-        self.state["prediction"].lerp_(predictions.mean(dim=0), 1 / self.settings.align_over)
+        self.state["prediction"].lerp_(predictions.mean(dim=0), 1 / self.settings.alignment_window)
         images = torch.cat([batch.x, batch.u[0], batch.s.flatten(0, 1)])
         targets = torch.cat([batch.p, q.repeat(self.num_batches - 1, 1)])
         mixing = make_mixing(draws, "joint", self.task.batch_size, self.settings.alpha)
@@ -117,9 +117,9 @@ class ReMixMatch(Method):
     def loss(self, network: nn.Module, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
         """Cross-entropy of all four kinds (equation 4 and section 3.3), see ``Method.loss``."""
         size, mixed, targets = self.task.batch_size, self.num_batches * self.task.batch_size, examples.targets
-        strong_views, turns = examples.images[mixed:], self.settings.lambda_rotation
-        turned = [turn(strong_views)] if turns else []
-        images = torch.cat([examples.images[:mixed][self.interleave], strong_views, *turned])
+        strong_augment, turns = examples.images[mixed:], self.settings.lambda_rotation
+        turned = [turn(strong_augment)] if turns else []
+        images = torch.cat([examples.images[:mixed][self.interleave], strong_augment, *turned])
         features = network.embed(images, num_batches=self.num_batches + 1 + len(turned))
         logits = network.dense(features[: mixed + size]).to(targets.dtype)
         mixed_logits = logits[:mixed][self.interleave]
@@ -145,11 +145,11 @@ def turn(images: Tensor) -> Tensor:
 
 
 def align(guesses: Tensor, shares: Tensor, prediction: Tensor) -> Tensor:
-    """Bring guesses to the labelled class shares: Norm(q * p(y) / p~(y)) (section 3.1).
+    """Bring guesses to the labeled class shares: Norm(q * p(y) / p~(y)) (section 3.1).
 
     Args:
         guesses: (n, C).
-        shares: (C,) of the classes among the labelled images.
+        shares: (C,) of the classes among the labeled images.
         prediction: (C,) the running mean of predictions.
     """
     aligned = guesses * (shares + 1e-6) / (prediction + 1e-6)

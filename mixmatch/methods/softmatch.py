@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mixmatch.methods.base import MethodContext
 from mixmatch.methods.fixmatch import FixMatch, WeakToStrongSettings
-from mixmatch.methods.method import Task
 
 DEVIATIONS = 2  # the weight has fallen to exp(-1/2) at half a deviation below the mean: n_sigma of the authors' code
 
@@ -29,9 +29,9 @@ class SoftMatch(FixMatch):
     State: running mean and variance of confidence, and of predictions.
     """
 
-    Settings = SoftMatchSettings
+    settings_type = SoftMatchSettings
 
-    def __init__(self, settings: SoftMatchSettings, task: Task) -> None:
+    def __init__(self, settings: SoftMatchSettings, task: MethodContext) -> None:
         super().__init__(settings, task)
         count = len(task.classes)
         self.state = {

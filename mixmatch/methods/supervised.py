@@ -1,4 +1,4 @@
-"""The supervised baseline: cross-entropy on the labelled images alone, with or without MixUp among them."""
+"""The supervised baseline: cross-entropy on the labeled images alone, with or without MixUp among them."""
 
 from typing import ClassVar, Literal
 
@@ -6,28 +6,28 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from mixmatch.data.pool import Batch
-from mixmatch.methods.method import Examples, Loss, Method, Networks
+from mixmatch.methods.base import Examples, Loss, Method, Networks
 from mixmatch.methods.mixmatch import draw_mixing, labeled_loss, make_mixing, mix
-from mixmatch.section import Alpha, Section
+from mixmatch.settings import Alpha, Settings
 
 
-class SupervisedSettings(Section):
+class SupervisedSettings(Settings):
     """The baseline's own setting."""
 
     alpha: Alpha | Literal[0] = Field(
-        0, description="MixUp between labelled images with Beta(alpha, alpha); 0: no MixUp"
+        0, description="MixUp between labeled images with Beta(alpha, alpha); 0: no MixUp"
     )
 
 
 class Supervised(Method):
-    """L_X of the labelled batch, and no unlabelled images."""
+    """L_X of the labeled batch, and no unlabeled images."""
 
-    Settings = SupervisedSettings
+    settings_type = SupervisedSettings
     parts = ("loss_labeled",)
-    descriptions: ClassVar = {"loss_labeled": "cross-entropy on labelled images"}
+    descriptions: ClassVar = {"loss_labeled": "cross-entropy on labeled images"}
 
     def passes(self) -> int:
-        """Train on the labelled batch, see ``Method.passes``."""
+        """Train on the labeled batch, see ``Method.passes``."""
         return 3 * self.task.batch_size
 
     def draw(self, generator: Generator) -> tuple[Tensor, ...]:
@@ -35,7 +35,7 @@ class Supervised(Method):
         return draw_mixing(self.task.batch_size, self.settings.alpha, generator) if self.settings.alpha else ()
 
     def make_examples(self, networks: Networks, batch: Batch, draws: tuple[Tensor, ...]) -> Examples:
-        """Mix the labelled batch if the settings say so, see ``Method.make_examples``."""
+        """Mix the labeled batch if the settings say so, see ``Method.make_examples``."""
         if not self.settings.alpha:
             return Examples(batch.x, batch.p)
         mixing = make_mixing(draws, "joint", self.task.batch_size, self.settings.alpha)

@@ -8,15 +8,17 @@ from contextlib import contextmanager
 import torch
 
 from mixmatch.config import Config
-from mixmatch.data.images import free_memory
+from mixmatch.data.dataset import free_memory
+from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 from mixmatch.errors import UserError
 from mixmatch.models import NetworkSettings, build_network
-from mixmatch.ranks import ALONE, Ranks
 
 COPIES = 5  # of the weights: themselves, gradients, two moments, the average
 
 
-def choose_device(name: str, ranks: Ranks = ALONE, say: Callable[[str], None] = print) -> torch.device:
+def choose_device(
+    name: str, ranks: DistributedContext = SINGLE_PROCESS, say: Callable[[str], None] = print
+) -> torch.device:
     """Turn the config's ``device`` into one that is there and can be used.
 
     Each rank of a machine gets a GPU of its own. ``auto`` takes the CPU, and says so, where this build of torch has no
@@ -92,7 +94,7 @@ def explain_memory(config: Config, device: torch.device) -> Iterator[None]:
 
 
 def check_room(settings: NetworkSettings, num_classes: int, channels: int, device: torch.device) -> None:
-    """See that a network, its gradient, two moments of an optimiser and its average find room.
+    """See that a network, its gradient, two moments of an optimizer and its average find room.
 
     Args:
         settings: the ``model`` section.
@@ -114,7 +116,7 @@ def check_room(settings: NetworkSettings, num_classes: int, channels: int, devic
             )
 
 
-def environment(device: torch.device, ranks: Ranks) -> str:
+def environment(device: torch.device, ranks: DistributedContext) -> str:
     """Return what bit-identity hangs on: the version of torch, the device, processes, and on the CPU threads."""
     several = f" in {ranks.world} processes" if ranks.world > 1 else ""
     if device.type == "cuda":

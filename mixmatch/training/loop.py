@@ -8,29 +8,31 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from mixmatch.classifier import Classifier, save_model
 from mixmatch.config import Config, PseudoLabelSettings, TrainSettings, flat
-from mixmatch.console import Console
-from mixmatch.errors import Received, Stopped, TimeUp
-from mixmatch.hooks import Hook
+from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
+from mixmatch.errors import PendingSignals, Stopped, TimeUp
+from mixmatch.inference import Classifier, save_model
 from mixmatch.methods import METHODS
-from mixmatch.ranks import ALONE, Ranks
-from mixmatch.records.recorder import Recorder
-from mixmatch.records.run import RunDirectory, open_run
-from mixmatch.rounds.start import round_path, start_round
+from mixmatch.pseudo_labels.start import round_path, start_round
+from mixmatch.runs.directory import RunDirectory, open_run
+from mixmatch.runs.writer import RunWriter
+from mixmatch.training.callbacks import Callback
+from mixmatch.training.console import Console
 from mixmatch.training.device import choose_device, explain_memory
-from mixmatch.training.prepare import Session, prepare, read_finished
-from mixmatch.training.results import code_commit, describe_end, summarise, summarise_run
-from mixmatch.training.rungs import climb, list_rungs
+from mixmatch.training.execution import list_execution_modes, select_execution_mode
+from mixmatch.training.results import code_commit, describe_end, summarize, summarize_run
+from mixmatch.training.setup import Session, prepare, read_finished
 
 
 @contextmanager
-def no_signals() -> Iterator[Received]:
+def no_signals() -> Iterator[PendingSignals]:
     """Leave signals to the caller: in a notebook or a thread they are not the run's business."""
-    yield Received()
+    yield PendingSignals()
 
 
-def train(config: Config, path: Path | str, ranks: Ranks = ALONE, **options: Any) -> dict[str, Any]:  # noqa: ANN401
+def train(
+    config: Config, path: Path | str, ranks: DistributedContext = SINGLE_PROCESS, **options: Any
+) -> dict[str, Any]:
     """Train a run, and with ``pseudo_label.enabled`` a round of pseudo-labels on it, in a folder beside it.
 
     Arguments, results (the last run's) and what is raised as for ``train_run``.
@@ -39,7 +41,7 @@ def train(config: Config, path: Path | str, ranks: Ranks = ALONE, **options: Any
         return train_run(config, path, ranks, **options)
     settings, alone = config.pseudo_label, {"pseudo_label": PseudoLabelSettings()}
     if settings.select == "method" and settings.method != config.method:
-        alone[settings.method] = METHODS[settings.method].Settings()  # which is the round's
+        alone[settings.method] = METHODS[settings.method].settings_type()  # which is the round's
     train_run(config.model_copy(update=alone), path, ranks, **options)
     beside = round_path(Path(path), config.pseudo_label)
     return train_run(ranks.from_first(lambda: start_round(Path(path), beside, config)), beside, ranks, **options)
@@ -48,11 +50,11 @@ def train(config: Config, path: Path | str, ranks: Ranks = ALONE, **options: Any
 def train_run(
     config: Config,
     path: Path | str,
-    ranks: Ranks = ALONE,
+    ranks: DistributedContext = SINGLE_PROCESS,
     quiet: bool = False,
     deadline: float = math.inf,
-    hooks: Sequence[Hook] = (),
-    signals: Callable[[], AbstractContextManager[Received]] = no_signals,
+    hooks: Sequence[Callback] = (),
+    signals: Callable[[], AbstractContextManager[PendingSignals]] = no_signals,
 ) -> dict[str, Any]:
     """Train a run to its end, continuing it if ``path`` holds a part of it.
 
@@ -82,18 +84,18 @@ def train_run(
         if results is not None:
             if ranks.first:
                 run.write_config()  # its length may have been raised, and taken back
-            console.say(f"{path} is finished: {summarise(results)}")
+            console.say(f"{path} is finished: {summarize(results)}")
             return results
 
         session = prepare(run, config, device, ranks, console, list(hooks))
         commit, trainer, steps = code_commit(), session.trainer, config.train.steps
-        with signals() as received, Recorder(run, session.progress.events_size, ranks.first) as recorder:
+        with signals() as received, RunWriter(run, session.progress.events_size, ranks.first) as recorder:
             for line in session.opening:
                 console.say(line)
             recorder.settings(flat(config), trainer.method.descriptions)
-            rungs = list_rungs(config.train, device, steps - trainer.step)
-            received.at_once = len(rungs) > 1  # compiling takes minutes
-            climb(trainer, rungs, console.warn, console.busy)
+            modes = list_execution_modes(config.train, device, steps - trainer.step)
+            received.at_once = len(modes) > 1  # compiling takes minutes
+            select_execution_mode(trainer, modes, console.warn, console.busy)
             received.at_once = False
             with console.bar(trainer.step, steps):
                 console.note(_accuracies_in_short(*session.progress.history[-1:]))
@@ -103,12 +105,12 @@ def train_run(
             recorder.finish()
             recorder.wait()
 
-        results = summarise_run(config, session, commit)
+        results = summarize_run(config, session, commit)
         if ranks.first:
             network = Classifier(trainer.ema_model, session.spec, config.model, trainer.precision_name)
             save_model(network, run.path / "model.safetensors", run.held(run.path))
             run.write_results(results)
-        console.say(f"done: {summarise(results)}")
+        console.say(f"done: {summarize(results)}")
         for line in describe_end(results, run.path):
             console.say(line)
         return results
@@ -117,10 +119,10 @@ def train_run(
 def run_steps(
     session: Session,
     settings: TrainSettings,
-    recorder: Recorder,
+    recorder: RunWriter,
     console: Console,
     run: RunDirectory,
-    received: Received,
+    received: PendingSignals,
     deadline: float,
 ) -> None:
     """Take the steps that are left: train, log, evaluate, save, and stop when asked to. Raises as ``train_run``."""
@@ -171,7 +173,7 @@ def run_steps(
 
 
 def record_evaluation(
-    session: Session, values: dict[str, Any], recorder: Recorder, console: Console, steps: int
+    session: Session, values: dict[str, Any], recorder: RunWriter, console: Console, steps: int
 ) -> None:
     """Ask every hook what it measures, keep it with the ``values`` logged at this step, and show it."""
     trainer, history = session.trainer, session.progress.history

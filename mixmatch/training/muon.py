@@ -50,7 +50,7 @@ class Muon(torch.optim.Adam):
             buffers = [self._buffer(kernel) for kernel in alike]
             torch._foreach_lerp_(buffers, [kernel.grad for kernel in alike], 1 - self.momentum)
             ahead = torch._foreach_lerp([kernel.grad for kernel in alike], buffers, self.momentum)
-            steps = orthogonalise(torch.stack(ahead).flatten(2)).unflatten(2, shape[1:])
+            steps = orthogonalize(torch.stack(ahead).flatten(2)).unflatten(2, shape[1:])
             steps = steps * (group["lr"] * self.of_kernels)
             lengths = torch.stack(torch._foreach_norm(alike)).clamp_min(1e-7)
             torch._foreach_mul_(alike, list((shape[0] ** 0.5 / lengths).unbind()))
@@ -71,7 +71,7 @@ class Muon(torch.optim.Adam):
         return state["momentum_buffer"]
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor) -> Tensor:
     """Bring matrices (n, rows, columns) near U V^T of their decompositions U S V^T: singular values to 0.7 to 1.2.
 
     Those below a hundredth of the matrix's length stay smaller. Newton-Schulz rounds of products, no decomposition.

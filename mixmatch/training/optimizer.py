@@ -1,4 +1,4 @@
-"""The optimiser of the ``train`` section: Adam, SGD with momentum and step decay, or Muon."""
+"""The optimizer of the ``train`` section: Adam, SGD with momentum and step decay, or Muon."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -12,14 +12,14 @@ from mixmatch.training.muon import Muon
 
 
 def make_optimizer(settings: TrainSettings, parameters: Iterable[nn.Parameter], device: torch.device) -> Optimizer:
-    """Return the optimiser that ``settings`` names."""
+    """Return the optimizer that ``settings`` names."""
     on_gpu = device.type == "cuda"
     # On a GPU the learning rate is a tensor: a recorded step can then be given another.
     lr = torch.tensor(settings.lr, device=device) if on_gpu else settings.lr
     if settings.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=lr, fused=on_gpu, capturable=on_gpu)
     if settings.optimizer == "muon":
-        of_kernels = settings.lr_kernels / settings.lr
+        of_kernels = settings.muon_lr / settings.lr
         return Muon(parameters, lr, of_kernels, settings.momentum, fused=on_gpu, capturable=on_gpu)
     return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=on_gpu)
 
@@ -41,7 +41,7 @@ def learning_rate(settings: TrainSettings, step: int, begun_at: int = 0) -> floa
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """Give the optimiser another learning rate, in place where it is a tensor."""
+    """Give the optimizer another learning rate, in place where it is a tensor."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr)
@@ -64,10 +64,10 @@ def copy_all(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> No
 
 
 def load_optimizer(optimizer: Optimizer, entries: dict[str, Tensor]) -> None:
-    """Restore an optimiser from entries named ``<number of the parameter>.<key>``.
+    """Restore an optimizer from entries named ``<number of the parameter>.<key>``.
 
     Raises:
-        ValueError: if they are not of this optimiser.
+        ValueError: if they are not of this optimizer.
     """
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in entries.items():
@@ -77,7 +77,7 @@ def load_optimizer(optimizer: Optimizer, entries: dict[str, Tensor]) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, values in state.items():
         if not 0 <= number < len(parameters) or values.keys() != _keys(optimizer, parameters[number]):
-            raise ValueError("its optimiser is another one, or of another network")
+            raise ValueError("its optimizer is another one, or of another network")
         for key, value in values.items():
             expected = torch.Size() if key == "step" else parameters[number].shape
             if value.shape != expected or not value.is_floating_point():

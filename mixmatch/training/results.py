@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from mixmatch.config import Config
-from mixmatch.records.run import ROOT
+from mixmatch.runs.directory import ROOT
 from mixmatch.training.precision import count_flop
-from mixmatch.training.prepare import Session
+from mixmatch.training.setup import Session
 
 EVALUATIONS_AVERAGED = 20  # the reported accuracy is the median of so many, as in the paper
 
 
-def summarise_run(config: Config, session: Session, commit: str) -> dict[str, Any]:
+def summarize_run(config: Config, session: Session, commit: str) -> dict[str, Any]:
     """Return what results.json holds."""
     trainer, progress = session.trainer, session.progress
     tests = [entry["test_accuracy"] for entry in progress.history if entry["test_accuracy"] is not None]
@@ -72,13 +72,13 @@ def describe_end(results: dict[str, Any], path: Path) -> list[str]:
             )
     if not lines:
         lines.append(
-            "no image was held out, so nothing tells how good this network is: hold labelled ones out with "
+            "no image was held out, so nothing tells how good this network is: hold labeled ones out with "
             "data.num_validation=N, or put some into test/<class>/"
         )
     run = shlex.quote(str(path))
-    lines.append(f"use it: python3 predict.py --run {run} PICTURES")
+    lines.append(f"use it: python3 predict.py --run-dir {run} PICTURES")
     if not results.get("pseudo_label"):
-        lines.append(f"go on: python3 pseudo_label.py --run {run}")
+        lines.append(f"go on: python3 pseudo_label.py --run-dir {run}")
     lines.append(f"curves: tensorboard --logdir {shlex.quote(str(path.parent))}")
     return lines
 
@@ -97,7 +97,7 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
     return 100 * (middle - half), 100 * (middle + half)
 
 
-def summarise(results: dict[str, Any]) -> str:
+def summarize(results: dict[str, Any]) -> str:
     """Return results in a line."""
     parts = []
     if results["test_accuracy"] is not None:

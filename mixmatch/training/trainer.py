@@ -1,7 +1,7 @@
 """The training step: draw a batch, compute the loss of the method, update weights, decay kernels, average.
 
 A Trainer owns everything that changes while training. What a step draws is a function of the run's seed and
-the step number alone (see data/pool.py), so the state to save is weights, optimiser, the method's own, and step.
+the step number alone (see data/pool.py), so the state to save is weights, optimizer, the method's own, and step.
 """
 
 import copy
@@ -14,19 +14,19 @@ from torch import Tensor
 
 from mixmatch.config import TrainSettings
 from mixmatch.data.pool import Draws, Places, Pool, step_seed
+from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 from mixmatch.errors import Diverged
 from mixmatch.evaluation import predict
-from mixmatch.methods.method import Examples, Method, Networks
+from mixmatch.methods.base import Examples, Method, Networks
 from mixmatch.models import BatchNorm, Network
-from mixmatch.ranks import ALONE, Ranks
-from mixmatch.training.capture import PLAIN, Rung, capture
+from mixmatch.training.cuda_graph import EAGER, ExecutionMode, capture
+from mixmatch.training.metrics import RunningMetrics
 from mixmatch.training.optimizer import copy_all, learning_rate, load_optimizer, make_optimizer, set_learning_rate
 from mixmatch.training.precision import make_twin
-from mixmatch.training.totals import Totals
 
 
 class Trainer:
-    """Network, averaged network, optimiser and step count, and the step that moves them.
+    """Network, averaged network, optimizer and step count, and the step that moves them.
 
     Attributes:
         step: completed training steps.
@@ -36,7 +36,7 @@ class Trainer:
         trained: parameters, the method's head last.
         pool: what is trained on.
         method: how.
-        rung: how its steps are computed.
+        mode: how its steps are computed.
         graph: of the recorded step, None if it is not recorded.
         begun_at, method_begun_at: the steps at which this run and its method began, above 0 in rounds: where the
             learning rate's and the method's schedules begin.
@@ -53,7 +53,7 @@ class Trainer:
         network: Network,
         method: Method,
         precision: str = "float32",
-        ranks: Ranks = ALONE,
+        ranks: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         """Make ready for step 0.
 
@@ -84,23 +84,23 @@ class Trainer:
         self.optimizer = make_optimizer(settings, self.trained, self.device)
         self.generator = torch.Generator(self.device)
         guesses = method.num_views and method.guesses
-        self.totals = Totals(method.parts, pool.num_classes if guesses else 0, self.device)
+        self.totals = RunningMetrics(method.parts, pool.num_classes if guesses else 0, self.device)
 
         # What the host gives a step; see give_inputs.
         self.places = Places(*(tensor.clone() for tensor in self._look_up_places()))
         self.schedules = {name: torch.zeros((), device=self.device) for name in method.schedules(0)}
         self.decay = torch.zeros((), device=self.device)
-        self.use(PLAIN)
+        self.use(EAGER)
 
-    def use(self, rung: Rung) -> None:
+    def use(self, mode: ExecutionMode) -> None:
         """Compute steps in this way from now on."""
-        self.rung = rung
+        self.mode = mode
         self.graph: torch.cuda.CUDAGraph | None = None
         self._examples, self._loss = self._make_examples, self._compute_loss
         for module in (*self.working.modules(), *self.ema_model.modules()):
             if isinstance(module, BatchNorm):
-                module.joint = rung.compiled and self.device.type == "cuda"
-        if rung.compiled:
+                module.joint = mode.compiled and self.device.type == "cuda"
+        if mode.compiled:
             torch.compiler.reset()  # compiled code of the runs before in this process counts towards a limit
             # On a GPU what does not depend on each other is put into one kernel: hundreds of these are tiny.
             options = {"combo_kernels": True} if self.device.type == "cuda" else None
@@ -115,7 +115,7 @@ class Trainer:
         if self._launch is None:
             self.give_inputs()
             self._launch = self._run_step
-            if self.rung.recorded:
+            if self.mode.recorded:
                 self.graph = self.capture(self._run_step, self.state, self.generator, self.keep_graph)
                 self._launch = self.graph.replay
 
@@ -185,7 +185,7 @@ class Trainer:
         return draws, self.method.draw(self.generator)
 
     def _make_examples(self, draws: Draws, method_draws: tuple[Tensor, ...]) -> tuple[Tensor, Examples]:
-        """Return the views of unlabelled images, the strong ones last, and what the network is trained on."""
+        """Return the views of unlabeled images, the strong ones last, and what the network is trained on."""
         with torch.no_grad():
             batch = self.pool.batch(self.places, draws)
             with self.autocast():
@@ -226,7 +226,7 @@ class Trainer:
         """Read and reset the means over the steps since the last call, and say where the schedules are.
 
         Returns:
-            ``lr`` and the method's schedules, and the means of ``Totals.read``.
+            ``lr`` and the method's schedules, and the means of ``RunningMetrics.read``.
 
         Raises:
             Diverged: if a loss was not finite in one of these steps.
@@ -275,7 +275,7 @@ class Trainer:
         """Continue from ``state``, as after ``step`` steps.
 
         Raises:
-            ValueError: if the state is not one of this network, optimiser and method.
+            ValueError: if the state is not one of this network, optimizer and method.
         """
         parts = {name: {} for name in ("model", "ema", "optimizer", "method", "head", "pseudo", "totals")}
         for name, value in state.items():
@@ -297,4 +297,4 @@ class Trainer:
         except RuntimeError as error:
             raise ValueError(str(error).splitlines()[0]) from None
         self.step = step
-        self._launch = None  # a recorded step knows the optimiser's old tensors
+        self._launch = None  # a recorded step knows the optimizer's old tensors

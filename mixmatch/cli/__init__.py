@@ -1,0 +1,1 @@
+"""The commands: one file each, and what all of them share."""

@@ -1,0 +1,1 @@
+"""Photographs in folders: which files there are, how they are decoded, and what is odd about them."""

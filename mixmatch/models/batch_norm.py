@@ -1,0 +1,102 @@
+"""Batch normalization of several batches that lie one after the other in a single tensor."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPSILON = 1e-3  # TensorFlow's default, which the authors' code uses
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization of several batches that lie one after the other in a single tensor.
+
+    MixMatch's passes (label guessing, then the K+1 interleaved batches) are separate batches to
+    BatchNorm, and only the first training pass may move the running statistics. Doing it here lets the
+    convolutions run once over all of them.
+
+    Attributes:
+        joint: normalize all batches together, in fewer kernels, instead of one by one by PyTorch's own function. The
+            same but for rounding; for recorded steps, where kernels are what a step costs.
+    """
+
+    def __init__(self, channels: int, momentum: float) -> None:
+        """Start at the identity.
+
+        Args:
+            channels: of the input.
+            momentum: share of a batch in the running statistics (TensorFlow's 0.999 is 0.001 here).
+        """
+        super().__init__()
+        self.momentum = momentum
+        self.joint = False
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor, num_batches: int = 1, update_statistics: bool = True) -> Tensor:
+        """Normalize ``x``.
+
+        Args:
+            x: (num_batches * n, channels, h, w).
+            num_batches: in training, how many batches of equal size ``x`` holds; each is normalized by its
+                own mean and variance.
+            update_statistics: in training, whether the first of them moves the running statistics.
+        """
+        if not self.training:
+            return self._normalize(x, self.running_mean, self.running_var)
+        tracked = (self.running_mean, self.running_var) if update_statistics else (None, None)
+        if self.joint:
+            y, mean, var = JointBatchNorm.apply(x, self.weight, self.bias, num_batches)
+            if update_statistics:
+                count = x.numel() // num_batches // x.shape[1]
+                with torch.no_grad():
+                    self.running_mean.lerp_(mean[0], self.momentum)
+                    self.running_var.lerp_(var[0] * (count / (count - 1)), self.momentum)
+            return y
+        first, *others = x.chunk(num_batches) if num_batches > 1 else [x]
+        normalized = [self._normalize(first, *tracked)]
+        normalized += [self._normalize(batch, None, None) for batch in others]
+        return torch.cat(normalized) if others else normalized[0]
+
+    def _normalize(self, x: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
+        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, EPSILON)
+
+
+class JointBatchNorm(torch.autograd.Function):
+    """Normalize N batches in one tensor, each by its own mean and variance, and differentiate that.
+
+    With x-hat = (x - mean) / sqrt(var + eps) and y = weight * x-hat + bias, and sums over the m elements that a channel
+    has in a batch (Ioffe & Szegedy, arXiv:1502.03167):
+
+        dx = weight / sqrt(var + eps) * (dy - sum(dy) / m - x-hat * sum(dy * x-hat) / m)
+
+    Sums are made in float32 (float64 for float64), whatever the type of x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, num_batches: int) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
+        """Return y (N * n, c, h, w), and mean and biased variance of each batch, (N, c)."""
+        batches = x.unflatten(0, (num_batches, -1)).to(weight.dtype)
+        var, mean = torch.var_mean(batches, dim=(1, 3, 4), correction=0, keepdim=True)
+        inverse = (var + EPSILON).rsqrt()
+        y = (batches - mean) * (inverse * weight[:, None, None]) + bias[:, None, None]
+        ctx.save_for_backward(x, weight, mean, inverse)
+        mean, var = mean[:, 0, :, 0, 0], var[:, 0, :, 0, 0]
+        ctx.mark_non_differentiable(mean, var)
+        return y.to(x.dtype).flatten(0, 1), mean, var
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: ANN401
+        """Return the gradients of x, weight and bias."""
+        x, weight, mean, inverse = ctx.saved_tensors
+        shape = (len(mean), -1)
+        batches, slope = x.unflatten(0, shape).to(weight.dtype), dy.unflatten(0, shape).to(weight.dtype)
+        normal = (batches - mean) * inverse
+        total = slope.sum(dim=(1, 3, 4), keepdim=True)
+        along = (slope * normal).sum(dim=(1, 3, 4), keepdim=True)
+        count = batches[0, :, 0].numel()
+        dx = (slope - (total + normal * along) / count) * (inverse * weight[:, None, None])
+        return dx.to(x.dtype).flatten(0, 1), along.sum(dim=0).flatten(), total.sum(dim=0).flatten(), None

@@ -1,0 +1,119 @@
+"""Small whole runs for the tests, and how to compare them."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import main
+from mixmatch.files import load_tensors
+from mixmatch.training.trainer import Trainer
+
+# More with FUZZ_CASES=20000 python -m pytest -k "any_"
+FUZZ = settings(
+    max_examples=int(os.environ.get("FUZZ_CASES", "1000")),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+# What YAML has that nobody means: tags, numbers of thousands of digits, nests without end, halves of letters.
+TAGS = [
+    "!!bool",
+    "!!int",
+    "!!float",
+    "!!null",
+    "!!timestamp",
+    "!!binary",
+    "!!set",
+    "!!omap",
+    "!!python/name:os.abort",
+    "!",
+]
+SIZES = st.sampled_from([2, 9, 60])
+NASTY = (
+    st.tuples(st.sampled_from(TAGS), st.text(max_size=5)).map(" ".join)
+    | st.sampled_from([50, 4300, 6000]).map(lambda digits: "9" * digits)
+    | SIZES.map(lambda depth: "[" * depth + "]" * depth)
+    | SIZES.map(lambda depth: "{a: " * depth + "}" * depth)
+    | st.text(st.characters(categories=["Cs", "Cc"]), max_size=3)
+)
+DEEP = st.tuples(st.sampled_from(["a", "model", "train", "data.root"]), SIZES).map(
+    lambda pair: ".".join([pair[0]] * pair[1])
+)
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "data.dataset=digits",
+    "data.num_labeled=20",
+    "data.num_validation=50",
+    "model.depth=10",
+    "model.width=0.5",
+    "mixmatch.ramp_up_steps=10",
+    "train.steps=12",
+    "train.batch_size=8",
+    "train.eval_every=6",
+    "train.checkpoint_every=4",
+    "train.log_every=3",
+    "device=cpu",
+]
+
+
+def run(path, *overrides):
+    return main.main(["--run-dir", str(path), *SMALL, *overrides])
+
+
+def after_each_step(monkeypatch, do):
+    """Let ``do`` be called with the trainer at the end of every step of runs."""
+    step = Trainer.train_step
+
+    def stepping(self):
+        step(self)
+        do(self)
+
+    monkeypatch.setattr(Trainer, "train_step", stepping)
+
+
+def at_step(monkeypatch, number, do):
+    after_each_step(monkeypatch, lambda trainer: do() if trainer.step == number else None)
+
+
+def signal_after(monkeypatch, stop_at, number):
+    """Let runs get a signal at the end of a step."""
+    at_step(monkeypatch, stop_at, lambda: os.kill(os.getpid(), number))
+
+
+def final(path):
+    tensors, meta = load_tensors(sorted((path / "checkpoints").iterdir())[-1])
+    return tensors, meta
+
+
+def without_times(entries):
+    return [{key: value for key, value in entry.items() if "second" not in key} for entry in entries]
+
+
+def metrics(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(a, b):
+    (tensors, meta), (others, other_meta) = final(a), final(b)
+    assert meta["step"] == other_meta["step"]
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+    assert without_times(metrics(a)) == without_times(metrics(b))
+    results = [json.loads((path / "results.json").read_text()) for path in (a, b)]
+    assert without_times(results[:1]) == without_times(results[1:])
+
+
+def curves(path):
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0, "images": 0}).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}, events
+
+
+def assert_same_curves(a, b):
+    ours, theirs = curves(a)[0], curves(b)[0]
+    assert ours.keys() == theirs.keys()
+    for tag in ours:
+        if tag != "train/steps_per_second":
+            assert ours[tag] == theirs[tag], tag

@@ -1,0 +1,191 @@
+"""Splits and the order of drawing."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixmatch.data.pool import shuffled_stream, step_seed
+from mixmatch.data.split import Split, deal, read_split
+from mixmatch.errors import UserError
+from tests.factories import labels_alone, split_of
+
+CLASSES = ["a", "b", "c"]
+LABELS = np.array([0, 1, 2] * 40 + [-1] * 30)
+
+
+TOY = labels_alone(LABELS, CLASSES)
+
+
+def split(seed=1, num_labeled=30, num_validation=15, labeled_as_unlabeled=True, data=TOY):
+    return split_of(data, seed, num_labeled, num_validation, labeled_as_unlabeled)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.integers(0, 20), st.booleans())
+def test_split_is_balanced_and_disjoint(seed, labeled, validation, labeled_as_unlabeled):
+    result = split(seed, 3 * labeled, 3 * validation, labeled_as_unlabeled)
+    assert np.bincount(LABELS[result.labeled]).tolist() == [labeled] * 3
+    assert np.bincount(LABELS[result.validation], minlength=3).tolist() == [validation] * 3
+    assert not set(result.validation) & (set(result.labeled) | set(result.unlabeled))
+    everything = set(result.labeled) | set(result.unlabeled) | set(result.validation)
+    assert everything == set(range(len(LABELS)))
+    assert (set(result.labeled) <= set(result.unlabeled)) is labeled_as_unlabeled
+
+
+def test_split_is_the_same_for_good():
+    # Literal figures: a change of library or machine that moved them would make published splits unrepeatable.
+    assert split(seed=1, num_labeled=9, num_validation=0).labeled == [21, 26, 43, 48, 55, 78, 103, 107, 119]
+    assert shuffled_stream(7, 5, 16, 3, 1).tolist() == [3, 4, 6, 2, 4, 3, 0, 5, 1, 3, 4]
+    assert step_seed(1, 1000) == 17902160265332861389
+
+
+def test_fewer_labels_are_among_more_and_validation_stays():
+    small, large = split(num_labeled=9), split(num_labeled=60)
+    assert set(small.labeled) < set(large.labeled)
+    assert small.validation == large.validation
+    assert split(seed=2).labeled != split(seed=1).labeled
+
+
+@given(st.lists(st.integers(1, 1000), min_size=2, max_size=20), st.integers(0, 400))
+def test_labels_dealt_by_share_follow_the_shares(counts, count):
+    dealt, shares = deal(np.array(counts), count), np.array(counts) / sum(counts)
+    assert dealt.sum() == count
+    if count >= len(counts):
+        assert dealt.min() >= 1
+    assert (deal(np.array(counts), count + 1) - dealt).sum() == (deal(np.array(counts), count + 1) != dealt).sum() == 1
+    largest = int(np.argmax(counts))
+    # No class is more than a label ahead of the largest one's pace; none lags by more than what it takes to catch up.
+    # Where a pace is whole, such as 39.0, it is level with the largest one, and either may be next.
+    pace = dealt[largest] * shares / shares[largest]
+    assert (dealt <= np.floor(pace * (1 + 1e-9)) + 1).all() and (dealt >= np.floor(pace * (1 - 1e-9)) - 1).all()
+
+
+def test_labels_dealt_by_share_as_the_authors_do():
+    # SVHN's training images of each digit; figures that the loop in the authors' scripts/create_split.py gives.
+    svhn = np.array([4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659])
+    assert deal(svhn, 250).tolist() == [17, 47, 36, 29, 25, 24, 20, 19, 17, 16]
+    assert deal(np.ones(3), 7).tolist() == [3, 2, 2]
+
+
+@given(st.integers(0, 1000), st.integers(4, 60), st.integers(0, 20))
+def test_a_split_by_share_is_disjoint_and_nested(seed, labeled, validation):
+    labels = np.repeat([0, 1, 2, -1], [90, 40, 30, 9])
+    data = labels_alone(labels, CLASSES, by_share=True)
+    result = split(seed, labeled, validation, data=data)
+    assert np.bincount(labels[result.labeled]).tolist() == deal(np.array([90, 40, 30]), labeled).tolist()
+    assert (
+        np.bincount(labels[result.validation], minlength=3).tolist()
+        == deal(np.array([90, 40, 30]), validation).tolist()
+    )
+    assert not set(result.validation) & (set(result.labeled) | set(result.unlabeled))
+    more = split(seed, labeled + 10, validation, data=data)
+    assert set(result.labeled) < set(more.labeled) and result.validation == more.validation
+
+
+def test_a_split_by_share_that_cannot_be_had():
+    data = labels_alone(np.repeat([0, 1, 2], [20, 10, 3]), CLASSES, by_share=True)
+    with pytest.raises(UserError, match="at least one for each of the 3 classes, got 2"):
+        split(num_labeled=2, data=data)
+    for settings in ({"num_labeled": 10**12}, {"num_labeled": 5, "num_validation": 10**12}):
+        with pytest.raises(UserError, match="1000000000000 are too many: toy has 33 images whose class is known"):
+            split(**{"num_validation": 0, **settings}, data=data)
+    with pytest.raises(UserError, match=r"num_labeled: 20 images of class 'a' are too many: it has 20, 1 of"):
+        split(num_labeled=33, num_validation=3, data=data)
+
+
+def test_folds_are_the_labeled_images_of_their_seeds():
+    folds = [[0, 1, 2, 3, 4, 5], [9, 10, 11, 12, 13, 14]]
+    data = labels_alone(LABELS, CLASSES, folds=folds)
+    for seed in (1, 2, 3):
+        result = split(seed, 6, 30, False, data)
+        assert result.labeled == folds[seed % 2]
+        assert not set(result.labeled) & set(result.validation) and len(result.validation) == 30
+        assert set(result.unlabeled) == set(range(150)) - set(result.labeled) - set(result.validation)
+    assert split(1, 9, 0, False, data) == split(1, 9, 0, False, TOY)  # of other sizes, none
+
+
+def test_all_labels_of_unequal_classes():
+    labels = np.array([0] * 10 + [1] * 4 + [2] * 2 + [-1] * 5)
+    result = split(num_labeled="all", num_validation=3, data=labels_alone(labels, CLASSES))
+    assert np.bincount(labels[result.labeled]).tolist() == [9, 3, 1]
+    assert set(np.flatnonzero(labels < 0)) <= set(result.unlabeled)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"num_labeled": 31}, "data.num_labeled: must be divisible by the 3 classes of toy, got 31"),
+        ({"num_validation": 1}, "data.num_validation: must be divisible"),
+        ({"num_labeled": 120}, "data.num_labeled: 40 images of each class are too many: class 'a' has 40, 5 of them"),
+        ({"num_validation": 120}, "data.num_validation: 40 images of each class are too many"),
+    ],
+)
+def test_counts_that_cannot_be_had(arguments, message):
+    with pytest.raises(UserError, match=message):
+        split(**arguments)
+
+
+def test_split_file_comes_back(tmp_path):
+    path = tmp_path / "split.json"
+    path.write_text(split().to_json())
+    assert read_split(path, TOY) == split()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"fingerprint": "g"}, "other images"),
+        ({"labeled": []}, "no labeled"),
+        ({"labeled": [0, 0]}, "repeated"),
+        ({"labeled": [150]}, "outside 0 .. 149"),
+        ({"labeled": [-1]}, "outside"),
+        ({"labeled": [149]}, "not known"),
+        ({"labeled": ["x"]}, "no split file"),
+        ({"labeled": [0], "validation": [0], "unlabeled": []}, "among those trained on"),
+    ],
+)
+def test_split_file_that_does_not_fit(tmp_path, change, message):
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(json.loads(split().to_json()) | change))
+    with pytest.raises(UserError, match=message):
+        read_split(path, TOY)
+
+
+def test_split_file_missing_or_no_json(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        read_split(tmp_path / "none.json", TOY)
+    (tmp_path / "text.json").write_text("hello")
+    with pytest.raises(UserError, match="no split file"):
+        read_split(tmp_path / "text.json", TOY)
+
+
+@given(st.integers(1, 50), st.integers(0, 300), st.integers(0, 300), st.integers(0, 300))
+def test_stream_is_the_same_however_it_is_cut(count, start, first, second):
+    whole = shuffled_stream(count, start, start + first + second, 7, 0)
+    parts = [
+        shuffled_stream(count, start, start + first, 7, 0),
+        shuffled_stream(count, start + first, start + first + second, 7, 0),
+    ]
+    assert whole.tolist() == np.concatenate(parts).tolist()
+
+
+def test_every_image_is_drawn_equally_often_without_dropping_any():
+    # 250 images in batches of 64: no batch is short, and each pass holds every image once.
+    drawn = shuffled_stream(250, 0, 64 * 1000, 1, 0)
+    counts = np.bincount(drawn, minlength=250)
+    assert counts.sum() == 64000 and counts.min() == counts.max() == 256
+    for start in range(0, 2500, 250):
+        assert sorted(drawn[start : start + 250]) == list(range(250))
+    assert drawn[:250].tolist() != drawn[250:500].tolist()
+
+
+def test_streams_seeds_and_steps_differ():
+    assert shuffled_stream(99, 0, 99, 1, 0).tolist() != shuffled_stream(99, 0, 99, 1, 1).tolist()
+    assert shuffled_stream(99, 0, 99, 1, 0).tolist() != shuffled_stream(99, 0, 99, 2, 0).tolist()
+    assert len({step_seed(seed, step) for seed in range(10) for step in range(1000)}) == 10000
+
+
+def test_split_is_plain_data():
+    assert Split(**json.loads(split().to_json())) == split()

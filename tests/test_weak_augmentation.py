@@ -1,0 +1,97 @@
+"""Views against numpy's padding, and the statistics of their draws."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from mixmatch.data.weak_augmentation import WeakParams, random_views, sample_weak_params, to_float, views
+
+
+def test_to_float_spans_minus_one_to_one():
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
+    assert to_float(images).flatten().tolist() == pytest.approx([-1, -0.6, 1])
+
+
+@given(
+    st.integers(4, 9), st.integers(4, 9), st.sampled_from([1, 3]), st.integers(0, 3), st.booleans(), st.integers(0, 999)
+)
+def test_a_view_is_a_crop_of_the_reflected_image(height, width, channels, padding, mirrored, seed):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (3, height, width, channels), dtype=np.uint8)
+    index, top, left = rng.integers(3), *rng.integers(0, 2 * padding + 1, 2)
+    padded = np.pad(images[index], [(padding, padding), (padding, padding), (0, 0)], mode="reflect")
+    expected = padded[top : top + height, left : left + width]
+    expected = expected[:, ::-1] if mirrored else expected
+    result = views(
+        torch.from_numpy(images),
+        torch.tensor([index]),
+        WeakParams(torch.tensor([top]), torch.tensor([left]), torch.tensor([mirrored])),
+        padding,
+    )
+    assert result.shape == (1, channels, height, width)
+    torch.testing.assert_close(result[0], torch.from_numpy(expected / 127.5 - 1).permute(2, 0, 1).float())
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_a_view_is_turned_by_quarters(quarters):
+    images = torch.arange(2 * 5 * 5 * 3, dtype=torch.uint8).view(2, 5, 5, 3)
+    middle = torch.tensor([0, 0])
+    offsets = WeakParams(middle, middle, torch.tensor([False, False]), torch.tensor([quarters, 0]))
+    result = views(images, torch.tensor([1, 0]), offsets, 0)
+    expected = np.rot90(images[1].numpy(), quarters)
+    assert torch.equal(result[0], to_float(torch.from_numpy(expected.copy())))
+    assert torch.equal(result[1], to_float(images[0]))
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_all_eight_symmetries_are_drawn_equally_often_and_none_moves_the_other_draws():
+    plain = sample_weak_params(4000, True, 2, torch.Generator().manual_seed(1))
+    turned = sample_weak_params(4000, True, 2, torch.Generator().manual_seed(1), rotate=True)
+    assert plain.quarters is None and all(torch.equal(a, b) for a, b in zip(plain[:3], turned[:3], strict=True))
+    counts = (2 * turned.quarters + turned.mirror).bincount(minlength=8)
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def drawn(flip, padding, count, seed=0):
+    """Recover top, left and mirror of each view from an image whose pixels are all different and say where they are."""
+    size = 12
+    image = torch.arange(size * size, dtype=torch.uint8).view(1, size, size, 1)
+    result = random_views(
+        image, torch.zeros(count, dtype=torch.int64), flip, padding, torch.Generator().manual_seed(seed)
+    )
+    pixels = ((result + 1) * 127.5).round().long()[:, 0]
+    middle = pixels[:, size // 2, size // 2]
+    mirrored = pixels[:, size // 2, size // 2 + 1] < middle
+    row, column = middle // size, middle % size
+    left = torch.where(mirrored, column - (size - 1 - size // 2), column - size // 2)
+    return (row - size // 2 + padding).numpy(), (left + padding).numpy(), mirrored.numpy()
+
+
+@pytest.mark.parametrize("padding", [1, 4])
+def test_offsets_and_flips_are_uniform_and_independent(padding):
+    top, left, mirror = drawn(True, padding, 20000)
+    places = 2 * padding + 1
+    cells = np.bincount((top * places + left) * 2 + mirror, minlength=2 * places**2)
+    assert len(cells) == 2 * places**2  # first and last offset included, none beyond
+    assert stats.chisquare(cells).pvalue > 0.001  # jointly uniform: each uniform, and independent
+
+
+def test_images_of_a_batch_draw_independently():
+    top, left, mirror = drawn(True, 4, 20000, seed=1)
+    for draws in (top, left, mirror.astype(int)):
+        table = np.zeros((draws.max() + 1,) * 2)
+        np.add.at(table, (draws[:-1:2], draws[1::2]), 1)  # neighbors in the batch
+        assert stats.chi2_contingency(table).pvalue > 0.001
+
+
+def test_no_flip_where_flips_make_no_sense():
+    assert not drawn(False, 1, 1000)[2].any()
+
+
+def test_views_are_channels_last_in_memory():
+    images = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    result = random_views(images, torch.tensor([0, 1]), True, 1, torch.Generator())
+    assert result.is_contiguous(memory_format=torch.channels_last)
