@@ -78,7 +78,7 @@ def freematch_weights(guesses, means, momentum):
     for name, value in (
         ("confidence", guesses.amax(dim=1).mean()),
         ("prediction", guesses.mean(dim=0)),
-        ("named", named),
+        ("histogram", named),
     ):
         means[name] = momentum * means[name] + (1 - momentum) * value
     largest = max(means["prediction"].tolist())
@@ -98,7 +98,7 @@ def fairness(strong, weights, means):
     labels = kept.argmax(dim=1).tolist()
     a, b = [], []
     for c in range(strong.shape[1]):
-        a.append(means["prediction"][c] / means["named"][c])
+        a.append(means["prediction"][c] / means["histogram"][c])
         share = labels.count(c) / len(labels)
         b.append(kept[:, c].mean() / share if share else torch.zeros(()))
     a, b = torch.stack(a) / sum(a), torch.stack(b) / sum(b)

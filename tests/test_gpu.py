@@ -1,4 +1,4 @@
-"""The fast step on a GPU against the plain one. Skipped without a GPU; benchmarks/gpu.sh runs it on one."""
+"""Execution modes on a GPU against the eager step. Skipped without a GPU; benchmarks/gpu.sh runs it on one."""
 
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +9,7 @@ import torch
 
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 from mixmatch.runs.writer import copy_to_host
-from mixmatch.training.cuda_graph import COMPILED_CUDA_GRAPH, CUDA_GRAPH, EAGER
-from mixmatch.training.execution import select_execution_mode
+from mixmatch.training.execution import COMPILED_CUDA_GRAPH, CUDA_GRAPH, EAGER, select_execution_mode
 from tests.factories import make_toy_trainer
 from tests.helpers import final, run, signal_after
 
@@ -21,10 +20,10 @@ pytestmark = [
 ]
 
 
-def gpu_trainer(mode, precision="float32", ranks=SINGLE_PROCESS, method="mixmatch", **train):
+def gpu_trainer(mode, precision="float32", distributed=SINGLE_PROCESS, method="mixmatch", **train):
     sections = {"method": method, "train": {"batch_size": 16, "precision": precision} | train}
-    trainer = make_toy_trainer(torch.device("cuda"), ranks, **sections)
-    trainer.use(mode)
+    trainer = make_toy_trainer(torch.device("cuda"), distributed, **sections)
+    trainer.set_execution_mode(mode)
     return trainer
 
 
@@ -32,7 +31,7 @@ def losses(trainer, steps):
     values = []
     for _ in range(steps):
         trainer.train_step()
-        values.append(trainer.read_statistics()["loss"])
+        values.append(trainer.read_metrics()["loss"])
     return torch.tensor(values)
 
 
@@ -48,10 +47,10 @@ def exact():
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "muon"])
 @pytest.mark.parametrize("mode", [CUDA_GRAPH, COMPILED_CUDA_GRAPH], ids=lambda mode: mode.name)
-def test_each_rung_computes_what_the_plain_step_does(mode, optimizer):
+def test_each_mode_equals_the_eager_step(mode, optimizer):
     settings = {"optimizer": optimizer, "lr_decay_steps": [10]}
-    plain, fast = gpu_trainer(EAGER, **settings), gpu_trainer(mode, **settings)
-    a, b = losses(plain, 20), losses(fast, 20)
+    eager, fast = gpu_trainer(EAGER, **settings), gpu_trainer(mode, **settings)
+    a, b = losses(eager, 20), losses(fast, 20)
     # The same draws; sums in another order, which Adam's steps amplify: tight at first, and only alike at the end.
     torch.testing.assert_close(a[:3], b[:3], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(a.mean(), b.mean(), rtol=0.2, atol=0.2)
@@ -60,9 +59,9 @@ def test_each_rung_computes_what_the_plain_step_does(mode, optimizer):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("method", ["remixmatch", "fixmatch", "freematch", "softmatch"])
 @pytest.mark.parametrize("mode", [CUDA_GRAPH, COMPILED_CUDA_GRAPH], ids=lambda mode: mode.name)
-def test_each_method_is_computed_as_by_the_plain_step(mode, method):
-    plain, fast = gpu_trainer(EAGER, method=method), gpu_trainer(mode, method=method)
-    a, b = losses(plain, 20), losses(fast, 20)
+def test_each_method_equals_its_eager_step(mode, method):
+    eager, fast = gpu_trainer(EAGER, method=method), gpu_trainer(mode, method=method)
+    a, b = losses(eager, 20), losses(fast, 20)
     torch.testing.assert_close(a[:3], b[:3], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(a.mean(), b.mean(), rtol=0.2, atol=0.2)
 
@@ -91,7 +90,7 @@ def test_a_step_never_waits_for_the_device(mode):
 def test_recording_changes_nothing():
     trainer = gpu_trainer(CUDA_GRAPH)
     before = {name: value.clone() for name, value in trainer.state().items()}
-    trainer.get_ready()
+    trainer.prepare()
     for name, value in trainer.state().items():
         assert torch.equal(value, before.get(name, torch.zeros_like(value))), name
 
@@ -99,26 +98,26 @@ def test_recording_changes_nothing():
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 def test_a_resumed_run_makes_the_same_draws(mode):
-    trainer, twin = gpu_trainer(mode), gpu_trainer(mode)
+    trainer, other = gpu_trainer(mode), gpu_trainer(mode)
     for _ in range(5):
         trainer.train_step()
-    twin.load_state({name: value.cpu().clone() for name, value in trainer.state().items()}, 5)
-    ours, theirs = trainer.preview(), twin.preview()
+    other.load_state({name: value.cpu().clone() for name, value in trainer.state().items()}, 5)
+    ours, theirs = trainer.preview(), other.preview()
     assert torch.equal(ours["views"], theirs["views"])
     torch.testing.assert_close(ours["images"], theirs["images"])
-    torch.testing.assert_close(losses(trainer, 5), losses(twin, 5), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses(trainer, 5), losses(other, 5), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.timeout(600)
 def test_a_checkpoint_is_of_its_step_however_far_training_is_when_it_is_fetched():
-    trainer, twin = gpu_trainer(COMPILED_CUDA_GRAPH), gpu_trainer(COMPILED_CUDA_GRAPH)
+    trainer, other = gpu_trainer(COMPILED_CUDA_GRAPH), gpu_trainer(COMPILED_CUDA_GRAPH)
     for _ in range(5):
         trainer.train_step()
-        twin.train_step()
+        other.train_step()
     fetch = copy_to_host(trainer.state())
     for _ in range(50):
         trainer.train_step()
-    then = {name: value.cpu() for name, value in twin.state().items()}
+    then = {name: value.cpu() for name, value in other.state().items()}
     with ThreadPoolExecutor(1) as thread:
         copies = thread.submit(fetch).result()
     assert copies.keys() == then.keys()
@@ -129,17 +128,17 @@ def test_a_checkpoint_is_of_its_step_however_far_training_is_when_it_is_fetched(
 
 @pytest.mark.timeout(600)
 def test_the_message_between_ranks_can_be_recorded(tmp_path):
-    """One process stands for two: what it sends comes back halved, in the recorded step as in the plain one."""
+    """One process stands for two: what it sends comes back halved, in the recorded step as in the eager one."""
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=0, world_size=1)
     try:
-        plain, fast = (
-            gpu_trainer(EAGER, ranks=DistributedContext(0, 2)),
-            gpu_trainer(COMPILED_CUDA_GRAPH, ranks=DistributedContext(0, 2)),
+        eager, fast = (
+            gpu_trainer(EAGER, distributed=DistributedContext(0, 2)),
+            gpu_trainer(COMPILED_CUDA_GRAPH, distributed=DistributedContext(0, 2)),
         )
-        a, b = losses(plain, 20), losses(fast, 20)
+        a, b = losses(eager, 20), losses(fast, 20)
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
-        assert fast.ranks.largest([3, 4]) == [3, 4]
+        assert fast.distributed.all_reduce_max([3, 4]) == [3, 4]
     finally:
         torch.distributed.destroy_process_group()
 
@@ -160,14 +159,14 @@ def test_whole_runs_by_the_command_stopped_and_continued(tmp_path, monkeypatch, 
 def test_a_gpu_checkpoint_goes_on_on_the_cpu():
     trainer = gpu_trainer(EAGER)
     losses(trainer, 3)
-    twin = make_toy_trainer(train={"batch_size": 16, "precision": "float32"})
-    twin.load_state({name: value.cpu() for name, value in trainer.state().items()}, 3)
-    assert losses(twin, 2).isfinite().all()
+    other = make_toy_trainer(train={"batch_size": 16, "precision": "float32"})
+    other.load_state({name: value.cpu() for name, value in trainer.state().items()}, 3)
+    assert losses(other, 2).isfinite().all()
 
 
 @pytest.mark.timeout(900)
-def test_the_first_rung_works_here():
-    """No mode is left, on whatever machine this is: if one is, the warning says why."""
+def test_the_fastest_mode_works_here():
+    """On whatever machine this is; otherwise the warning gives the reason."""
     warnings = []
     trainer = gpu_trainer(EAGER)
     assert (

@@ -5,25 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from mixmatch.methods.mixmatch import (
-    Mixing,
-    draw_mixing,
-    fold_shares,
-    guess_labels,
-    interleave_order,
-    labeled_loss,
-    make_mixing,
-    mix,
-    ramp_up,
-    sharpen,
-    unlabeled_loss,
-)
+from mixmatch.methods.losses import soft_cross_entropy, squared_error
+from mixmatch.methods.mixmatch import guess_labels, ramp_up, sharpen
+from mixmatch.methods.mixup import MixUpParams, interleave_indices, mixup, sample_mixup
 
 MODES = ["joint", "labeled", "unlabeled", "separate", "none"]
 
@@ -36,12 +25,8 @@ def distributions(n, classes, seed=0):
     return torch.rand(n, classes, generator=generator(seed), dtype=torch.float64).softmax(dim=1)
 
 
-def shares_of(n, alpha, source):
-    return fold_shares(draw_mixing(n, alpha, source), alpha)
-
-
-def mixing_of(mode, batch_size, num_views, alpha, source):
-    return make_mixing(draw_mixing((num_views + 1) * batch_size, alpha, source), mode, batch_size, alpha)
+def mixup_of(mode, batch_size, num_views, alpha, source):
+    return sample_mixup((num_views + 1) * batch_size, alpha, source, mode, batch_size)
 
 
 def test_sharpen_by_hand():
@@ -85,71 +70,71 @@ def test_guess_is_the_mean_of_softmaxes_without_gradient_or_statistics():
     assert not guesses.requires_grad
 
 
-def test_labeled_loss_equals_pytorch_cross_entropy():
+def test_soft_cross_entropy_equals_the_definition():
     logits, targets = torch.randn(8, 5, generator=generator(), dtype=torch.float64), distributions(8, 5)
-    torch.testing.assert_close(labeled_loss(logits, targets), F.cross_entropy(logits, targets))
+    expected = -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    torch.testing.assert_close(soft_cross_entropy(logits, targets), expected)
 
 
-def test_unlabeled_loss_is_mean_over_examples_and_classes():
+def test_squared_error_is_the_mean_over_examples_and_classes():
     logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]], dtype=torch.float64)
     targets = torch.tensor([[1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
     # Probabilities (1/2, 1/2) and (3/4, 1/4): squares 1/4, 1/4, 1/16, 1/16; their mean over 2 x 2 is 5/32.
-    assert unlabeled_loss(logits, targets).item() == pytest.approx(5 / 32)
-    torch.testing.assert_close(unlabeled_loss(logits, targets), F.mse_loss(logits.softmax(1), targets))
+    assert squared_error(logits, targets).item() == pytest.approx(5 / 32)
 
 
-def test_mix_by_hand():
-    mixing = Mixing(torch.tensor([1, 0]), torch.tensor([0.75, 1.0]))
-    mixed = mix(torch.tensor([[8.0, 0.0], [0.0, 4.0]]), mixing)
+def test_mixup_by_hand():
+    params = MixUpParams(torch.tensor([1, 0]), torch.tensor([0.75, 1.0]))
+    mixed = mixup(torch.tensor([[8.0, 0.0], [0.0, 4.0]]), params)
     torch.testing.assert_close(mixed, torch.tensor([[6.0, 1.0], [0.0, 4.0]]))
 
 
 @given(st.sampled_from(MODES), st.integers(1, 9), st.integers(1, 4), st.floats(1e-4, 20), st.integers(0, 2**32))
-def test_mixing_keeps_to_its_mode(mode, batch_size, num_views, alpha, seed):
-    partner, share = mixing_of(mode, batch_size, num_views, alpha, generator(seed))
+def test_mixup_modes(mode, batch_size, num_views, alpha, seed):
+    partner, lam = mixup_of(mode, batch_size, num_views, alpha, generator(seed))
     n = (num_views + 1) * batch_size
     assert sorted(partner.tolist()) == list(range(n))
-    assert ((share >= 0.5) & (share <= 1)).all()
+    assert ((lam >= 0.5) & (lam <= 1)).all()
     if mode != "joint":
         assert (partner[:batch_size] < batch_size).all()
     if mode in ("unlabeled", "none"):
-        assert (share[:batch_size] == 1).all()
+        assert (lam[:batch_size] == 1).all()
     if mode in ("labeled", "none"):
-        assert (share[batch_size:] == 1).all()
+        assert (lam[batch_size:] == 1).all()
     labels = distributions(n, 3)
-    mixed = mix(labels, Mixing(partner, share.double()))
+    mixed = mixup(labels, MixUpParams(partner, lam.double()))
     torch.testing.assert_close(mixed.sum(1), torch.ones(n, dtype=torch.float64))
     # A shuffle mixes in every label with the weight that its partner leaves it.
-    returned = torch.zeros_like(labels).index_add_(0, partner, (1 - share.double())[:, None] * labels[partner])
-    torch.testing.assert_close(mixed.sum(0), (share.double()[:, None] * labels).sum(0) + returned.sum(0))
+    returned = torch.zeros_like(labels).index_add_(0, partner, (1 - lam.double())[:, None] * labels[partner])
+    torch.testing.assert_close(mixed.sum(0), (lam.double()[:, None] * labels).sum(0) + returned.sum(0))
 
 
 @pytest.mark.parametrize("alpha", [0.25, 0.75, 1.0, 4.0])
-def test_shares_are_beta_folded_at_one_half(alpha):
-    shares = shares_of(20000, alpha, generator()).double().numpy()
+def test_lambda_follows_the_folded_beta_distribution(alpha):
+    lam = sample_mixup(20000, alpha, generator()).lam.double().numpy()
     beta = stats.beta(alpha, alpha)
-    uniform = beta.cdf(shares) - beta.cdf(1 - shares)
+    uniform = beta.cdf(lam) - beta.cdf(1 - lam)
     assert stats.chisquare(np.histogram(uniform, bins=50, range=(0, 1))[0]).pvalue > 0.001
 
 
-def test_every_example_has_a_share_of_its_own():
-    shares = shares_of(1000, 0.75, generator())
-    assert len(shares.unique()) > 990
-    assert abs(stats.pearsonr(shares[:-1], shares[1:]).statistic) < 0.1
+def test_every_example_has_its_own_lambda():
+    lam = sample_mixup(1000, 0.75, generator()).lam
+    assert len(lam.unique()) > 990
+    assert abs(stats.pearsonr(lam[:-1], lam[1:]).statistic) < 0.1
 
 
-def test_tiny_alpha_draws_no_nan():
-    shares = shares_of(10000, 1e-4, generator())
-    assert shares.isfinite().all() and (shares > 0.99).float().mean() > 0.99
+def test_tiny_alpha_gives_no_nan():
+    lam = sample_mixup(10000, 1e-4, generator()).lam
+    assert lam.isfinite().all() and (lam > 0.99).float().mean() > 0.99
 
 
 @pytest.mark.parametrize("mode", ["joint", "separate"])
-def test_partners_are_uniform_over_what_may_be_mixed(mode):
+def test_partners_are_uniform(mode):
     batch_size, num_views, trials = 4, 2, 6000
     counts = torch.zeros(12, 12)
     source = generator(1)
     for _ in range(trials):
-        counts[torch.arange(12), mixing_of(mode, batch_size, num_views, 0.75, source).partner] += 1
+        counts[torch.arange(12), mixup_of(mode, batch_size, num_views, 0.75, source).partner] += 1
     if mode == "joint":
         assert stats.chisquare(counts.flatten()).pvalue > 0.001
     else:
@@ -160,7 +145,7 @@ def test_partners_are_uniform_over_what_may_be_mixed(mode):
 
 def test_interleave_by_hand():
     # B = 5 in 3 batches: slices of 1, 2, 2; batch 0 swaps slice 1 with batch 1 and slice 2 with batch 2.
-    assert interleave_order(5, 3).view(3, 5).tolist() == [
+    assert interleave_indices(5, 3).view(3, 5).tolist() == [
         [0, 6, 7, 13, 14],
         [5, 1, 2, 8, 9],
         [10, 11, 12, 3, 4],
@@ -168,8 +153,8 @@ def test_interleave_by_hand():
 
 
 @given(st.integers(1, 70), st.integers(1, 6))
-def test_interleave_is_its_own_inverse_and_keeps_places(batch_size, num_batches):
-    order = interleave_order(batch_size, num_batches)
+def test_interleave_is_its_own_inverse(batch_size, num_batches):
+    order = interleave_indices(batch_size, num_batches)
     assert order[order].tolist() == list(range(len(order)))
     assert (order % batch_size == torch.arange(len(order)) % batch_size).all()
     first = (order[:batch_size] // batch_size).bincount(minlength=num_batches)

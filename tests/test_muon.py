@@ -32,7 +32,9 @@ def test_a_step_of_kernels_is_that_of_torch_muon_and_all_else_adam():
     kernels = [torch.nn.Parameter(torch.randn(shape)) for shape in ((4, 3, 3, 3), (8, 4, 3, 3), (8, 4, 3, 3))]
     others = [torch.nn.Parameter(torch.randn(shape)) for shape in ((5, 7), (5,))]
     unused = torch.nn.Parameter(torch.randn(4, 4, 1, 1))
-    ours = Muon([others[0], *kernels, unused, others[1]], lr=0.01, of_kernels=8, momentum=0.9)
+    ours = Muon(
+        [others[0], *kernels, unused, others[1]], lr=0.01, muon_lr_ratio=8, momentum=0.9, fused=False, capturable=False
+    )
     matrices = [torch.nn.Parameter(kernel.detach().flatten(1).clone()) for kernel in kernels]
     muon = torch.optim.Muon(matrices, lr=0.08, momentum=0.9, weight_decay=0)  # in bfloat16
     adam = torch.optim.Adam(copies := copy.deepcopy(others), lr=0.01)
@@ -43,17 +45,17 @@ def test_a_step_of_kernels_is_that_of_torch_muon_and_all_else_adam():
             matrix.data *= len(matrix) ** 0.5 / length
             kernel.grad = torch.randn_like(kernel)
             matrix.grad = kernel.grad.flatten(1).clone()
-        for other, twin in zip(others, copies, strict=True):
+        for other, reference in zip(others, copies, strict=True):
             other.grad = torch.randn_like(other)
-            twin.grad = other.grad.clone()
+            reference.grad = other.grad.clone()
         gradients = [kernel.grad for kernel in kernels]
         for optimizer in (ours, muon, adam):
             optimizer.step()
         assert all(kernel.grad is gradient for kernel, gradient in zip(kernels, gradients, strict=True))
         for kernel, matrix in zip(kernels, matrices, strict=True):
             torch.testing.assert_close(kernel.flatten(1), matrix, rtol=0, atol=0.01)  # a step moves an entry by 0.08
-        for other, twin in zip(others, copies, strict=True):
-            assert torch.equal(other, twin)
+        for other, reference in zip(others, copies, strict=True):
+            assert torch.equal(other, reference)
     assert torch.equal(unused, before)
     for kernel in kernels:  # from length sqrt(n), by 0.08 times at most 1.2 along each of n directions
         assert kernel.norm().item() == pytest.approx(len(kernel) ** 0.5, rel=0.1)

@@ -1,4 +1,4 @@
-"""Splits and the order of drawing."""
+"""Splits and the sampler."""
 
 import json
 
@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmatch.data.pool import shuffled_stream, step_seed
-from mixmatch.data.split import Split, deal, read_split
+from mixmatch.data.sampler import shuffled_stream, step_seed
+from mixmatch.data.split import Split, allocate_labels, read_split
 from mixmatch.errors import UserError
-from tests.factories import labels_alone, split_of
+from tests.factories import data_of_labels, split_of
 
 CLASSES = ["a", "b", "c"]
 LABELS = np.array([0, 1, 2] * 40 + [-1] * 30)
 
 
-TOY = labels_alone(LABELS, CLASSES)
+TOY = data_of_labels(LABELS, CLASSES)
 
 
 def split(seed=1, num_labeled=30, num_validation=15, labeled_as_unlabeled=True, data=TOY):
@@ -50,11 +50,15 @@ def test_fewer_labels_are_among_more_and_validation_stays():
 
 @given(st.lists(st.integers(1, 1000), min_size=2, max_size=20), st.integers(0, 400))
 def test_labels_dealt_by_share_follow_the_shares(counts, count):
-    dealt, shares = deal(np.array(counts), count), np.array(counts) / sum(counts)
+    dealt, shares = allocate_labels(np.array(counts), count), np.array(counts) / sum(counts)
     assert dealt.sum() == count
     if count >= len(counts):
         assert dealt.min() >= 1
-    assert (deal(np.array(counts), count + 1) - dealt).sum() == (deal(np.array(counts), count + 1) != dealt).sum() == 1
+    assert (
+        (allocate_labels(np.array(counts), count + 1) - dealt).sum()
+        == (allocate_labels(np.array(counts), count + 1) != dealt).sum()
+        == 1
+    )
     largest = int(np.argmax(counts))
     # No class is more than a label ahead of the largest one's pace; none lags by more than what it takes to catch up.
     # Where a pace is whole, such as 39.0, it is level with the largest one, and either may be next.
@@ -65,19 +69,19 @@ def test_labels_dealt_by_share_follow_the_shares(counts, count):
 def test_labels_dealt_by_share_as_the_authors_do():
     # SVHN's training images of each digit; figures that the loop in the authors' scripts/create_split.py gives.
     svhn = np.array([4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659])
-    assert deal(svhn, 250).tolist() == [17, 47, 36, 29, 25, 24, 20, 19, 17, 16]
-    assert deal(np.ones(3), 7).tolist() == [3, 2, 2]
+    assert allocate_labels(svhn, 250).tolist() == [17, 47, 36, 29, 25, 24, 20, 19, 17, 16]
+    assert allocate_labels(np.ones(3), 7).tolist() == [3, 2, 2]
 
 
 @given(st.integers(0, 1000), st.integers(4, 60), st.integers(0, 20))
 def test_a_split_by_share_is_disjoint_and_nested(seed, labeled, validation):
     labels = np.repeat([0, 1, 2, -1], [90, 40, 30, 9])
-    data = labels_alone(labels, CLASSES, by_share=True)
+    data = data_of_labels(labels, CLASSES, by_share=True)
     result = split(seed, labeled, validation, data=data)
-    assert np.bincount(labels[result.labeled]).tolist() == deal(np.array([90, 40, 30]), labeled).tolist()
+    assert np.bincount(labels[result.labeled]).tolist() == allocate_labels(np.array([90, 40, 30]), labeled).tolist()
     assert (
         np.bincount(labels[result.validation], minlength=3).tolist()
-        == deal(np.array([90, 40, 30]), validation).tolist()
+        == allocate_labels(np.array([90, 40, 30]), validation).tolist()
     )
     assert not set(result.validation) & (set(result.labeled) | set(result.unlabeled))
     more = split(seed, labeled + 10, validation, data=data)
@@ -85,19 +89,19 @@ def test_a_split_by_share_is_disjoint_and_nested(seed, labeled, validation):
 
 
 def test_a_split_by_share_that_cannot_be_had():
-    data = labels_alone(np.repeat([0, 1, 2], [20, 10, 3]), CLASSES, by_share=True)
+    data = data_of_labels(np.repeat([0, 1, 2], [20, 10, 3]), CLASSES, by_share=True)
     with pytest.raises(UserError, match="at least one for each of the 3 classes, got 2"):
         split(num_labeled=2, data=data)
     for settings in ({"num_labeled": 10**12}, {"num_labeled": 5, "num_validation": 10**12}):
-        with pytest.raises(UserError, match="1000000000000 are too many: toy has 33 images whose class is known"):
+        with pytest.raises(UserError, match="toy has 33 images of known class, got 1000000000000"):
             split(**{"num_validation": 0, **settings}, data=data)
-    with pytest.raises(UserError, match=r"num_labeled: 20 images of class 'a' are too many: it has 20, 1 of"):
+    with pytest.raises(UserError, match="class 'a' has 20 images, 1 of them for validation, but needs 20 for training"):
         split(num_labeled=33, num_validation=3, data=data)
 
 
 def test_folds_are_the_labeled_images_of_their_seeds():
     folds = [[0, 1, 2, 3, 4, 5], [9, 10, 11, 12, 13, 14]]
-    data = labels_alone(LABELS, CLASSES, folds=folds)
+    data = data_of_labels(LABELS, CLASSES, folds=folds)
     for seed in (1, 2, 3):
         result = split(seed, 6, 30, False, data)
         assert result.labeled == folds[seed % 2]
@@ -108,7 +112,7 @@ def test_folds_are_the_labeled_images_of_their_seeds():
 
 def test_all_labels_of_unequal_classes():
     labels = np.array([0] * 10 + [1] * 4 + [2] * 2 + [-1] * 5)
-    result = split(num_labeled="all", num_validation=3, data=labels_alone(labels, CLASSES))
+    result = split(num_labeled="all", num_validation=3, data=data_of_labels(labels, CLASSES))
     assert np.bincount(labels[result.labeled]).tolist() == [9, 3, 1]
     assert set(np.flatnonzero(labels < 0)) <= set(result.unlabeled)
 
@@ -118,8 +122,8 @@ def test_all_labels_of_unequal_classes():
     [
         ({"num_labeled": 31}, "data.num_labeled: must be divisible by the 3 classes of toy, got 31"),
         ({"num_validation": 1}, "data.num_validation: must be divisible"),
-        ({"num_labeled": 120}, "data.num_labeled: 40 images of each class are too many: class 'a' has 40, 5 of them"),
-        ({"num_validation": 120}, "data.num_validation: 40 images of each class are too many"),
+        ({"num_labeled": 120}, "class 'a' has 40 images, 5 of them for validation, but needs 40 for training"),
+        ({"num_validation": 120}, "class 'a' has 40 images, 40 of them for validation, but needs 10 for training"),
     ],
 )
 def test_counts_that_cannot_be_had(arguments, message):
@@ -137,13 +141,13 @@ def test_split_file_comes_back(tmp_path):
     "change, message",
     [
         ({"fingerprint": "g"}, "other images"),
-        ({"labeled": []}, "no labeled"),
-        ({"labeled": [0, 0]}, "repeated"),
-        ({"labeled": [150]}, "outside 0 .. 149"),
-        ({"labeled": [-1]}, "outside"),
-        ({"labeled": [149]}, "not known"),
-        ({"labeled": ["x"]}, "no split file"),
-        ({"labeled": [0], "validation": [0], "unlabeled": []}, "among those trained on"),
+        ({"labeled": []}, "there must be labeled ones"),
+        ({"labeled": [0, 0]}, "unique"),
+        ({"labeled": [150]}, "from 0 to 149"),
+        ({"labeled": [-1]}, "from 0 to 149"),
+        ({"labeled": [149]}, "known class"),
+        ({"labeled": ["x"]}, "not a split file"),
+        ({"labeled": [0], "validation": [0], "unlabeled": []}, "are labeled or unlabeled too"),
     ],
 )
 def test_split_file_that_does_not_fit(tmp_path, change, message):
@@ -157,7 +161,7 @@ def test_split_file_missing_or_no_json(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         read_split(tmp_path / "none.json", TOY)
     (tmp_path / "text.json").write_text("hello")
-    with pytest.raises(UserError, match="no split file"):
+    with pytest.raises(UserError, match="not a split file"):
         read_split(tmp_path / "text.json", TOY)
 
 

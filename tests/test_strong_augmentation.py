@@ -15,8 +15,8 @@ from mixmatch.data.strong_augmentation import (
     NAMES,
     OPERATIONS,
     StrongParams,
-    cut_out,
-    distort,
+    apply_operation,
+    cutout,
     sample_strong_params,
     strong_augment,
 )
@@ -46,7 +46,7 @@ def to_levels(pixels):
 
 def apply(name, levels, amount):
     count = len(levels)
-    return distort(levels, torch.full((count,), NAMES.index(name)), torch.full((count,), amount))
+    return apply_operation(levels, torch.full((count,), NAMES.index(name)), torch.full((count,), amount))
 
 
 def value_of(name, amount):
@@ -115,16 +115,16 @@ def test_geometric_operations_are_torchvisions(name, channels, amount):
 def test_each_image_of_a_batch_gets_its_own():
     levels = torch.randint(0, 256, (len(NAMES), 3, 12, 12), generator=seeded()).float()
     operation, amount = torch.arange(len(NAMES)), torch.rand(len(NAMES), generator=seeded(1))
-    together = distort(levels, operation, amount)
+    together = apply_operation(levels, operation, amount)
     for i, name in enumerate(NAMES):
-        alone = distort(levels[i : i + 1], operation[i : i + 1], amount[i : i + 1])
+        alone = apply_operation(levels[i : i + 1], operation[i : i + 1], amount[i : i + 1])
         assert torch.equal(together[i], alone[0]), name
     assert torch.equal(together[NAMES.index("identity")], levels[NAMES.index("identity")])
 
 
 def test_draws_are_uniform_over_operations_and_amounts():
     drawn = sample_strong_params(20000, seeded())
-    for operations, amounts in zip(drawn.operation, drawn.amount, strict=True):
+    for operations, amounts in zip(drawn.operation, drawn.magnitude, strict=True):
         assert stats.chisquare(operations.bincount(minlength=14).numpy()).pvalue > 0.001
         assert stats.kstest(amounts.double().numpy(), "uniform").pvalue > 0.001
     assert stats.chi2_contingency(np.histogram2d(*drawn.operation.numpy(), bins=14)[0]).pvalue > 0.001
@@ -134,12 +134,12 @@ def test_strong_views_are_two_operations_and_a_cutout():
     x = torch.rand(40, 3, 16, 16, generator=seeded()) * 2 - 1
     drawn = sample_strong_params(40, seeded(1))
     levels = (x * 127.5 + 127.5).round()
-    for operation, amount in zip(drawn.operation, drawn.amount, strict=True):
-        levels = distort(levels, operation, amount)
+    for operation, amount in zip(drawn.operation, drawn.magnitude, strict=True):
+        levels = apply_operation(levels, operation, amount)
     y = strong_augment(x, drawn)
-    torch.testing.assert_close(y, cut_out(levels / 127.5 - 1, drawn.cutout))
+    torch.testing.assert_close(y, cutout(levels / 127.5 - 1, drawn.cutout))
     assert y.shape == x.shape and y.abs().max() <= 1
-    nothing = StrongParams(torch.zeros_like(drawn.operation), drawn.amount, torch.zeros_like(drawn.cutout))
+    nothing = StrongParams(torch.zeros_like(drawn.operation), drawn.magnitude, torch.zeros_like(drawn.cutout))
     assert (strong_augment(x, nothing) - x).abs().max() <= 1 / 255 + 1e-6
     assert torch.equal(y, strong_augment(x, sample_strong_params(40, seeded(1))))
     with torch.autocast("cpu", torch.bfloat16):
@@ -152,7 +152,7 @@ def test_strong_views_of_one_image_differ():
 
 
 def test_cutout_blanks_squares_of_up_to_half_the_side():
-    blank = cut_out(torch.ones(4000, 1, 32, 32), sample_strong_params(4000, seeded()).cutout) < 0.5
+    blank = cutout(torch.ones(4000, 1, 32, 32), sample_strong_params(4000, seeded()).cutout) < 0.5
     side = blank.any(dim=3).sum(dim=2).float()
     assert side.max() <= 17 and side.min() == 0
     assert side.mean().item() == pytest.approx(8, abs=1)  # uniform up to 16, less what hangs over the edge

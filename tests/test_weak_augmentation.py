@@ -1,4 +1,4 @@
-"""Views against numpy's padding, and the statistics of their draws."""
+"""Weak augmentation against NumPy's padding, and the statistics of its samples."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mixmatch.data.weak_augmentation import WeakParams, random_views, sample_weak_params, to_float, views
+from mixmatch.data.weak_augmentation import WeakParams, sample_weak_params, to_float, weak_augment
 
 
 def test_to_float_spans_minus_one_to_one():
@@ -25,7 +25,7 @@ def test_a_view_is_a_crop_of_the_reflected_image(height, width, channels, paddin
     padded = np.pad(images[index], [(padding, padding), (padding, padding), (0, 0)], mode="reflect")
     expected = padded[top : top + height, left : left + width]
     expected = expected[:, ::-1] if mirrored else expected
-    result = views(
+    result = weak_augment(
         torch.from_numpy(images),
         torch.tensor([index]),
         WeakParams(torch.tensor([top]), torch.tensor([left]), torch.tensor([mirrored])),
@@ -35,23 +35,23 @@ def test_a_view_is_a_crop_of_the_reflected_image(height, width, channels, paddin
     torch.testing.assert_close(result[0], torch.from_numpy(expected / 127.5 - 1).permute(2, 0, 1).float())
 
 
-@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
-def test_a_view_is_turned_by_quarters(quarters):
+@pytest.mark.parametrize("k", [0, 1, 2, 3])
+def test_rotation(k):
     images = torch.arange(2 * 5 * 5 * 3, dtype=torch.uint8).view(2, 5, 5, 3)
     middle = torch.tensor([0, 0])
-    offsets = WeakParams(middle, middle, torch.tensor([False, False]), torch.tensor([quarters, 0]))
-    result = views(images, torch.tensor([1, 0]), offsets, 0)
-    expected = np.rot90(images[1].numpy(), quarters)
+    params = WeakParams(middle, middle, torch.tensor([False, False]), torch.tensor([k, 0]))
+    result = weak_augment(images, torch.tensor([1, 0]), params, 0)
+    expected = np.rot90(images[1].numpy(), k)
     assert torch.equal(result[0], to_float(torch.from_numpy(expected.copy())))
     assert torch.equal(result[1], to_float(images[0]))
     assert result.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_all_eight_symmetries_are_drawn_equally_often_and_none_moves_the_other_draws():
+def test_all_eight_symmetries_are_equally_frequent():
     plain = sample_weak_params(4000, True, 2, torch.Generator().manual_seed(1))
     turned = sample_weak_params(4000, True, 2, torch.Generator().manual_seed(1), rotate=True)
-    assert plain.quarters is None and all(torch.equal(a, b) for a, b in zip(plain[:3], turned[:3], strict=True))
-    counts = (2 * turned.quarters + turned.mirror).bincount(minlength=8)
+    assert plain.rotation is None and all(torch.equal(a, b) for a, b in zip(plain[:3], turned[:3], strict=True))
+    counts = (2 * turned.rotation + turned.hflip).bincount(minlength=8)
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
@@ -59,9 +59,8 @@ def drawn(flip, padding, count, seed=0):
     """Recover top, left and mirror of each view from an image whose pixels are all different and say where they are."""
     size = 12
     image = torch.arange(size * size, dtype=torch.uint8).view(1, size, size, 1)
-    result = random_views(
-        image, torch.zeros(count, dtype=torch.int64), flip, padding, torch.Generator().manual_seed(seed)
-    )
+    params = sample_weak_params(count, flip, padding, torch.Generator().manual_seed(seed))
+    result = weak_augment(image, torch.zeros(count, dtype=torch.int64), params, padding)
     pixels = ((result + 1) * 127.5).round().long()[:, 0]
     middle = pixels[:, size // 2, size // 2]
     mirrored = pixels[:, size // 2, size // 2 + 1] < middle
@@ -71,7 +70,7 @@ def drawn(flip, padding, count, seed=0):
 
 
 @pytest.mark.parametrize("padding", [1, 4])
-def test_offsets_and_flips_are_uniform_and_independent(padding):
+def test_crops_and_flips_are_uniform_and_independent(padding):
     top, left, mirror = drawn(True, padding, 20000)
     places = 2 * padding + 1
     cells = np.bincount((top * places + left) * 2 + mirror, minlength=2 * places**2)
@@ -79,7 +78,7 @@ def test_offsets_and_flips_are_uniform_and_independent(padding):
     assert stats.chisquare(cells).pvalue > 0.001  # jointly uniform: each uniform, and independent
 
 
-def test_images_of_a_batch_draw_independently():
+def test_images_of_a_batch_are_augmented_independently():
     top, left, mirror = drawn(True, 4, 20000, seed=1)
     for draws in (top, left, mirror.astype(int)):
         table = np.zeros((draws.max() + 1,) * 2)
@@ -87,11 +86,5 @@ def test_images_of_a_batch_draw_independently():
         assert stats.chi2_contingency(table).pvalue > 0.001
 
 
-def test_no_flip_where_flips_make_no_sense():
+def test_no_flip_if_it_is_off():
     assert not drawn(False, 1, 1000)[2].any()
-
-
-def test_views_are_channels_last_in_memory():
-    images = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
-    result = random_views(images, torch.tensor([0, 1]), True, 1, torch.Generator())
-    assert result.is_contiguous(memory_format=torch.channels_last)

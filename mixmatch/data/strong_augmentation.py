@@ -1,9 +1,9 @@
-"""Strong views: FixMatch's RandAugment and Cutout, of a whole batch at once on the device.
+"""Strong augmentation: FixMatch's RandAugment and Cutout, for a whole batch on the device.
 
-Its 14 operations and their ranges are those of the paper's table 12 (arXiv:2001.07685). They work on whole gray
-levels, 0 to 255, as Pillow's do. An image gets two of them, one after the other. In each round the batch goes through
-four stages, each of which changes only the images whose operation it is: an affine map, sharpening, color, and a table
-of gray levels.
+Its 14 operations and their ranges are those of the paper's table 12 (arXiv:2001.07685). They work on integer
+pixel values, 0 to 255, as Pillow's do. Each image gets two of them, one after the other. Every operation is applied to
+the whole batch in four stages (affine map, sharpness, color, lookup table), each of which changes only the images with
+that operation.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-# By name, from which to which value.
+# The range of each operation's value.
 OPERATIONS = {
     "identity": (0, 0),
     "autocontrast": (0, 0),
@@ -21,8 +21,8 @@ OPERATIONS = {
     "color": (0.05, 0.95),
     "contrast": (0.05, 0.95),
     "sharpness": (0.05, 0.95),
-    "posterize": (4, 9),  # bits kept, whole: 4 to 8
-    "solarize": (0, 256),  # the level from which on pixels are inverted
+    "posterize": (4, 9),  # bits kept, rounded down: 4 to 8
+    "solarize": (0, 256),  # pixels from this value on are inverted
     "rotate": (-30, 30),  # degrees
     "shear_x": (-0.3, 0.3),
     "shear_y": (-0.3, 0.3),
@@ -30,64 +30,64 @@ OPERATIONS = {
     "translate_y": (-0.3, 0.3),
 }
 NAMES = list(OPERATIONS)
-PER_IMAGE = 2
-GRAY = 127.5  # what comes in from outside the image, and what Cutout leaves
+NUM_OPERATIONS = 2
+GRAY = 127.5  # fills what is outside the image, and Cutout's square
 
 
 class StrongParams(NamedTuple):
-    """What sets each of n strong views apart."""
+    """The random parameters of n strong views."""
 
-    operation: Tensor  # (rounds, n) int64, a number in OPERATIONS
-    amount: Tensor  # (rounds, n), where in the operation's range, in [0, 1)
+    operation: Tensor  # (2, n) int64, index into OPERATIONS
+    magnitude: Tensor  # (2, n), position in the operation's range, in [0, 1)
     cutout: Tensor  # (3, n, 1), side, row and column of the blanked square, in [0, 1)
 
 
 def sample_strong_params(n: int, generator: Generator) -> StrongParams:
-    """Draw the distortions of n strong views, every one its own, where ``generator`` is."""
+    """Sample the parameters of n strong views, independently for each, on the device of ``generator``."""
     device = generator.device
-    operation = torch.randint(0, len(OPERATIONS), (PER_IMAGE, n), generator=generator, device=device)
-    amount = torch.rand(PER_IMAGE, n, generator=generator, device=device)
-    return StrongParams(operation, amount, torch.rand(3, n, 1, generator=generator, device=device))
+    operation = torch.randint(0, len(OPERATIONS), (NUM_OPERATIONS, n), generator=generator, device=device)
+    magnitude = torch.rand(NUM_OPERATIONS, n, generator=generator, device=device)
+    return StrongParams(operation, magnitude, torch.rand(3, n, 1, generator=generator, device=device))
 
 
-def strong_augment(x: Tensor, distortions: StrongParams) -> Tensor:
-    """Distort views strongly: RandAugment, then Cutout.
+def strong_augment(x: Tensor, params: StrongParams) -> Tensor:
+    """Apply RandAugment, then Cutout.
 
     Args:
         x: (n, c, h, w) in [-1, 1], weak views; c is 3, or 1 for gray images.
-        distortions: of each view.
+        params: of each view.
 
     Returns:
         (n, c, h, w) in [-1, 1].
     """
-    with torch.autocast(x.device.type, enabled=False):  # in bfloat16 gray levels would be off, and geometry by pixels
+    with torch.autocast(x.device.type, enabled=False):  # bfloat16 is too coarse for pixel values and positions
         levels = (x * 127.5 + 127.5).round()
-        for operation, amount in zip(distortions.operation, distortions.amount, strict=True):
-            levels = distort(levels, operation, amount)
-        return cut_out(levels / 127.5 - 1, distortions.cutout)
+        for operation, magnitude in zip(params.operation, params.magnitude, strict=True):
+            levels = apply_operation(levels, operation, magnitude)
+        return cutout(levels / 127.5 - 1, params.cutout)
 
 
-def distort(levels: Tensor, operation: Tensor, amount: Tensor) -> Tensor:
+def apply_operation(levels: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
     """Apply one operation to each image.
 
     Args:
-        levels: (n, c, h, w) whole numbers 0 to 255.
-        operation: (n,) numbers in ``OPERATIONS``.
-        amount: (n,) where in the operation's range, in [0, 1).
+        levels: (n, c, h, w) integers 0 to 255.
+        operation: (n,) indices into ``OPERATIONS``.
+        magnitude: (n,) position in the operation's range, in [0, 1).
 
     Returns:
-        (n, c, h, w) whole numbers 0 to 255.
+        (n, c, h, w) integers 0 to 255.
     """
-    amount = amount.to(levels.dtype)
-    value = torch.zeros_like(amount)
+    magnitude = magnitude.to(levels.dtype)
+    value = torch.zeros_like(magnitude)
     for number, (low, high) in enumerate(OPERATIONS.values()):
-        if high > low:  # a table of ranges would be a copy to the device, which a recorded step cannot have
-            value = torch.where(operation == number, low + amount * (high - low), value)
+        if high > low:  # a tensor of ranges would be copied to the device, which a CUDA graph cannot do
+            value = torch.where(operation == number, low + magnitude * (high - low), value)
 
     def value_of(name: str, otherwise: float) -> Tensor:
         return torch.where(operation == NAMES.index(name), value, otherwise)
 
-    levels = transform(
+    levels = affine(
         levels,
         torch.deg2rad(value_of("rotate", 0)),
         (value_of("shear_x", 0), value_of("shear_y", 0)),
@@ -95,20 +95,20 @@ def distort(levels: Tensor, operation: Tensor, amount: Tensor) -> Tensor:
     )
     levels = blend(smooth(levels), levels, value_of("sharpness", 1))
     levels = blend(to_gray(levels).expand_as(levels), levels, value_of("color", 1))
-    return levels_through_tables(levels, operation, value)
+    return apply_lookup_tables(levels, operation, value)
 
 
-def transform(levels: Tensor, angle: Tensor, shear: tuple[Tensor, Tensor], translate: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate about the center, shear from the upper left corner, or translate: at most one of them an image.
+def affine(levels: Tensor, angle: Tensor, shear: tuple[Tensor, Tensor], translate: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate about the center, shear from the upper left corner, or translate: at most one of them for each image.
 
     Args:
         levels: (n, c, h, w).
         angle: (n,) radians, counterclockwise.
-        shear: (n,) each, by how many columns per row, and rows per column, what is sampled moves on.
-        translate: (n,) each, by how much of width and height what is sampled moves on.
+        shear: (n,) each, columns per row and rows per column by which the sampled position moves.
+        translate: (n,) each, fractions of width and height by which the sampled position moves.
 
     Returns:
-        Sampled bilinearly, gray where nothing was.
+        (n, c, h, w), bilinear, gray outside the image.
     """
     cos, sin = angle.cos(), angle.sin()
     (shear_x, shear_y), (translate_x, translate_y) = shear, translate
@@ -122,7 +122,7 @@ def transform(levels: Tensor, angle: Tensor, shear: tuple[Tensor, Tensor], trans
 
 
 def smooth(levels: Tensor) -> Tensor:
-    """Average each pixel but those on the edge with its eight neighbors, itself five times: Pillow's SMOOTH."""
+    """Average each inner pixel, with weight 5, with its eight neighbors: Pillow's SMOOTH."""
     weights = torch.ones(1, 1, 3, 3, dtype=levels.dtype, device=levels.device)
     weights[:, :, 1, 1] = 5
     sums = F.conv2d(F.pad(levels, (1, 1, 1, 1)).flatten(0, 1).unsqueeze(1), weights).view_as(levels)
@@ -136,20 +136,20 @@ def to_gray(levels: Tensor) -> Tensor:
     """Return the luma of each pixel, (n, 1, h, w): ITU-R 601-2, as Pillow's mode L."""
     if levels.shape[1] == 1:
         return levels
-    red, green, blue = levels.split(1, dim=1)
+    red, green, blue = levels[:, :1], levels[:, 1:2], levels[:, 2:]
     return ((19595 * red + 38470 * green + 7471 * blue + 32768) / 65536).floor()
 
 
-def blend(degenerate: Tensor, levels: Tensor, share: Tensor) -> Tensor:
-    """Return ``degenerate`` with a share (n,) of the difference to ``levels``, in whole numbers, as Pillow's blend."""
-    mixed = degenerate + share[:, None, None, None] * (levels - degenerate)
-    return torch.where((share == 1)[:, None, None, None], levels, mixed.clamp(0, 255).floor())
+def blend(degenerate: Tensor, levels: Tensor, factor: Tensor) -> Tensor:
+    """Return degenerate + factor * (levels - degenerate), factor (n,), in integers, as Pillow's ImageEnhance."""
+    mixed = degenerate + factor[:, None, None, None] * (levels - degenerate)
+    return torch.where((factor == 1)[:, None, None, None], levels, mixed.clamp(0, 255).floor())
 
 
-def levels_through_tables(levels: Tensor, operation: Tensor, value: Tensor) -> Tensor:
-    """Apply the operations that map a gray level to another, each image and channel through its own table.
+def apply_lookup_tables(levels: Tensor, operation: Tensor, value: Tensor) -> Tensor:
+    """Apply the operations that map a pixel value to another, with a lookup table for each image and channel.
 
-    Arguments and result as for ``distort``, but ``value`` (n,) within the operation's range.
+    Arguments and result as for ``apply_operation``, but ``value`` (n,) in the operation's range.
     """
     n, channels = levels.shape[:2]
     pixels = levels.flatten(2).long()
@@ -162,7 +162,7 @@ def levels_through_tables(levels: Tensor, operation: Tensor, value: Tensor) -> T
     step = 2 ** (8 - amount.floor().clamp(0, 8))
     tables = {
         "autocontrast": torch.where(high > low, ((level - low) * 255 / (high - low).clamp_min(1)).floor(), level),
-        "equalize": _equalizing(counts, level),
+        "equalize": _equalize_table(counts, level),
         "brightness": (level * amount).floor(),
         "contrast": (mean + amount * (level - mean)).floor(),
         "posterize": (level / step).floor() * step,
@@ -174,8 +174,8 @@ def levels_through_tables(levels: Tensor, operation: Tensor, value: Tensor) -> T
     return table.gather(2, pixels).view_as(levels)
 
 
-def _equalizing(counts: Tensor, level: Tensor) -> Tensor:
-    """Return tables (n, c, 256) that spread the levels evenly, by their counts (n, c, 256), as Pillow does."""
+def _equalize_table(counts: Tensor, level: Tensor) -> Tensor:
+    """Return lookup tables (n, c, 256) that equalize histograms (n, c, 256), as Pillow does."""
     last = torch.where(counts > 0, level, -1).amax(dim=2, keepdim=True).long()
     total = counts.sum(dim=2, keepdim=True)
     step = ((total - counts.gather(2, last)) / 255).floor()
@@ -184,15 +184,15 @@ def _equalizing(counts: Tensor, level: Tensor) -> Tensor:
     return torch.where(step == 0, level, spread.floor())
 
 
-def cut_out(x: Tensor, cutout: Tensor) -> Tensor:
-    """Blank a square of each view, of up to half its side, anywhere (Cutout, arXiv:1708.04552).
+def cutout(x: Tensor, params: Tensor) -> Tensor:
+    """Set a random square of each view to gray, of up to half its side (Cutout, arXiv:1708.04552).
 
     Args:
         x: (n, c, h, w) in [-1, 1].
-        cutout: as in ``StrongParams``.
+        params: (3, n, 1), as in ``StrongParams``.
     """
     height, width = x.shape[2:]
-    side, row, column = cutout
+    side, row, column = params
     rows = (torch.arange(height, device=x.device) + 0.5 - row * height).abs() < side * height / 4
     columns = (torch.arange(width, device=x.device) + 0.5 - column * width).abs() < side * width / 4
     return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)

@@ -1,7 +1,7 @@
-"""Views: every image of a batch with its own mirror and its own crop, in one gather on the device.
+"""Weak augmentation: a random crop and flip of each image, for a whole batch in one gather on the device.
 
-CIFAR's augmentation in the authors' code: a random horizontal flip, and a random crop of the original size
-after padding by 4 pixels of reflection.
+CIFAR's augmentation in the authors' code: a random horizontal flip, and a random crop of the original size after
+padding by 4 pixels with reflection.
 """
 
 from typing import NamedTuple
@@ -16,66 +16,56 @@ def to_float(images: Tensor) -> Tensor:
 
 
 class WeakParams(NamedTuple):
-    """What sets each of n views apart."""
+    """The random parameters of n views."""
 
-    top: Tensor  # (n,) int64 in 0 .. 2 * padding, with left the corner of the crop in the padded image
+    top: Tensor  # (n,) int64 in 0 .. 2 * padding, with ``left`` the corner of the crop in the padded image
     left: Tensor  # (n,) int64
-    mirror: Tensor  # (n,) bool, whether it is flipped left to right
-    quarters: Tensor | None = None  # (n,) int64 in 0 .. 3, quarter turns after that
+    hflip: Tensor  # (n,) bool
+    rotation: Tensor | None = None  # (n,) int64 in 0 .. 3, quarter turns after crop and flip
 
 
 def sample_weak_params(n: int, flip: bool, padding: int, generator: Generator, rotate: bool = False) -> WeakParams:
-    """Draw crop, flip and turn of n views, every one its own.
+    """Sample crop, flip and rotation of n views, independently for each.
 
     Args:
-        n: how many.
-        flip: whether views are mirrored with probability 1/2.
+        n: number of views.
+        flip: flip with probability 1/2, else never.
         padding: pixels of reflection on each side of an image.
-        generator: its device is where the draws are made.
-        rotate: whether views are turned by 0 to 3 quarters.
+        generator: its device is the device of the result.
+        rotate: rotate by 0, 90, 180 or 270 degrees.
     """
     device = generator.device
     top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=generator, device=device)
-    mirror = torch.rand(n, generator=generator, device=device) < (0.5 if flip else 0.0)
-    quarters = torch.randint(0, 4, (n,), generator=generator, device=device) if rotate else None
-    return WeakParams(top, left, mirror, quarters)
+    hflip = torch.rand(n, generator=generator, device=device) < (0.5 if flip else 0.0)
+    rotation = torch.randint(0, 4, (n,), generator=generator, device=device) if rotate else None
+    return WeakParams(top, left, hflip, rotation)
 
 
-def views(images: Tensor, index: Tensor, offsets: WeakParams, padding: int) -> Tensor:
-    """Cut one view of each of the images ``index``.
+def weak_augment(images: Tensor, index: Tensor, params: WeakParams, padding: int) -> Tensor:
+    """Return one weak view of each of the images ``index``.
 
     Args:
-        images: (count, h, w, c) uint8, the whole data set on its device.
-        index: (n,) int64, which images.
-        offsets: of each view.
-        padding: pixels of reflection on each side (the edge itself is not repeated); below h and w.
+        images: (count, h, w, c) uint8, the whole data set.
+        index: (n,) int64.
+        params: of each view.
+        padding: pixels of reflection on each side (the edge itself is not repeated); less than h and w.
 
     Returns:
-        (n, c, h, w) float32 in [-1, 1], in channels_last memory order.
+        (n, c, h, w) float32 in [-1, 1], channels_last.
     """
     height, width = images.shape[1:3]
-    rows = _reflect(torch.arange(height, device=images.device) + offsets.top[:, None] - padding, height)
-    columns = _reflect(torch.arange(width, device=images.device) + offsets.left[:, None] - padding, width)
-    columns = torch.where(offsets.mirror[:, None], columns.flip(1), columns)
+    rows = _reflect(torch.arange(height, device=images.device) + params.top[:, None] - padding, height)
+    columns = _reflect(torch.arange(width, device=images.device) + params.left[:, None] - padding, width)
+    columns = torch.where(params.hflip[:, None], columns.flip(1), columns)
     x = to_float(images[index[:, None, None], rows[:, :, None], columns[:, None, :]])
-    return x if offsets.quarters is None else turn(x, offsets.quarters)
+    return x if params.rotation is None else rot90(x, params.rotation)
 
 
-def turn(x: Tensor, quarters: Tensor) -> Tensor:
-    """Turn each of n square views counterclockwise.
-
-    Args:
-        x: (n, c, h, h).
-        quarters: (n,) int64 in 0 .. 3.
-    """
-    quarters = quarters[:, None, None, None]
-    x = torch.where(quarters % 2 == 1, x.rot90(1, (2, 3)), x)
-    return torch.where(quarters >= 2, x.rot90(2, (2, 3)), x).contiguous(memory_format=torch.channels_last)
-
-
-def random_views(images: Tensor, index: Tensor, flip: bool, padding: int, generator: Generator) -> Tensor:
-    """Cut one random view of each of the images ``index``. Arguments as for ``sample_weak_params`` and ``views``."""
-    return views(images, index, sample_weak_params(len(index), flip, padding, generator), padding)
+def rot90(x: Tensor, k: Tensor) -> Tensor:
+    """Rotate each of n square images counterclockwise by k * 90 degrees: (n, c, h, h), k (n,) int64 in 0 .. 3."""
+    k = k[:, None, None, None]
+    x = torch.where(k % 2 == 1, x.rot90(1, (2, 3)), x)
+    return torch.where(k >= 2, x.rot90(2, (2, 3)), x).contiguous(memory_format=torch.channels_last)
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:

@@ -1,4 +1,6 @@
-"""Methods, one file each. To add one: a ``Method`` in a file, named in ``METHODS``."""
+"""Methods, one file each. To add one: a ``Method`` in a file, registered in ``METHODS``."""
+
+from typing import Any
 
 from mixmatch.methods.base import Method
 from mixmatch.methods.fixmatch import FixMatch
@@ -10,7 +12,7 @@ from mixmatch.methods.supervised import Supervised
 
 __all__ = ["METHODS", "Method"]
 
-METHODS: dict[str, type[Method]] = {
+METHODS: dict[str, type[Method[Any]]] = {
     "mixmatch": MixMatch,
     "supervised": Supervised,
     "remixmatch": ReMixMatch,

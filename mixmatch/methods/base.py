@@ -1,44 +1,56 @@
-"""What a method is: its settings, the batch it needs, the loss of a step, its schedules, and any state of its own."""
+"""The interface of a method: the batch it gets, the examples it trains on, its loss, its schedules and its state."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
 
-from mixmatch.data.pool import Batch
-from mixmatch.models import Network
+from mixmatch.models.base import Network
 from mixmatch.settings import Settings
+
+S = TypeVar("S", bound=Settings)
 
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a method is told of the run that it serves.
+    """The facts about a run that a method may depend on.
 
     Attributes:
         classes: names of the C classes.
-        class_shares: (C,) float64 on the CPU, among the labeled images.
-        batch_size: B, labeled images a step, of this process.
-        steps: the length of the run.
-        num_features: of an image, as ``Network.embed`` returns them.
-        device: where the step is computed.
+        class_frequencies: (C,) float64 on the CPU, of the labeled images; they sum to 1.
+        batch_size: B, labeled images per step and process.
+        num_steps: length of the run.
+        num_features: size of the network's features (``Network.embed``).
+        device: where the steps run.
+        generator: on the CPU, for initial weights.
     """
 
     classes: Sequence[str]
-    class_shares: Tensor
+    class_frequencies: Tensor
     batch_size: int
-    steps: int
+    num_steps: int
     num_features: int
     device: torch.device
+    generator: Generator
 
 
 class Networks(NamedTuple):
-    """The network as it is trained, and with averaged weights."""
+    """The network that is trained, and its EMA."""
 
     current: Network
-    averaged: Network
+    ema: Network
+
+
+class Batch(NamedTuple):
+    """The augmented images of a step, float32 in [-1, 1], in the paper's letters."""
+
+    x: Tensor  # (B, c, h, w), one weak view of each labeled image
+    p: Tensor  # (B, C), their labels as distributions
+    u: Tensor  # (K, M, c, h, w), K weak views of each unlabeled image
+    u_strong: Tensor  # (S, M, c, h, w), S strong views of each
 
 
 class Examples(NamedTuple):
@@ -46,92 +58,85 @@ class Examples(NamedTuple):
 
     images: Tensor  # (n, c, h, w)
     targets: Tensor  # (n, C)
-    guesses: Tensor | None = None  # (M, C) what was guessed of each unlabeled image, where there are any
+    guesses: Tensor | None = None  # (M, C), the guessed label of each unlabeled image, for the metrics
 
 
 class Loss(NamedTuple):
     """The loss of a step. All are scalars, means over examples."""
 
     total: Tensor  # what is minimized
-    parts: dict[str, Tensor]  # by the names in ``Method.parts``: each becomes a curve, its mean over steps
+    terms: dict[str, Tensor]  # named as in ``Method.loss_names``; each becomes a curve
 
 
-class Method(ABC):
+class Method(ABC, Generic[S]):
     """A way to train a network on labeled and unlabeled images.
 
-    All of a step is launched on the device and nothing is read back: it may be recorded once and replayed, and
-    ``make_examples`` and ``loss`` may be compiled. What changes from step to step reaches them through their arguments,
-    random numbers included.
+    A step may be compiled, and recorded as a CUDA graph: it must not read device tensors back to the host. Whatever
+    changes from step to step is an argument, random numbers included.
 
     Attributes:
-        Settings: the section of the config that bears the method's name.
-        parts: names of the parts of the loss.
-        descriptions: what its curves show, parts of the loss and schedules, by their names.
-        num_views: K, views of each unlabeled image a step; 0: no unlabeled images are used.
-        num_strong_views: S, how many strongly distorted ones there are beside these, see ``data.strong``.
-        unlabeled_ratio: unlabeled images a step for each labeled one, M = unlabeled_ratio * B.
-        predicts_rotation: whether it learns by how many quarters a view is turned, which ``data.rotate`` would hide.
-        guesses: whether ``make_examples`` tells what it guessed of unlabeled images, if it uses any.
-        collapse_hint: advice for when guesses go to few classes.
-        state: tensors on the device that the method changes in place as it goes, floating point ones: saved and
-            restored with the weights, averaged over processes after each step.
-        head: what else is trained with the network, such as a second output, on ``task.device``; not averaged.
+        settings_type: the section of the config with the method's name.
+        loss_names: names of the terms of the loss.
+        descriptions: of the terms and schedules, shown in TensorBoard.
+        num_views: K, weak views of each unlabeled image; 0: unlabeled images are not used.
+        num_strong_views: S, strongly augmented views of each.
+        unlabeled_ratio: M / B, unlabeled images for each labeled one.
+        predicts_rotation: whether it learns to predict rotations, which ``data.rotate`` would hide.
+        guesses_labels: whether ``make_examples`` returns guesses if there are unlabeled images.
+        collapse_hint: what to change when the guessed labels go to few classes.
+        state: floating-point tensors that the method updates in place; saved in checkpoints, averaged over processes.
+        head: a module that is trained with the network, without EMA.
     """
 
-    settings_type: ClassVar[type[Settings]] = Settings
-    parts: ClassVar[tuple[str, ...]] = ()
+    settings_type: type[S]
+    loss_names: tuple[str, ...] = ()
     descriptions: ClassVar[dict[str, str]] = {}
     num_views: int = 0
     num_strong_views: int = 0
     unlabeled_ratio: int = 1
     predicts_rotation: bool = False
-    guesses: bool = True
+    guesses_labels: bool = True
     collapse_hint: str = "start again with other settings"
 
-    def __init__(self, settings: Settings, task: MethodContext) -> None:
-        """Make ready for a run.
-
-        Args:
-            settings: an instance of ``Settings``.
-            task: what the run is.
-        """
-        self.settings, self.task = settings, task
+    def __init__(self, settings: S, context: MethodContext) -> None:
+        """Store the settings and the context."""
+        self.settings, self.context = settings, context
         self.state: dict[str, Tensor] = {}
         self.head: nn.Module = nn.Identity()
 
     @classmethod
-    def depends_on_num_steps(cls, settings: Settings) -> bool:
-        """Tell whether a schedule depends on ``task.steps``: such a run cannot be made longer."""
+    def depends_on_num_steps(cls, settings: S) -> bool:
+        """Return whether a schedule depends on the length of the run, which then cannot change."""
         return False
 
-    def passes(self) -> int | None:
-        """Return the passes over images of a step, to compare methods by: 1 forward, 2 backward; None: not told."""
+    def forward_equivalents(self) -> int | None:
+        """Return the cost of a step in forward passes of one image (a backward pass counts 2); None: unknown."""
         return None
 
     def schedules(self, step: int) -> dict[str, float]:
-        """Return what changes with the number of completed steps, by name; each becomes a curve."""
+        """Return the scheduled values after ``step`` completed steps, by name; each becomes a curve."""
         return {}
 
-    def draw(self, generator: Generator) -> tuple[Tensor, ...]:
-        """Draw the random numbers of a step that the method needs beside those of its views."""
-        return ()
+    def sample(self, generator: Generator) -> Any:  # noqa: ANN401 - each method's own
+        """Sample the method's random numbers of a step, such as MixUp's."""
+        return None
 
     @abstractmethod
-    def make_examples(self, networks: Networks, batch: Batch, draws: tuple[Tensor, ...]) -> Examples:
-        """Turn a batch into what the network is trained on, without gradient.
+    def make_examples(self, networks: Networks, batch: Batch, random: Any) -> Examples:  # noqa: ANN401
+        """Turn a batch into training examples, without gradient.
 
         Args:
             networks: to guess labels with.
-            batch: as the method asked for it.
-            draws: from ``draw``.
+            batch: with the numbers of views that the method asks for.
+            random: from ``sample``.
         """
 
     @abstractmethod
     def loss(self, network: Network, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
-        """Return the loss of what ``make_examples`` returned.
+        """Return the loss of the examples.
 
         Args:
             network: in training mode.
             examples: from ``make_examples``.
-            schedules: scalars by the names of ``schedules``.
+            schedules: scalar tensors, named as in ``schedules``.
         """

@@ -1,4 +1,4 @@
-"""FreeMatch: thresholds that follow the network's confidence, each class's own, and a loss for unequal use of classes.
+"""FreeMatch: FixMatch with self-adaptive thresholds for each class, and a loss against unequal use of the classes.
 
 Wang et al., "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning", ICLR 2023, arXiv:2205.07246.
 """
@@ -7,82 +7,82 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from mixmatch.data.pool import one_hot
 from mixmatch.methods.base import Examples, Loss, MethodContext
-from mixmatch.methods.fixmatch import FixMatch, WeakToStrongSettings
+from mixmatch.methods.fixmatch import WeakToStrong, WeakToStrongSettings
+from mixmatch.methods.losses import one_hot
+from mixmatch.models.base import Network
 from mixmatch.settings import NonNegative
 
 
 class FreeMatchSettings(WeakToStrongSettings):
-    """The method's settings."""
+    """The settings."""
 
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="lambda, of the running means")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="lambda, decay of the running means")
     fairness: NonNegative = Field(0.001, description="w_f, weight of the fairness loss")
 
 
-class FreeMatch(FixMatch):
-    """FixMatch with self-adapting thresholds, and self-adapting fairness.
+class FreeMatch(WeakToStrong[FreeMatchSettings]):
+    """Self-adaptive thresholds and fairness.
 
-    State: running means of confidence, of predictions, and of the shares of the classes that they name.
+    State: running means of the confidence, of the predictions, and of the frequencies of the predicted classes.
     """
 
     settings_type = FreeMatchSettings
-    parts = (*FixMatch.parts, "loss_fairness")
-    descriptions: ClassVar = FixMatch.descriptions | {
-        "loss_fairness": "minus the cross-entropy of the running class shares to those on strong views"
+    loss_names = (*WeakToStrong.loss_names, "loss_fairness")
+    descriptions: ClassVar = WeakToStrong.descriptions | {
+        "loss_fairness": "negative cross-entropy of the running class frequencies and those on strong views"
     }
 
-    def __init__(self, settings: FreeMatchSettings, task: MethodContext) -> None:
-        super().__init__(settings, task)
-        count = len(task.classes)
+    def __init__(self, settings: FreeMatchSettings, context: MethodContext) -> None:
+        super().__init__(settings, context)
+        count = len(context.classes)
         self.state = {
-            "confidence": torch.full((), 1 / count, device=task.device),
-            "prediction": torch.full((count,), 1 / count, device=task.device),
-            "named": torch.full((count,), 1 / count, device=task.device),
+            "confidence": torch.full((), 1 / count, device=context.device),
+            "prediction": torch.full((count,), 1 / count, device=context.device),
+            "histogram": torch.full((count,), 1 / count, device=context.device),
         }
 
-    def weigh(self, guesses: Tensor) -> Tensor:
-        """Move the running means (equations 5, 6 and 12), and keep what is above its class's threshold (7 and 8)."""
-        moved = 1 - self.settings.momentum
+    def pseudo_label_weights(self, guesses: Tensor) -> Tensor:
+        """Update the running means (equations 5, 6, 12); return 1 above the threshold of the class (7, 8), else 0."""
+        rate = 1 - self.settings.momentum
         confidence, label = guesses.max(dim=1)
-        self.state["confidence"].lerp_(confidence.mean(), moved)
-        self.state["prediction"].lerp_(guesses.mean(dim=0), moved)
-        self.state["named"].lerp_(one_hot(label, guesses.shape[1]).mean(dim=0), moved)
+        self.state["confidence"].lerp_(confidence.mean(), rate)
+        self.state["prediction"].lerp_(guesses.mean(dim=0), rate)
+        self.state["histogram"].lerp_(one_hot(label, guesses.shape[1]).mean(dim=0), rate)
         thresholds = self.state["confidence"] * self.state["prediction"] / self.state["prediction"].amax()
         return (confidence >= thresholds[label]).to(guesses.dtype)
 
-    def loss(self, network: nn.Module, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
-        """FixMatch's loss and the fairness of what was kept (equation 11), see ``Method.loss``."""
-        logits = network(examples.images)
-        total, parts = self.loss_of(logits, examples.targets)
-        size = self.task.batch_size
-        strong, kept = logits[size:].to(examples.targets.dtype).softmax(dim=1), examples.targets[size:].sum(dim=1)
-        fairness = fairness_loss(strong, kept, self.state["prediction"], self.state["named"])
-        return Loss(total + self.settings.fairness * fairness, {**parts, "loss_fairness": fairness})
+    def loss(self, network: Network, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
+        """Return FixMatch's loss plus the fairness loss of the strong views that count (equation 11)."""
+        logits, targets = network(examples.images), examples.targets
+        total, terms = self.loss_of_logits(logits, targets)
+        size = self.context.batch_size
+        predictions, kept = logits[size:].to(targets.dtype).softmax(dim=1), targets[size:].sum(dim=1)
+        fairness = fairness_loss(predictions, kept, self.state["prediction"], self.state["histogram"])
+        return Loss(total + self.settings.fairness * fairness, {**terms, "loss_fairness": fairness})
 
 
-def fairness_loss(strong: Tensor, kept: Tensor, prediction: Tensor, named: Tensor) -> Tensor:
-    """Return sum of a * log(b), a and b the normalized quotients of mean prediction by share of labels.
+def fairness_loss(predictions: Tensor, kept: Tensor, mean: Tensor, histogram: Tensor) -> Tensor:
+    """Return sum(a * log(b)), where a and b are normalized quotients of mean prediction and class histogram.
 
     Args:
-        strong: (M, C) predictions on strong views.
-        kept: (M,) 1 for those that count, 0 for the others. Where none counts the loss is 0.
-        prediction, named: (C,) running means on weak views, which make a.
+        predictions: (M, C) on strong views, for b.
+        kept: (M,) 1 for those that count, else 0. The loss is 0 if none counts.
+        mean, histogram: (C,) running means on weak views, for a.
 
     Returns:
         A scalar, at most 0.
     """
     weights = kept / kept.sum().clamp_min(1)
-    here = (weights[:, None] * strong).sum(dim=0)
-    labels = (weights[:, None] * one_hot(strong.argmax(dim=1), strong.shape[1])).sum(dim=0)
-    a = _quotient(prediction, named)
-    b = _quotient(here, labels)
+    labels = one_hot(predictions.argmax(dim=1), predictions.shape[1])
+    a = _normalized_quotient(mean, histogram)
+    b = _normalized_quotient((weights[:, None] * predictions).sum(dim=0), (weights[:, None] * labels).sum(dim=0))
     return (a * (b + 1e-12).log()).sum() * (kept.sum() > 0)
 
 
-def _quotient(mean: Tensor, share: Tensor) -> Tensor:
-    """Return mean / share, 0 where there is no share, normalized."""
-    quotient = torch.where(share > 0, mean / share.clamp_min(1e-12), 0.0)
+def _normalized_quotient(mean: Tensor, histogram: Tensor) -> Tensor:
+    """Return mean / histogram, normalized; 0 where the histogram is 0."""
+    quotient = torch.where(histogram > 0, mean / histogram.clamp_min(1e-12), 0.0)
     return quotient / quotient.sum().clamp_min(1e-12)

@@ -1,47 +1,45 @@
-"""The supervised baseline: cross-entropy on the labeled images alone, with or without MixUp among them."""
+"""The supervised baseline: cross-entropy on the labeled images only, with or without MixUp."""
 
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from mixmatch.data.pool import Batch
-from mixmatch.methods.base import Examples, Loss, Method, Networks
-from mixmatch.methods.mixmatch import draw_mixing, labeled_loss, make_mixing, mix
+from mixmatch.methods.base import Batch, Examples, Loss, Method, Networks
+from mixmatch.methods.losses import soft_cross_entropy
+from mixmatch.methods.mixup import MixUpParams, mixup, sample_mixup
+from mixmatch.models.base import Network
 from mixmatch.settings import Alpha, Settings
 
 
 class SupervisedSettings(Settings):
-    """The baseline's own setting."""
+    """The baseline's setting."""
 
-    alpha: Alpha | Literal[0] = Field(
-        0, description="MixUp between labeled images with Beta(alpha, alpha); 0: no MixUp"
-    )
+    alpha: Alpha | Literal[0] = Field(0, description="MixUp of labeled images with Beta(alpha, alpha); 0: no MixUp")
 
 
-class Supervised(Method):
-    """L_X of the labeled batch, and no unlabeled images."""
+class Supervised(Method[SupervisedSettings]):
+    """Cross-entropy on the labeled batch."""
 
     settings_type = SupervisedSettings
-    parts = ("loss_labeled",)
+    loss_names = ("loss_labeled",)
     descriptions: ClassVar = {"loss_labeled": "cross-entropy on labeled images"}
 
-    def passes(self) -> int:
-        """Train on the labeled batch, see ``Method.passes``."""
-        return 3 * self.task.batch_size
+    def forward_equivalents(self) -> int:
+        """Count the labeled batch, trained on."""
+        return 3 * self.context.batch_size
 
-    def draw(self, generator: Generator) -> tuple[Tensor, ...]:
-        """Draw the mixing of B examples, if the settings ask for it, see ``Method.draw``."""
-        return draw_mixing(self.task.batch_size, self.settings.alpha, generator) if self.settings.alpha else ()
+    def sample(self, generator: Generator) -> MixUpParams | None:
+        """Sample MixUp, if it is on."""
+        return sample_mixup(self.context.batch_size, self.settings.alpha, generator) if self.settings.alpha else None
 
-    def make_examples(self, networks: Networks, batch: Batch, draws: tuple[Tensor, ...]) -> Examples:
-        """Mix the labeled batch if the settings say so, see ``Method.make_examples``."""
-        if not self.settings.alpha:
-            return Examples(batch.x, batch.p)
-        mixing = make_mixing(draws, "joint", self.task.batch_size, self.settings.alpha)
-        return Examples(mix(batch.x, mixing), mix(batch.p, mixing))
+    def make_examples(self, networks: Networks, batch: Batch, random: MixUpParams | None) -> Examples:
+        """Mix the labeled batch, if MixUp is on."""
+        return (
+            Examples(batch.x, batch.p) if random is None else Examples(mixup(batch.x, random), mixup(batch.p, random))
+        )
 
-    def loss(self, network: nn.Module, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
-        """Cross-entropy, see ``Method.loss``."""
-        labeled = labeled_loss(network(examples.images).to(examples.targets.dtype), examples.targets)
+    def loss(self, network: Network, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
+        """Return the cross-entropy."""
+        labeled = soft_cross_entropy(network(examples.images), examples.targets)
         return Loss(labeled, {"loss_labeled": labeled})

@@ -1,8 +1,6 @@
-"""Networks, one file each. To add one: a ``Network``, named in ``MODELS``."""
+"""Networks, one file each. To add one: a ``Network`` in a file, registered in ``MODELS``."""
 
-import threading
-
-import torch
+from torch import Generator
 
 from mixmatch.models.base import Network, NetworkSettings
 from mixmatch.models.batch_norm import BatchNorm
@@ -13,18 +11,19 @@ __all__ = ["MODELS", "BatchNorm", "Network", "NetworkSettings", "ResNet", "WideR
 
 MODELS: dict[str, type[Network]] = {"wide_resnet": WideResNet, "resnet": ResNet}
 
-_building = threading.Lock()  # torch's global generator is every thread's
 
-
-def build_network(settings: NetworkSettings, num_classes: int, in_channels: int, seed: int = 0) -> Network:
-    """Build the network that ``settings`` names, on the CPU, its weights a function of ``seed``.
+def build_network(
+    settings: NetworkSettings, num_classes: int, in_channels: int, generator: Generator | None = None
+) -> Network:
+    """Build the network that ``settings`` names, on the CPU.
 
     Args:
         settings: the ``model`` section.
-        num_classes: C, the size of the output.
+        num_classes: C.
         in_channels: of the images.
-        seed: of the weights, the same on every device. Torch's global generator is left as it was.
+        generator: on the CPU, of the initial weights; None: they will be loaded.
     """
-    with _building, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return MODELS[settings.network](settings, num_classes, in_channels)
+    network = MODELS[settings.network](settings, num_classes, in_channels)
+    if generator is not None:
+        network.initialize(generator)
+    return network

@@ -1,10 +1,10 @@
-"""What a network must offer to be trained here."""
+"""The interface of a network."""
 
 from abc import ABC, abstractmethod
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from mixmatch.settings import Settings
 
@@ -14,49 +14,60 @@ class NetworkSettings(Settings):
 
     network: str = Field("wide_resnet", description="the network: wide_resnet or resnet")
     bn_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.001, description="share of a batch in BatchNorm's running statistics; short runs need more"
+        0.001, description="weight of a batch in BatchNorm's running statistics; short runs need more"
     )
 
-    def title(self) -> str:
-        """Return the network's name for a person, such as WRN-28-2."""
+    def display_name(self) -> str:
+        """Return the usual name, such as WRN-28-2."""
         return self.network
 
 
 class Network(nn.Module, ABC):
-    """A classifier of images. It knows tensors only: nothing of data sets, training or files.
+    """A classifier of images.
 
-    In training, one tensor holds several batches one after the other. Whatever depends on the batch, such as
-    ``BatchNorm``, must treat each by itself, and let only the first move its running statistics: they are buffers, and
-    what an evaluation uses. Parameters of two dimensions and more are kernels, which training decays.
+    In training one tensor may hold several batches, one after the other. Whatever depends on batch statistics, such as
+    ``BatchNorm``, treats each batch by itself and lets only the first update its running statistics. Weight decay
+    applies to parameters of two dimensions and more.
 
     Attributes:
-        dense: the last layer, from features to logits; ``__init__`` makes it.
+        dense: the last layer, from features to logits; ``__init__`` creates it.
     """
 
-    dense: nn.Linear
-
     settings_type: ClassVar[type[NetworkSettings]] = NetworkSettings
+    dense: nn.Linear
 
     @abstractmethod
     def __init__(self, settings: NetworkSettings, num_classes: int, in_channels: int) -> None:
-        """Build the network, its weights drawn from torch's global generator.
+        """Create the layers; ``initialize`` sets their weights.
 
         Args:
-            settings: an instance of ``Settings``, the ``model`` section.
-            num_classes: C, the size of the output.
+            settings: an instance of ``settings_type``, the ``model`` section.
+            num_classes: C.
             in_channels: 3 for RGB, 1 for gray images.
         """
         super().__init__()
+
+    def initialize(self, generator: Generator) -> None:
+        """Sample the weights: He's initialization (fan out) of convolutions, Glorot's of linear layers, no bias.
+
+        A network with other parameters that start at random overrides it.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            elif isinstance(module, nn.Linear):
+                nn.init.xavier_normal_(module.weight, generator=generator)
+            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     @abstractmethod
     def embed(self, x: Tensor, num_batches: int = 1, update_statistics: bool = True) -> Tensor:
         """Return features.
 
         Args:
-            x: images (num_batches * n, in_channels, h, w), values in [-1, 1].
-            num_batches: in training, how many batches of equal size lie one after the other in ``x``. In evaluation
-                the value changes nothing.
-            update_statistics: in training, whether the first batch moves the running statistics.
+            x: (num_batches * n, in_channels, h, w) in [-1, 1].
+            num_batches: in training, how many batches of equal size ``x`` holds; no effect in evaluation.
+            update_statistics: in training, whether the first batch updates the running statistics.
 
         Returns:
             (num_batches * n, dense.in_features).
@@ -64,4 +75,9 @@ class Network(nn.Module, ABC):
 
     def forward(self, x: Tensor, num_batches: int = 1, update_statistics: bool = True) -> Tensor:
         """Return logits (num_batches * n, num_classes); arguments as for ``embed``."""
-        return self.dense(self.embed(x, num_batches, update_statistics))
+        logits: Tensor = self.dense(self.embed(x, num_batches, update_statistics))
+        return logits
+
+    if TYPE_CHECKING:  # nn.Module's own returns Any
+
+        def __call__(self, x: Tensor, num_batches: int = 1, update_statistics: bool = True) -> Tensor: ...  # noqa: D102

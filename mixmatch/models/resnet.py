@@ -18,11 +18,9 @@ class ResNetSettings(NetworkSettings):
         [1, 1, 1], description="of resnet: blocks in each group; groups from the second on halve size, double channels"
     )
     channels: Annotated[int, Field(ge=1, le=2048)] = Field(64, description="of resnet: of the first group")
-    stem_stride: Annotated[int, Field(ge=1, le=8)] = Field(
-        2, description="of resnet: the first convolution makes the image so many times smaller"
-    )
+    stem_stride: Annotated[int, Field(ge=1, le=8)] = Field(2, description="of resnet: stride of the first convolution")
 
-    def title(self) -> str:
+    def display_name(self) -> str:
         """Return the usual name, with its layers counted, and the channels of the first group: ResNet-8-64."""
         return f"ResNet-{2 * sum(self.blocks) + 2}-{self.channels}"
 
@@ -59,7 +57,7 @@ class ResNet(Network):
     settings_type = ResNetSettings
 
     def __init__(self, settings: ResNetSettings, num_classes: int, in_channels: int) -> None:
-        """Build the network with He's initialization, fan out. Arguments as for ``Network``."""
+        """Create the layers. Arguments as for ``Network``."""
         super().__init__(settings, num_classes, in_channels)
         channels, momentum = settings.channels, settings.bn_momentum
         self.stem = nn.Conv2d(in_channels, channels, 3, stride=settings.stem_stride, padding=1, bias=False)
@@ -72,13 +70,11 @@ class ResNet(Network):
                 self.blocks.append(BasicBlock(channels, out_channels, stride, momentum))
                 channels = out_channels
         self.dense = nn.Linear(channels, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def embed(self, x: Tensor, num_batches: int = 1, update_statistics: bool = True) -> Tensor:
         """Return features, see ``Network.embed``."""
         x = F.relu(self.bn(self.stem(x), num_batches, update_statistics))
         for block in self.blocks:
             x = block(x, num_batches, update_statistics)
-        return x.mean(dim=(2, 3))
+        features: Tensor = x.mean(dim=(2, 3))
+        return features

@@ -1,6 +1,5 @@
 """Wide ResNet (Zagoruyko & Komodakis, arXiv:1605.07146) in the variant of the MixMatch authors' code."""
 
-import math
 from typing import Annotated
 
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from mixmatch.models.base import Network, NetworkSettings
 from mixmatch.models.batch_norm import BatchNorm
 
 LEAKY_SLOPE = 0.1
-DEEPEST = 1000
+MAX_DEPTH = 1000
 
 
 class WideResNetSettings(NetworkSettings):
@@ -31,18 +30,18 @@ class WideResNetSettings(NetworkSettings):
     @field_validator("depth")
     @classmethod
     def _six_n_plus_four(cls, depth: int) -> int:
-        if not 10 <= depth <= DEEPEST or (depth - 4) % 6:
-            raise ValueError(f"must be 6n + 4: 10, 16, 22, 28, ... up to {DEEPEST}")
+        if not 10 <= depth <= MAX_DEPTH or (depth - 4) % 6:
+            raise ValueError(f"must be 6n + 4: 10, 16, 22, 28, ... up to {MAX_DEPTH}")
         return depth
 
     @field_validator("width")
     @classmethod
     def _whole_channels(cls, width: float) -> float:
         if not float(16 * width).is_integer():
-            raise ValueError("16 times it must be a whole number of channels")
+            raise ValueError("16 * width must be a whole number of channels")
         return width
 
-    def title(self) -> str:
+    def display_name(self) -> str:
         """Return the usual name: WRN-28-2."""
         return f"WRN-{self.depth}-{self.width:g}" + (f" of {self.scales} scales" if self.scales != 3 else "")
 
@@ -75,7 +74,8 @@ class Block(nn.Module):
             skip = self.shortcut(skip)
         out = self.conv1(out)
         out = F.leaky_relu(self.bn2(out, num_batches, update_statistics), LEAKY_SLOPE)
-        return skip + self.conv2(out)
+        residual: Tensor = self.conv2(out)
+        return skip + residual
 
 
 class WideResNet(Network):
@@ -88,7 +88,7 @@ class WideResNet(Network):
     settings_type = WideResNetSettings
 
     def __init__(self, settings: WideResNetSettings, num_classes: int, in_channels: int) -> None:
-        """Build the network with the authors' initialization. Arguments as for ``Network``."""
+        """Create the layers. Arguments as for ``Network``."""
         super().__init__(settings, num_classes, in_channels)
         blocks_per_group = (settings.depth - 4) // 6
         channels = 16
@@ -103,12 +103,6 @@ class WideResNet(Network):
                 channels = out_channels
         self.bn = BatchNorm(channels, settings.bn_momentum)
         self.dense = nn.Linear(channels, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-        nn.init.xavier_normal_(self.dense.weight)
-        nn.init.zeros_(self.dense.bias)
 
     def embed(self, x: Tensor, num_batches: int = 1, update_statistics: bool = True) -> Tensor:
         """Return features, see ``Network.embed``."""
@@ -116,4 +110,5 @@ class WideResNet(Network):
         for block in self.blocks:
             x = block(x, num_batches, update_statistics)
         x = F.leaky_relu(self.bn(x, num_batches, update_statistics), LEAKY_SLOPE)
-        return x.mean(dim=(2, 3))
+        features: Tensor = x.mean(dim=(2, 3))
+        return features

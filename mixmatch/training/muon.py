@@ -1,86 +1,94 @@
-"""Muon for convolutions, Adam for the rest.
+"""Muon for convolutions, Adam for everything else.
 
-Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024 (kellerjordan.github.io/posts/muon), with
-the kernels kept at one length as in their airbench for CIFAR-10.
+Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024 (kellerjordan.github.io/posts/muon); the
+weights keep a constant norm, as in their airbench for CIFAR-10.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # their quintic: steep at 0, so that few rounds do
-ROUNDS = 5
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # their quintic: steep at 0, so that few iterations suffice
+ITERATIONS = 5
 
 
 class Muon(torch.optim.Adam):
-    """Momentum of a convolution's gradient, made orthogonal, is the step of its kernel; all else is Adam's.
+    """Updates the weight of a convolution by the orthogonalized momentum of its gradient.
 
-    A kernel of n outputs is a matrix of n rows. Before its step it is brought to the length sqrt(n), that of n
-    orthonormal rows: where BatchNorm follows that changes nothing, and where a sum does, the branches of a block keep
-    their sizes. So decay of kernels has next to no effect. Its state is ``momentum_buffer``.
+    A weight with n output channels is a matrix of n rows. Before its update it is scaled to the norm sqrt(n), that of n
+    orthonormal rows: followed by BatchNorm this changes nothing, and in residual blocks the branches keep their sizes.
+    Weight decay therefore has next to no effect. The state is ``momentum_buffer``.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float | Tensor, of_kernels: float, momentum: float, **adam: bool
+        self,
+        parameters: Iterable[Tensor],
+        lr: float | Tensor,
+        muon_lr_ratio: float,
+        momentum: float,
+        fused: bool,
+        capturable: bool,
     ) -> None:
-        """Make ready.
+        """Create the optimizer.
 
         Args:
-            parameters: to be trained; those of four dimensions are convolutions.
+            parameters: those with four dimensions are convolutions.
             lr: of Adam.
-            of_kernels: so many times ``lr`` is that of kernels.
-            momentum: of their gradients, with Nesterov's look ahead.
-            adam: options of torch's Adam.
+            muon_lr_ratio: the learning rate of convolutions, divided by ``lr``.
+            momentum: of the gradients of convolutions, Nesterov.
+            fused, capturable: of torch's Adam.
         """
-        super().__init__(parameters, lr=lr, **adam)
-        self.of_kernels, self.momentum = of_kernels, momentum
+        super().__init__(parameters, lr=lr, fused=fused, capturable=capturable)
+        self.muon_lr_ratio, self.momentum = muon_lr_ratio, momentum
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Do a step with the parameters' gradients."""
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure: the step is recorded
+        """Update the parameters that have gradients."""
         (group,) = self.param_groups
-        kernels = [p for p in group["params"] if p.dim() == 4 and p.grad is not None]
-        gradients = [kernel.grad for kernel in kernels]
-        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-        for kernel in kernels:
-            by_shape.setdefault(kernel.shape, []).append(kernel)
-        for shape, alike in by_shape.items():
-            buffers = [self._buffer(kernel) for kernel in alike]
-            torch._foreach_lerp_(buffers, [kernel.grad for kernel in alike], 1 - self.momentum)
-            ahead = torch._foreach_lerp([kernel.grad for kernel in alike], buffers, self.momentum)
-            steps = orthogonalize(torch.stack(ahead).flatten(2)).unflatten(2, shape[1:])
-            steps = steps * (group["lr"] * self.of_kernels)
-            lengths = torch.stack(torch._foreach_norm(alike)).clamp_min(1e-7)
-            torch._foreach_mul_(alike, list((shape[0] ** 0.5 / lengths).unbind()))
-            torch._foreach_sub_(alike, list(steps.unbind()))
-        for kernel in kernels:  # Adam passes over what has no gradient
-            kernel.grad = None
+        convolutions = [p for p in group["params"] if p.dim() == 4 and p.grad is not None]
+        gradients = [weight.grad for weight in convolutions]
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        for weight in convolutions:
+            by_shape.setdefault(weight.shape, []).append(weight)
+        for shape, weights in by_shape.items():
+            buffers = [self._buffer(weight) for weight in weights]
+            grads = [weight.grad for weight in weights if weight.grad is not None]
+            torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
+            nesterov = torch._foreach_lerp(grads, buffers, self.momentum)
+            updates = orthogonalize(torch.stack(nesterov).flatten(2)).unflatten(2, shape[1:])
+            updates = updates * (group["lr"] * self.muon_lr_ratio)
+            norms = torch.stack(torch._foreach_norm(weights)).clamp_min(1e-7)
+            torch._foreach_mul_(weights, list((shape[0] ** 0.5 / norms).unbind()))
+            torch._foreach_sub_(weights, list(updates.unbind()))
+        for weight in convolutions:  # Adam skips parameters without a gradient
+            weight.grad = None
         super().step()
-        for kernel, gradient in zip(kernels, gradients, strict=True):
-            kernel.grad = gradient
+        for weight, gradient in zip(convolutions, gradients, strict=True):
+            weight.grad = gradient
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        torch.optim.Optimizer.__setstate__(self, state)  # Adam's expects that all state is Adam's
+        torch.optim.Optimizer.__setstate__(self, state)  # Adam's expects Adam's state for all parameters
 
-    def _buffer(self, kernel: nn.Parameter) -> Tensor:
-        state = self.state[kernel]
+    def _buffer(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
         if not state:
-            state["momentum_buffer"] = torch.zeros_like(kernel)
-        return state["momentum_buffer"]
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Bring matrices (n, rows, columns) near U V^T of their decompositions U S V^T: singular values to 0.7 to 1.2.
+    """Approximate U V^T of the decompositions U S V^T of matrices (n, rows, columns): singular values 0.7 to 1.2.
 
-    Those below a hundredth of the matrix's length stay smaller. Newton-Schulz rounds of products, no decomposition.
+    Newton-Schulz iterations: matrix products only. Singular values below a hundredth of the norm stay smaller.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / (x.square().sum(dim=(1, 2), keepdim=True).sqrt() + 1e-7)
-    for _ in range(ROUNDS):
+    for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
