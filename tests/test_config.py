@@ -1,24 +1,34 @@
-"""The configuration: what is accepted, and what one line says of what is not."""
+"""The configuration: defaults, files, overrides, and one line for whatever is invalid."""
 
-import difflib
+import pickle
 from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixmatch.config import Config, differing_keys, differing_keys_of_rounds, load_config, to_yaml
+from mixmatch.config import (
+    Config,
+    apply_overrides,
+    build_config,
+    differing_keys,
+    differing_pseudo_label_keys,
+    flatten,
+    load_config,
+    merge_for_resume,
+    to_yaml,
+)
 from mixmatch.errors import UserError
 from mixmatch.settings import list_keys
-from tests.helpers import DEEP, FUZZ, NASTY
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yml"))
 DEFAULTS = load_config(None)
+KEYS = [key for key, _ in list_keys(type(DEFAULTS))]
 
 
-def test_config_yml_spells_out_every_default_with_its_explanation():
+def test_config_yml_lists_every_default_with_its_description():
     text = (ROOT / "config.yml").read_text()
     assert load_config(ROOT / "config.yml") == DEFAULTS
     values = yaml.safe_load(text)
@@ -30,132 +40,142 @@ def test_config_yml_spells_out_every_default_with_its_explanation():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_configs_say_only_what_differs(path):
-    given = yaml.safe_load(path.read_text())
-    flat = {}
-    for key, value in given.items():
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+def test_configs_contain_only_what_differs_and_read_back(path, tmp_path):
     config = load_config(path)
-    differing = differing_keys(DEFAULTS, config) + differing_keys_of_rounds(DEFAULTS, config)
-    different = {entry.split(" ")[0] for entry in differing}
-    assert set(flat) - {"device"} <= different | {"data.root", "data.image_size"}
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_resolved_config_reads_back(path, tmp_path):
-    config = load_config(path)
+    given = set()
+    for key, value in yaml.safe_load(path.read_text()).items():
+        given |= {f"{key}.{name}" for name in value} if isinstance(value, dict) else {key}
+    differing = differing_keys(DEFAULTS, config) + differing_pseudo_label_keys(DEFAULTS, config)
+    assert given - {"device"} <= {entry.split(" ")[0] for entry in differing} | {"data.root", "data.image_size"}
     (tmp_path / "config.yml").write_text(to_yaml(config))
-    assert load_config(tmp_path / "config.yml") == config
-    assert not differing_keys(load_config(tmp_path / "config.yml"), config)
+    assert load_config(tmp_path / "config.yml") == config == pickle.loads(pickle.dumps(config))
 
 
-def test_overrides_are_laid_over_the_file():
+def test_overrides_replace_values_of_the_file():
     config = load_config(ROOT / "configs" / "digits.yml", ["data.num_labeled=all", "seed=2", "train.lr=1e-3", "name=x"])
     assert (config.data.num_labeled, config.seed, config.train.lr, config.name) == ("all", 2, 0.001, "x")
     assert config.data.dataset == "digits" and config.run_name() == "x-seed2"
     assert load_config(None, ["method=supervised"]).run_name() == "cifar10-250-supervised-seed1"
 
 
+def test_another_network_by_override_drops_the_keys_of_the_former_one():
+    config = load_config(ROOT / "config.yml", ["model.network=resnet", "model.bn_momentum=0.5"])
+    assert config.model.bn_momentum == 0.5 and config.model.network == "resnet"
+    assert apply_overrides(config, ["model.network=wide_resnet"]).model.bn_momentum == 0.5
+
+
+def test_only_the_used_method_has_its_keys_flattened_and_compared():
+    config = build_config({"method": "fixmatch", "fixmatch": {"threshold": 0.9}, "mixmatch": {"alpha": 0.5}})
+    assert config.method_settings == build_config({"fixmatch": {"threshold": 0.9}}).fixmatch
+    assert flatten(config)["fixmatch.threshold"] == 0.9 and "mixmatch.alpha" not in flatten(config)
+    other = apply_overrides(config, ["mixmatch.alpha=0.75", "fixmatch.threshold=0.8", "device=cpu"])
+    assert differing_keys(config, other) == ["fixmatch.threshold (0.9 there, 0.8 now)"]
+
+
+@pytest.mark.parametrize(
+    "overrides, reached, message",
+    [
+        (["device=cpu", "train.eval_every=5", "train.steps=2000000"], 100, None),
+        (["train.steps=50"], 100, "train.steps (1048576 there, 50 now); it is at step 100 already; use another run"),
+        (["seed=2"], 0, "seed (1 there, 2 now); use another run directory"),
+        (["seed=2", "train.steps=200"], 100, "seed (1 there, 2 now), train.steps (1048576 there, 200 now); use"),
+    ],
+)
+def test_resuming_with_another_config(overrides, reached, message):
+    config = load_config(None, overrides)
+    if message is None:
+        merged = merge_for_resume(DEFAULTS, config, reached)
+        assert (merged.device, merged.train.eval_every, merged.train.steps) == ("auto", 5, 2000000)
+        return
+    with pytest.raises(UserError) as raised:
+        merge_for_resume(DEFAULTS, config, reached)
+    assert message in str(raised.value)
+
+
+def test_a_run_whose_schedules_depend_on_its_length_keeps_it():
+    stored = load_config(None, ["mixmatch.ramp_up_steps=null"])
+    with pytest.raises(UserError, match="its schedules depend on its length"):
+        merge_for_resume(stored, apply_overrides(stored, ["train.steps=2000000"]), 0)
+
+
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("train.lr=-1", "train.lr: must be greater than 0, got -1"),
+        ("train.lr=-1", "config: train.lr: must be greater than 0, got -1"),
         ("train.lr=fast", "train.lr: must be a valid number, got 'fast'"),
         ("train.lr=.nan", "train.lr: must be a finite number, got nan"),
         ("train.stps=3", "train.stps: unknown key; did you mean train.steps?"),
         ("lr=3", "lr: unknown key; did you mean train.lr?"),
         ("zzz=3", "zzz: unknown key; main.py --help lists the keys"),
+        ("a.b.c.d=1", "a: unknown key"),
         ("seed=true", "seed: must be a valid integer, got True"),
         ("seed=1.5", "seed: must be a valid integer, got 1.5"),
-        (
-            "method=flexmatch",
-            "method: must be 'mixmatch', 'supervised', 'remixmatch', 'fixmatch', 'freematch' or 'softmatch', "
-            "got 'flexmatch'; --import FILE brings others",
-        ),
+        ("method=flexmatch", "method: must be 'mixmatch', 'supervised', 'remixmatch', 'fixmatch', 'freematch' or"),
+        ("pseudo_label.method=flexmatch", "pseudo_label.method: must be 'mixmatch', 'supervised'"),
         ("data.num_labeled=some", "data.num_labeled: must be a valid integer or 'all', got 'some'"),
         ("data.num_labeled=0", "data.num_labeled: must be greater than or equal to 1 or 'all', got 0"),
         ("model.depth=27", "model.depth: must be 6n + 4: 10, 16, 22, 28, ... up to 1000, got 27"),
-        ("model.width=1.01", "model.width: 16 times it must be a whole number of channels, got 1.01"),
         ("device=gpu", "device: must be auto, cpu, cuda or cuda:N, got 'gpu'"),
-        ("name=../x", "name: must be up to 100 letters"),
+        ("name=../x", "name: must be up to 100 letters, digits"),
         ("data=3", "data: must be a section with keys such as data.dataset, got 3"),
-        (
-            "data.dataset=cats",
-            "data.dataset: must be 'cifar10', 'cifar100', 'digits', 'fashion_mnist', 'mnist'",
-        ),
+        ("data.dataset=cats", "data.dataset: must be 'cifar10', 'cifar100', 'digits', 'fashion_mnist', 'mnist'"),
         ("data.dataset.x=3", "data.dataset: must be a valid string, got {'x': 3}"),
-        ("model.network=vgg", "model.network: must be 'wide_resnet' or 'resnet', got 'vgg'"),
+        ("model.network=vgg", "model.network: must be 'wide_resnet' or 'resnet', got 'vgg'; --import FILE brings"),
         ("train.lr_decay_steps=[1, x]", "train.lr_decay_steps: must be a valid integer, got 'x'"),
-        ("mixmatch.temperature=0", "mixmatch.temperature: must be greater than or equal to 0.01, got 0"),
-        ("seed", "'seed': not understood; overrides look like train.lr=0.03"),
-        ("=3", "not understood"),
+        ("train={lr: -1, momentum: 2, zzz: 1}", "train.lr: must be greater than 0, got -1 (and 2 more: train.mom"),
+        ("train={optimizer: sgd, momentum: 0}", "train: nesterov needs a momentum above 0"),
+        ("seed", "seed: not an override; write key=value, such as train.lr=0.03"),
+        ("=3", "not an override"),
         ("seed=[1", "not valid YAML"),
-        (
-            "seed=!!python/object/apply:os.getcwd []",
-            "not valid YAML: tags ('tag:yaml.org,2002:python/object",
-        ),
-        ("seed={a: &x 1, b: *x}", "aliases"),
+        ("seed=!!python/object/apply:os.getcwd []", "not valid YAML: could not determine a constructor"),
+        ("seed=2000-99-99", "not valid YAML: 'month must be in 1..12"),
         ("data={root: a, root: b}", "key 'root' is given twice"),
-        ("seed=" + "[" * 3000, "nested too deeply"),
     ],
 )
-def test_what_is_not_allowed_is_named_in_one_line(override, message):
+def test_an_invalid_override_is_a_one_line_error(override, message):
     with pytest.raises(UserError) as caught:
         load_config(None, [override])
-    text = str(caught.value)
-    assert message in text and "\n" not in text
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    "content, message",
     [
-        ("seed: 1\nseed: 2\n", "key 'seed' is given twice"),
-        ("seed: [1\n", "line 2 not valid YAML"),
-        ("- 1\n- 2\n", "must hold 'key: value' lines"),
-        ("train:\n  steps: 1\n  nested: {a: 1}\n", "train.nested: unknown key"),
-        ("1: 2\n", "a key must be text"),
-        ("\x00", "not valid YAML"),
+        (b"seed: 1\nseed: 2\n", "line 2: not valid YAML: key 'seed' is given twice"),
+        (b"seed: [1\n", "line 2: not valid YAML"),
+        (b"- 1\n- 2\n", "must contain 'key: value' lines"),
+        (b"train:\n  steps: 1\n  nested: {a: 1}\n", "train.nested: unknown key"),
+        (b"1: 2\n", "Keys should be strings, got 1"),
+        (b"\x00", "not valid YAML"),
+        (b"\xff\xfe\x00", "is not UTF-8 text; give a YAML file"),
+        (None, "No such file or directory; give a YAML file"),
     ],
 )
-def test_files_that_are_no_config(tmp_path, text, message):
+def test_an_invalid_file_is_a_one_line_error(tmp_path, content, message):
     path = tmp_path / "my.yml"
-    path.write_text(text)
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(UserError) as caught:
         load_config(path)
     assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_missing_file_and_binary_file(tmp_path):
-    with pytest.raises(UserError, match="No such file"):
-        load_config(tmp_path / "none.yml")
-    (tmp_path / "binary.yml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not UTF-8"):
-        load_config(tmp_path / "binary.yml")
-    with pytest.raises(UserError, match="directory"):
-        load_config(tmp_path)
-
-
-def test_an_empty_file_is_the_defaults(tmp_path):
+def test_an_empty_file_is_the_defaults_and_a_folder_an_error(tmp_path):
     (tmp_path / "empty.yml").write_text("")
     assert load_config(tmp_path / "empty.yml") == DEFAULTS
+    with pytest.raises(UserError, match="directory; give a YAML file"):
+        load_config(tmp_path)
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates()
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
-keys = (
-    st.sampled_from([key for key, _ in list_keys(type(DEFAULTS))] + ["data", "train", "x", "train.x"])
-    | st.text()
-    | DEEP
-)
+keys = st.sampled_from([*KEYS, "data", "train", "x", "train.x"]) | st.text()
 
 
-@FUZZ
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
-    text=st.text()
-    | NASTY
-    | st.tuples(keys, NASTY).map(": ".join)
-    | st.dictionaries(keys, values).map(lambda tree: yaml.safe_dump(tree, allow_unicode=True)),
-    overrides=st.lists(st.tuples(keys, st.text() | NASTY | values.map(str)).map("=".join), max_size=3),
+    text=st.text() | st.dictionaries(keys, values).map(lambda tree: yaml.safe_dump(tree, allow_unicode=True)),
+    overrides=st.lists(st.tuples(keys, st.text() | values.map(str)).map("=".join), max_size=3),
 )
 def test_any_yaml_and_any_override_is_a_config_or_one_line(tmp_path, text, overrides):
     path = tmp_path / "any.yml"
@@ -164,22 +184,3 @@ def test_any_yaml_and_any_override_is_a_config_or_one_line(tmp_path, text, overr
         assert isinstance(load_config(path, overrides), Config)
     except UserError as error:
         assert str(error) and str(error).isprintable()
-
-
-@given(
-    st.sampled_from([key for key, _ in list_keys(type(DEFAULTS))]),
-    st.integers(0, 50),
-    st.characters(min_codepoint=97, max_codepoint=122),
-)
-def test_a_slip_in_a_key_is_recognized(key, place, letter):
-    slip = key[: place % len(key)] + letter + key[place % len(key) + 1 :]
-    known = {k for k, _ in list_keys(type(DEFAULTS))}
-    if slip in known or "." not in key or slip.count(".") != key.count("."):
-        return
-    if slip.split(".")[0] != key.split(".")[0]:
-        return
-    with pytest.raises(UserError, match="did you mean ") as caught:
-        load_config(None, [f"{slip}=1"])
-    suggestion = str(caught.value).split("did you mean ")[1].rstrip("?")
-    ratio = difflib.SequenceMatcher(None, slip, suggestion).ratio()
-    assert ratio >= difflib.SequenceMatcher(None, slip, key).ratio()

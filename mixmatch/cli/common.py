@@ -1,11 +1,10 @@
-"""What every command of this project does alike: read its arguments, heed signals, end with a documented exit code."""
+"""What all commands share: arguments, ``--import``, signals and exit codes."""
 
 import argparse
 import importlib.util
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,123 +13,89 @@ from typing import NoReturn
 from mixmatch.errors import Diverged, Interrupted, PendingSignals, Stopped, UserError, single_line
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+class Parser(argparse.ArgumentParser):
+    """An argument parser with ``--import FILE``, and with ``key=value`` overrides if ``overrides`` describes them."""
 
-    def error(self, message: str) -> NoReturn:
-        """Raise UserError instead of printing the usage and exiting."""
-        raise UserError(f"{message}; see --help")
-
-
-class Parser(OneLineParser):
-    """The parser of a command, for ``[options] [key=value ...]`` or for options alone."""
-
-    def __init__(self, usage: str, description: str, epilog: str | None = None, overrides: str | None = None) -> None:
+    def __init__(
+        self,
+        usage: str | None = None,
+        description: str | None = None,
+        epilog: str | None = None,
+        overrides: str | None = None,
+        add_help: bool = True,
+    ) -> None:
         super().__init__(
             usage=usage,
             description=description,
             epilog=epilog,
+            add_help=add_help,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        add_import(self)
+        self.add_argument(
+            "--import",
+            dest="imports",
+            type=Path,
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="Python file that registers methods, networks or data sets; can be repeated",
+        )
         if overrides:
             self.add_argument("overrides", nargs="*", metavar="key=value", help=overrides)
 
-
-def add_import(parser: argparse.ArgumentParser) -> None:
-    """Let a command take ``--import FILE``, see ``import_files``."""
-    text = "Python file that brings methods, networks or data sets of yours; may be given several times"
-    parser.add_argument("--import", type=Path, action="append", metavar="FILE", help=text)
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError instead of printing the usage."""
+        raise UserError(f"{message}; see --help")
 
 
-def add_run(parser: argparse.ArgumentParser, text: str, required: bool = False) -> None:
-    """Let a command take ``--run-dir DIRECTORY``, or ``--folder``, which torchrun does not take for its own option."""
+def add_run_dir(parser: argparse.ArgumentParser, text: str, required: bool = False) -> None:
+    """Add ``--run-dir DIRECTORY`` with its help text."""
 
-    def folder(value: str) -> Path:
-        if not value or "\0" in value:
-            raise argparse.ArgumentTypeError("must be the path of a folder")
+    def directory(value: str) -> Path:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise argparse.ArgumentTypeError("must be UTF-8; TensorBoard takes no other paths") from None
+        if not value:
+            raise argparse.ArgumentTypeError("must be the path of a directory")
         return Path(value)
 
-    parser.add_argument("--run-dir", type=folder, metavar="DIRECTORY", required=required, help=text)
+    parser.add_argument("--run-dir", type=directory, metavar="DIRECTORY", required=required, help=text)
 
 
-def import_files(arguments: Sequence[str] | None) -> None:
-    """Run the Python files that the command line gives with ``--import``.
-
-    They come before everything else, so that the keys of what they bring are known.
+def import_file(path: Path) -> None:
+    """Run a Python file that registers methods, networks or data sets.
 
     Raises:
-        UserError: if one cannot be read or fails.
+        UserError: if it cannot be read or fails.
     """
-    parser = OneLineParser(add_help=False, allow_abbrev=False)
-    add_import(parser)
-    options, _ = parser.parse_known_args(arguments)
-    for path in getattr(options, "import") or []:
-        try:
-            spec = importlib.util.spec_from_file_location(f"imported_{path.stem}", path)
-            if spec is None or spec.loader is None:
-                raise ImportError("its name must end in .py")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # annotations and pickles look there
-            spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:  # whatever its code does
-            raise UserError(f"{path}: cannot be imported ({type(error).__name__}: {error})") from error
+    try:
+        spec = importlib.util.spec_from_file_location(f"imported_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise ImportError("the name must end in .py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # for annotations and pickle
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the file can raise anything
+        raise UserError(f"{path}: cannot be imported ({type(error).__name__}: {error})") from error
 
 
 @contextmanager
-def loading() -> Iterator[None]:
-    """Let Ctrl-C end the process at once and silently: while libraries load, Python's own way is pages of traceback."""
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # by whoever started this, and stays so
-    if ignored or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+def catch_stop_signals() -> Iterator[PendingSignals]:
+    """Collect SIGINT and SIGTERM, so that training stops after the current step; a second SIGINT stops it at once."""
+    pending = PendingSignals()
 
-
-def check_working_directory() -> None:
-    """See that the working directory is there: libraries say something else of it when they load.
-
-    Raises:
-        UserError: if it is not.
-    """
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise UserError(f"the working directory cannot be used ({error.strerror}); change to another") from None
-
-
-def repair_streams() -> None:
-    """Open what was closed of standard input, output and error, and let both print any text."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # or the next file opened would be the output
-        pass
-    os.close(descriptor)
-    for name, number in (("stdout", 1), ("stderr", 2)):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(number, "w", closefd=False, errors="backslashreplace"))  # noqa: SIM115 - as long as the process
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
-@contextmanager
-def stop_signals() -> Iterator[PendingSignals]:
-    """Collect SIGINT and SIGTERM, so that the step under way can end; a second SIGINT stops at once."""
-    received = PendingSignals()
-
-    def note(number: int, frame: object) -> None:
-        if received.at_once or (received and number == signal.SIGINT):
+    def handle(number: int, frame: object) -> None:
+        if pending.at_once or (pending and number == signal.SIGINT):
             raise Interrupted(number)
-        received.append(number)
+        pending.append(number)
 
-    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, note) for number in heeded}
+    # A shell starts background jobs with SIGINT ignored.
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield received
+        yield pending
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -139,24 +104,25 @@ def stop_signals() -> Iterator[PendingSignals]:
 def run_command(
     make_parser: Callable[[], Parser], arguments: Sequence[str] | None, body: Callable[[argparse.Namespace], object]
 ) -> int:
-    """Read the command line, do ``body`` as it says, and return the exit code.
+    """Parse the command line, call ``body`` with the options, and return the exit code.
 
     Args:
-        make_parser: called when what ``--import`` brings is known.
-        arguments: of the command line; None for the process's own.
-        body: called with the options.
+        make_parser: called after the files of ``--import`` have run, so that help can list their keys.
+        arguments: of the command line; None for ``sys.argv``.
+        body: does the work.
 
     Returns:
-        0 done, 1 diverged, 2 something that the user can mend (said in one line), 128 + N stopped by signal N.
+        0 done, 1 diverged, 2 an error that the user can fix (one line on stderr), 128 + N stopped by signal N, 141
+        the reader of the output is gone.
     """
-    repair_streams()
-    rank = os.environ.get("RANK", "0")  # of the processes that torchrun has started
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of any kind can be printed
+    rank = os.environ.get("RANK", "0")  # set by torchrun
     try:
-        check_working_directory()
-        with loading():
-            import_files(arguments)
-            options = make_parser().parse_intermixed_args(arguments)
-        body(options)
+        for path in Parser(add_help=False).parse_known_args(arguments)[0].imports:
+            import_file(path)
+        body(make_parser().parse_intermixed_args(arguments))
     except Stopped as stop:
         if rank == "0":
             print(stop)
@@ -164,13 +130,13 @@ def run_command(
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as interrupt:
-        print("interrupted; the same command starts again, from the last checkpoint if there is one", file=sys.stderr)
-        return 128 + getattr(interrupt, "signal", signal.SIGINT)
-    except BrokenPipeError:  # whoever read our output is gone: end as silently as other programs do
+    except KeyboardInterrupt as error:
+        print("interrupted; the same command starts again, or continues from the last checkpoint", file=sys.stderr)
+        return 128 + (error.signal if isinstance(error, Interrupted) else signal.SIGINT)
+    except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at exit
         return 141
-    except (UserError, OSError) as error:  # the system's own: such as a full disk behind a redirected output
-        print(f"error: {f'rank {rank}: ' * (rank != '0')}{single_line(error)}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"error: {'' if rank == '0' else f'rank {rank}: '}{single_line(error)}", file=sys.stderr)
         return 2
     return 0

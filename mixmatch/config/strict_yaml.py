@@ -1,4 +1,4 @@
-"""YAML as plain dicts, lists and scalars: no tags that run code, no aliases, no repeated keys."""
+"""YAML in which 1e-3 is a number, as in YAML 1.2, and repeated keys are errors."""
 
 import re
 from pathlib import Path
@@ -8,70 +8,55 @@ import yaml
 
 from mixmatch.errors import UserError
 from mixmatch.files import read_file
-from mixmatch.settings import brief
+from mixmatch.settings import short_repr
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file of ``key: value`` lines; an empty one holds none.
+    """Return the ``key: value`` pairs in a YAML file, {} for an empty one.
 
     Raises:
-        UserError: in one line, if it cannot be read or holds anything else.
+        UserError: if it cannot be read or contains anything else.
     """
     try:
         text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text; a YAML file is needed") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}; a YAML file is needed") from None
+        raise UserError(f"{path}: is not UTF-8 text; give a YAML file") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; give a YAML file") from None
     values = parse_yaml(text, str(path))
-    if not isinstance(values, dict | None):
-        raise UserError(f"{path}: must hold 'key: value' lines, got {brief(values)}")
-    return values or {}
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must contain 'key: value' lines, got {short_repr(values)}")
+    return values
 
 
-def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401 - what YAML holds can be anything
-    """Read YAML from text.
+def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401 - YAML can hold anything
+    """Return the content of YAML text.
 
     Args:
         text: the YAML.
-        source: how to name it in an error.
+        source: where it comes from, for error messages.
 
     Raises:
-        UserError: in one line, if it is none.
+        UserError: if it is not valid.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
-        where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{source}:{where} not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise UserError(f"{source}: not valid YAML: {brief(str(error))}") from None
-    except RecursionError:
-        raise UserError(f"{source}: not valid YAML: nested too deeply") from None
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"{source}: {line}not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # bad tags
+        raise UserError(f"{source}: not valid YAML: {short_repr(str(error))}") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with 1e-3 read as a number (YAML 1.2), and without aliases and repeated keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: ANN401
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.MarkedYAMLError(None, None, f"aliases (*{event.anchor}) are not supported", event.start_mark)
-        tag = getattr(self.peek_event(), "tag", None)
-        if tag is not None:
-            raise yaml.MarkedYAMLError(
-                None, None, f"tags ({brief(tag)}) are not supported", self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:  # noqa: ANN401
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for i, key in enumerate(keys):
-            if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(None, None, f"a key must be text, got {brief(key)}", node.start_mark)
-            if key in keys[:i]:
-                raise yaml.MarkedYAMLError(None, None, f"key {brief(key)} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep=deep)
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise yaml.MarkedYAMLError(None, None, f"key {name!r} is given twice", node.value[index][0].start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

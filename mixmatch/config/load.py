@@ -1,0 +1,148 @@
+"""Read a configuration: a YAML file, ``key=value`` overrides laid over it, validation; and write it back."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from mixmatch.config.schema import Config, PseudoLabelSettings, TrainSettings, schema_for, validate
+from mixmatch.config.strict_yaml import parse_yaml, read_yaml
+from mixmatch.data import DATASETS, DataSettings
+from mixmatch.errors import UserError
+from mixmatch.methods import METHODS
+from mixmatch.models import MODELS, NetworkSettings
+from mixmatch.settings import Settings, describe_validation_error, list_keys, short_repr
+
+
+def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
+    """Return the config in a YAML file, with overrides applied.
+
+    Args:
+        path: a YAML file with the keys that differ from the defaults; None for the defaults.
+        overrides: such as ``train.lr=0.03``; the value is YAML.
+
+    Raises:
+        UserError: if the file cannot be read, or a key or value is invalid.
+    """
+    values = {} if path is None else read_yaml(Path(path))
+    _override(values, overrides)
+    return build_config(values, "config" if path is None or overrides else str(path))
+
+
+def build_config(values: dict[str, Any], source: str = "config") -> Config:
+    """Return the config with values that differ from the defaults: ``{"seed": 2, "train": {"steps": 1000}}``.
+
+    Args:
+        values: sections and keys, as in a config file.
+        source: where they come from, for error messages.
+
+    Raises:
+        UserError: if a key or value is invalid.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: must be a dict of sections and keys, got {short_repr(values)}")
+    try:
+        return validate(values)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    except ValidationError as error:
+        hint = "main.py --help lists the keys, --import FILE brings others"
+        raise UserError(f"{source}: {describe_validation_error(error, schema_for(values), hint)}") from None
+
+
+def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """Return the config with ``key=value`` overrides applied.
+
+    Raises:
+        UserError: if a key or value is invalid.
+    """
+    values = config.model_dump()
+    _override(values, overrides)
+    return build_config(values)
+
+
+def _override(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set the values of ``key=value`` overrides in place."""
+    parsed: dict[str, Any] = {}
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise UserError(f"{text}: not an override; write key=value, such as train.lr=0.03")
+        parsed[key] = parse_yaml(value, short_repr(text))
+    _drop_keys_of_former_choices(values, parsed)
+    for key, value in parsed.items():
+        *sections, name = key.split(".")
+        target = values
+        for depth, section in enumerate(sections, 1):
+            if target.get(section) is None:
+                target[section] = {}
+            target = target[section]
+            if not isinstance(target, dict):
+                raise UserError(f"{'.'.join(sections[:depth])}: must be a section, got {short_repr(target)}")
+        target[name] = value
+
+
+def _drop_keys_of_former_choices(values: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Where an override chooses another data set or network, remove the keys that only the former one has."""
+    choices: list[tuple[str, str, Mapping[str, Any], type[Settings]]] = [
+        ("data", "dataset", DATASETS, DataSettings),
+        ("model", "network", MODELS, NetworkSettings),
+    ]
+    for section, choice, registry, common in choices:
+        keys, chosen = values.get(section), overrides.get(f"{section}.{choice}")
+        if isinstance(keys, dict) and chosen is not None:
+            former = keys.get(choice) or next(iter(registry))
+            if isinstance(former, str) and former in registry and former != chosen:
+                own = registry[former].settings_type.model_fields.keys() - common.model_fields.keys()
+                values[section] = {key: value for key, value in keys.items() if key not in own}
+
+
+def all_keys() -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every key of any method, network and data set, with its field, in the order of config.yml.
+
+    Raises:
+        UserError: if an entry of a registry is not valid.
+    """
+    schema = schema_for({})
+    groups: list[tuple[str, list[type[Settings]]]] = [
+        ("data.", [dataset.settings_type for dataset in DATASETS.values()]),
+        ("model.", [network.settings_type for network in MODELS.values()]),
+        *((f"{name}.", [method.settings_type]) for name, method in METHODS.items()),
+        ("train.", [TrainSettings]),
+        ("pseudo_label.", [PseudoLabelSettings]),
+    ]
+    yield from ((key, field) for key, field in list_keys(schema) if "." not in key)
+    for prefix, section_types in groups:
+        unique = {(k, field.description): field for section in section_types for k, field in list_keys(section, prefix)}
+        yield from ((key, field) for (key, _), field in unique.items())
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Return the values that the run uses, by dotted key; sections of other methods are left out."""
+    used = {*Config.model_fields, config.method}
+    keys = [key for key, _ in list_keys(type(config)) if key.partition(".")[0] in used]
+    return {key: value_of(config, key) for key in keys}
+
+
+def value_of(config: Config, key: str) -> object:
+    """Return the value of a dotted key, None if the config has no such key."""
+    value: object = config
+    for name in key.split("."):
+        value = getattr(value, name, None)
+    return value
+
+
+def to_yaml(config: Config) -> str:
+    """Return the config as YAML with every key, which ``load_config`` reads back.
+
+    The sections of other methods are left out if they hold defaults, so that a run can be opened where a method from
+    ``--import`` is not known.
+    """
+    values = config.model_dump()
+    for name, method in METHODS.items():
+        if name != config.method and getattr(config, name) == method.settings_type():
+            del values[name]
+    return yaml.safe_dump(values, sort_keys=False)
