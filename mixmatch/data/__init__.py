@@ -1,40 +1,47 @@
-"""Data sets, one file each. To add one: a function that returns an ``ImageData``, named in ``DATASETS``."""
+"""Data sets, one file each. To add one, write a function that returns an ``ImageData`` and enter it in ``DATASETS``."""
 
 import torch
 
-from mixmatch.data.cifar import load_cifar10, load_cifar100
-from mixmatch.data.dataset import Dataset, DataSettings, ImageData, check_images
+from mixmatch.data.cifar import load_cifar
+from mixmatch.data.dataset import DatasetEntry, DataSettings, ImageData, check_images, check_memory, resize
 from mixmatch.data.digits import load_digits
-from mixmatch.data.folder.dataset import FolderSettings, load_folder
-from mixmatch.data.folder.report import look_at_folder
+from mixmatch.data.folder import FolderSettings, load_folder, report_folder
 from mixmatch.data.mnist import load_fashion_mnist, load_mnist
 from mixmatch.data.stl10 import load_stl10
-from mixmatch.data.svhn import load_svhn, load_svhn_extra
+from mixmatch.data.svhn import load_svhn
 
-__all__ = ["DATASETS", "DataSettings", "Dataset", "ImageData", "load_data"]
+__all__ = ["DATASETS", "DataSettings", "DatasetEntry", "ImageData", "load_data"]
 
-DATASETS: dict[str, Dataset] = {
-    "cifar10": Dataset(load_cifar10),
-    "cifar100": Dataset(load_cifar100),
-    "digits": Dataset(load_digits),
-    "fashion_mnist": Dataset(load_fashion_mnist),
-    "mnist": Dataset(load_mnist),
-    "stl10": Dataset(load_stl10),
-    "svhn": Dataset(load_svhn),
-    "svhn_extra": Dataset(load_svhn_extra),
-    "folder": Dataset(load_folder, FolderSettings, look_at_folder),
+# Loaders import what they need (torchvision, Pillow, scikit-learn) when they are called.
+DATASETS: dict[str, DatasetEntry] = {
+    "cifar10": DatasetEntry(load_cifar),
+    "cifar100": DatasetEntry(load_cifar),
+    "digits": DatasetEntry(load_digits),
+    "fashion_mnist": DatasetEntry(load_fashion_mnist),
+    "mnist": DatasetEntry(load_mnist),
+    "stl10": DatasetEntry(load_stl10),
+    "svhn": DatasetEntry(load_svhn),
+    "svhn_extra": DatasetEntry(load_svhn),
+    "folder": DatasetEntry(load_folder, FolderSettings, report_folder),
 }
 
 
 def load_data(settings: DataSettings, device: torch.device, quiet: bool = True) -> ImageData:
-    """Read the data set that ``settings`` names, downloading or decoding it if need be.
+    """Load the data set that ``settings`` names, resized to ``settings.image_size``; download or decode it if needed.
 
     Args:
         settings: the ``data`` section.
-        device: where the images will live; its memory is asked for first.
+        device: device that will hold the images; its free memory is checked.
         quiet: show no progress bars.
 
     Raises:
-        UserError: if the data is missing, damaged, contradictory or too large.
+        UserError: if the data set is missing, corrupt, contradictory or too large.
     """
-    return check_images(DATASETS[settings.dataset].load(settings, device, quiet), settings.image_size, device)
+    data = DATASETS[settings.dataset].load(settings, device, quiet)
+    check_images(data)
+    side = data.images.shape[1]
+    size = settings.image_size or side
+    if size != side or device.type != "cpu":
+        num_images = len(data.images) + (0 if data.test_images is None else len(data.test_images))
+        check_memory(num_images * size * size * data.images.shape[3], device)
+    return data if size == side else resize(data, size)

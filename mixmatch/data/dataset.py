@@ -1,23 +1,23 @@
-"""Images as uint8 tensors, and the checks that every data set needs: sizes, labels, memory, fingerprint."""
+"""Images as uint8 tensors, the settings that all data sets share, and checks of images and memory."""
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-import psutil
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from mixmatch.data.folder.decode import Fit
 from mixmatch.errors import UserError
 from mixmatch.settings import Count, CountOrZero, Settings
 
+Fit = Literal["crop", "pad", "stretch"]
+
 
 class DataSettings(Settings):
-    """The ``data`` section of every data set; one that needs keys of its own adds them."""
+    """The ``data`` section. A data set with keys of its own subclasses it."""
 
     dataset: str = Field(
         "cifar10",
@@ -25,50 +25,44 @@ class DataSettings(Settings):
         "or folder",
     )
     root: str = Field(
-        "data",
-        description="where downloads are or go; for folder, holds train/<class>/, test/<class>/, unlabeled/",
+        "data", description="directory of downloads; for folder, the one with train/<class>/, test/<class>/, unlabeled/"
     )
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = Field(
-        None, description="images become squares of so many pixels; null: as they are, of a folder 32"
+        None, description="resize images to squares of this many pixels a side; null: unchanged (folder: 32)"
     )
     num_labeled: Count | Literal["all"] = Field(
-        250, description="labeled images, equally many of each class (svhn: by the classes' shares), or all there are"
+        250, description="labeled images, the same number of each class (svhn: by class frequency); all: every label"
     )
     num_validation: CountOrZero | Literal["auto"] = Field(
         0,
-        description="images held out to watch and to pick the best checkpoint by, dealt to classes as num_labeled; "
-        "auto: one for every four labeled ones of the smallest class, if that leaves 25 of it",
+        description="validation images, stratified as num_labeled; auto: 20% of the labels of the smallest class, for "
+        "each class, if at least 25 of it remain for training",
     )
-    labeled_as_unlabeled: bool = Field(False, description="labeled images also serve, without label, as unlabeled")
-    split_file: str | None = Field(
-        None, description="a split.json to use instead of drawing a split from the seed and the counts above"
-    )
+    labeled_as_unlabeled: bool = Field(False, description="use labeled images as unlabeled images too")
+    split_file: str | None = Field(None, description="split.json to use instead of sampling a split from the seed")
     flip: bool | Literal["auto"] = Field(
-        "auto", description="mirror half of the views; auto: as the data set allows (not digits)"
+        "auto", description="random horizontal flips; auto: if the data set allows them (not for digits)"
     )
-    rotate: bool = Field(
-        False,
-        description="turn views by 0 to 3 quarters, for pictures without an up; with flip that is upside down too",
-    )
+    rotate: bool = Field(False, description="random rotations by 0, 90, 180 or 270 degrees, for images without an up")
     crop_padding: CountOrZero | Literal["auto"] = Field(
-        "auto", description="pixels of reflection around an image before the crop; auto: an eighth of its side"
+        "auto", description="pixels of reflection padding for random crops; auto: an eighth of the side"
     )
 
-    def title(self) -> str:
-        """Return a name for what is trained on, fit for the name of a folder."""
+    def display_name(self) -> str:
+        """Return the name that runs on this data set are called by; valid as a file name."""
         return self.dataset
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What a network was trained to see, and what its outputs mean.
+    """The input that a network expects, and the classes of its outputs.
 
     Attributes:
         classes: names, in the order of the outputs.
-        size: pixels of an image's side.
+        size: side of the square images in pixels.
         channels: 3 for RGB, 1 for gray.
-        mean, std: the network is given (pixel - mean) / std, pixels 0 to 255.
-        fit: how pictures of other shapes are made square, see ``decode``.
+        mean, std: the network's input is (pixel - mean) / std, pixels 0 to 255.
+        fit: how pictures that are not square are made square, see ``folder.decode``.
     """
 
     classes: Annotated[list[str], Field(min_length=1)]
@@ -81,23 +75,23 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images and what is known of them. This is what the loader of a data set returns.
+    """A data set in memory, as loaders return it.
 
     Attributes:
         name: of the data set.
         classes: names; a label is an index into them.
-        images: (n, h, w, c) uint8, all training images, labeled or not; h = w.
-        labels: (n,) int64, -1 where the class is not known.
-        test_images: (m, h, w, c) uint8, or None without a test set.
+        images: (n, h, h, c) uint8, all training images, labeled or not.
+        labels: (n,) int64, -1 if the class is unknown.
+        test_images: (m, h, h, c) uint8; None if there is no test set.
         test_labels: (m,) int64, or None.
-        flip: whether mirrored images are still of their class.
-        fit: how pictures of other shapes were made square, see ``decode``.
-        files: of the training images, below the data set's root; None if they are of no files.
-        groups: of each training image, what must not be split over training and validation, such as the animal or the
-            day; empty where that is nothing. None if there are none.
-        by_share: labels are dealt by the classes' shares among the training images, instead of equally.
-        folds: sets of training images, equally large, that the data set's publishers fixed to be labeled.
-        notes: what a person should know of the reading, a line each.
+        flip: whether a mirrored image still belongs to its class.
+        fit: how pictures that are not square were made square, see ``folder.decode``.
+        files: path of each training image below the data set's root; None if images are not files.
+        groups: group of each training image (the same animal, the same day); empty string: none. Groups are never
+            split over training and validation. None if there are no groups.
+        by_share: labels are allocated by class frequency instead of equally.
+        folds: published sets of labeled images, all of the same size.
+        notes: lines to print about the data.
     """
 
     name: str
@@ -116,12 +110,12 @@ class ImageData:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(c, h, w) of an image, as networks have it."""
+        """(c, h, w) of an image, the order that networks use."""
         _, height, width, channels = self.images.shape
         return channels, height, width
 
     def spec(self) -> ImageSpec:
-        """Return what a network trained on these images must be given."""
+        """Return the input that a network trained on these images expects."""
         return ImageSpec(self.classes, self.images.shape[1], self.images.shape[3], fit=self.fit)
 
     def fingerprint(self) -> str:
@@ -129,7 +123,7 @@ class ImageData:
         return _fingerprint(self.images, self.labels)
 
     def test_fingerprint(self) -> str | None:
-        """Return a hash of the test images and labels, None if there are none."""
+        """Return a hash of the test images and labels; None without a test set."""
         if self.test_images is None or self.test_labels is None:
             return None
         return _fingerprint(self.test_images, self.test_labels)
@@ -137,99 +131,94 @@ class ImageData:
 
 def _fingerprint(images: Tensor, labels: Tensor) -> str:
     digest = hashlib.sha256(f"{tuple(images.shape)}".encode())
-    digest.update(images.contiguous().numpy())
-    digest.update(labels.numpy())
+    for tensor in (images, labels):
+        digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()[:32]
 
 
 class Report(NamedTuple):
-    """What a look at a data set tells, a line each."""
+    """Findings about a data set, for ``--check``."""
 
-    lines: list[str]  # what is there, and what is odd
-    problems: list[str]  # what training would fail with
-
-
-class Dataset(NamedTuple):
-    """A data set: how it is read, the keys of its ``data`` section, and how it is looked at by ``--check``."""
-
-    # Called with the section, the device where the images will live, and whether to show no progress bars.
-    load: Callable[[DataSettings, torch.device, bool], ImageData]
-    settings_type: type[DataSettings] = DataSettings
-    # Called as ``load`` is; None where there is nothing to tell but what ``load`` raises.
-    look: Callable[[DataSettings, torch.device, bool], Report] | None = None
+    lines: list[str]  # contents and oddities
+    problems: list[str]  # reasons why training would fail
 
 
-def check_images(data: ImageData, image_size: int | None, device: torch.device) -> ImageData:
-    """Check what a loader returned, see that ``device`` has room for it, and bring it to ``image_size``.
+class DatasetEntry(NamedTuple):
+    """An entry of ``DATASETS``.
 
-    Raises:
-        UserError: if the loader returned what is no ImageData, or the images don't fit into memory.
+    Attributes:
+        load: called with the ``data`` section (a ``settings_type``), the device that will hold the images, and whether
+            to hide progress bars.
+        settings_type: type of the ``data`` section.
+        report: called like ``load``, for ``--check``; None if errors of ``load`` suffice.
     """
-    names = [name for name in data.classes if not name or name in (".", "..") or "/" in name or "\0" in name]
-    if names:
-        raise UserError(f"data set {data.name}: {names[0]!r} is no name for a class; it must be fit for a folder")
-    for name in ("files", "groups"):
-        values = getattr(data, name)
-        if values is not None and len(values) != len(data.images):
-            raise UserError(f"data set {data.name}: {name} must be one for each of the {len(data.images)} images")
-    sets = {"training": (data.images, data.labels, -1)}
-    if (data.test_images is None) != (data.test_labels is None):
-        raise UserError(f"data set {data.name}: has test images without labels, or labels without images")
+
+    load: Callable[[Any, torch.device, bool], ImageData]
+    settings_type: type[DataSettings] = DataSettings
+    report: Callable[[Any, torch.device, bool], Report] | None = None
+
+
+def is_folder_name(name: str) -> bool:
+    """Return whether a class name can also name a folder, on every system."""
+    return name not in ("", ".", "..") and not any(character in name for character in "/\\\0")
+
+
+def check_images(data: ImageData) -> None:
+    """Raise UserError if a loader returned an invalid ``ImageData``."""
+
+    def require(condition: bool, problem: str) -> None:
+        if not condition:
+            raise UserError(f"data set {data.name}: {problem}")
+
+    for name in data.classes:
+        require(is_folder_name(name), f"class name {name!r} is not a valid folder name")
+    for field in (data.files, data.groups):
+        require(field is None or len(field) == len(data.images), "files and groups need one entry per training image")
+    require((data.test_images is None) == (data.test_labels is None), "test_images and test_labels belong together")
+    sets = [("training", data.images, data.labels, -1)]
     if data.test_images is not None and data.test_labels is not None:
-        sets["test"] = data.test_images, data.test_labels, 0
-    for name, (images, labels, least) in sets.items():
+        sets.append(("test", data.test_images, data.test_labels, 0))
+    for part, images, labels, least in sets:
         shape = tuple(images.shape)
-        if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != shape[2] or not len(images):
-            raise UserError(
-                f"data set {data.name}: {name} images must be (n, h, h, c) uint8, got {shape} {images.dtype}"
-            )
-        if shape[1:] != data.images.shape[1:]:
-            raise UserError(f"data set {data.name}: test images are {shape[1:]}, others {tuple(data.images.shape[1:])}")
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise UserError(f"data set {data.name}: {name} labels must be ({len(images)},) int64")
-        if not least <= int(labels.min()) <= int(labels.max()) < len(data.classes):
-            raise UserError(f"data set {data.name}: {name} labels must be {least} to {len(data.classes) - 1}")
-    count = sum(len(images) for images, _, _ in sets.values())
-    size = image_size or data.images.shape[1]
-    here = size == data.images.shape[1] and device.type == "cpu"  # in this machine's memory already
-    if not here:
-        check_memory(count * size * size * data.images.shape[3], device)
-    if size == data.images.shape[1]:
-        return data
-    test = data.test_images
-    return replace(data, images=resize(data.images, size), test_images=None if test is None else resize(test, size))
+        valid = images.dtype == torch.uint8 and len(shape) == 4 and shape[1] == shape[2] and shape[0] > 0
+        require(valid, f"{part} images must be (n, h, h, c) uint8, got {shape} {images.dtype}")
+        require(shape[1:] == data.images.shape[1:], f"test images are {shape[1:]}, training images are not")
+        require(labels.dtype == torch.int64 and labels.shape == shape[:1], f"{part} labels must be ({shape[0]},) int64")
+        in_range = least <= int(labels.min()) <= int(labels.max()) < len(data.classes)
+        require(in_range, f"{part} labels must be {least} to {len(data.classes) - 1}")
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """Bring (n, h, w, c) uint8 images to ``size`` pixels a side, bicubic and without aliasing, as Pillow does."""
-    parts = [
-        F.interpolate(part.movedim(3, 1), (size, size), mode="bicubic", antialias=True).movedim(1, 3).contiguous()
-        for part in images.split(1000)
-    ]
-    return torch.cat(parts)
+def resize(data: ImageData, size: int) -> ImageData:
+    """Return the data set with images of ``size`` pixels a side, bicubic with antialiasing, as in Pillow."""
+
+    def resized(images: Tensor) -> Tensor:
+        chunks = [
+            F.interpolate(chunk.movedim(3, 1), (size, size), mode="bicubic", antialias=True).movedim(1, 3).contiguous()
+            for chunk in torch.split(images, 1000)
+        ]
+        return torch.cat(chunks)
+
+    test_images = None if data.test_images is None else resized(data.test_images)
+    return replace(data, images=resized(data.images), test_images=test_images)
 
 
 def free_memory(device: torch.device) -> dict[str, int]:
-    """Return the bytes that are free on this machine, and on ``device`` if that has memory of its own."""
-    places = {"this machine": psutil.virtual_memory().available}
+    """Return the free bytes of this machine, and of ``device`` if it has its own memory."""
+    import psutil
+
+    free = {"this machine": psutil.virtual_memory().available}
     if device.type == "cuda":
-        places[str(device)] = torch.cuda.mem_get_info(device)[0]
-    return places
+        free[str(device)] = torch.cuda.mem_get_info(device)[0]
+    return free
 
 
 def check_memory(
-    needed: int,
-    device: torch.device,
-    what: str = "the images take",
-    advice: str = "lower data.image_size or use fewer images",
+    num_bytes: int, device: torch.device, advice: str = "lower data.image_size or use fewer images"
 ) -> None:
-    """See that this machine and ``device`` have room for so many bytes, of which ``what`` is said.
-
-    Raises:
-        UserError: if one has not.
-    """
+    """Raise UserError if images of so many bytes do not fit into the memory of this machine and of ``device``."""
     for place, free in free_memory(device).items():
-        if needed > 0.9 * free:
+        if num_bytes > 0.9 * free:
             raise UserError(
-                f"data: {what} {needed / 2**30:.1f} GiB, {place} has {free / 2**30:.1f} GiB of memory free; {advice}"
+                f"data: images need {num_bytes / 2**30:.1f} GiB, {place} has {free / 2**30:.1f} GiB of free memory; "
+                f"{advice}"
             )

@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits, 8x8 pixels: real, and bundled with it."""
+"""Scikit-learn's handwritten digits: 1,797 gray images of 8x8 pixels, bundled with it."""
 
 import numpy as np
 import torch
@@ -9,8 +9,8 @@ TEST_PER_CLASS = 40
 
 
 def load_digits(settings: DataSettings, device: torch.device, quiet: bool) -> ImageData:
-    """Read the 1,797 digits; 40 of each class, the same ones always, are the test set."""
-    from sklearn import datasets  # a second of import that the other data sets need not pay
+    """Read the digits; a fixed set of 40 of each class is the test set."""
+    from sklearn import datasets
 
     images, labels = datasets.load_digits(return_X_y=True)
     images = (images.reshape(-1, 8, 8, 1) * (255 / 16)).round().astype(np.uint8)

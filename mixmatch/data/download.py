@@ -1,10 +1,6 @@
-"""Data sets that torchvision downloads, checks and reads: the room they need, and what goes wrong, in a line."""
+"""Helpers for data sets that torchvision downloads, verifies and reads."""
 
-import pickle
-import struct
-import tarfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
@@ -13,59 +9,39 @@ import torch
 from mixmatch.data.dataset import DataSettings, check_memory
 from mixmatch.errors import UserError, describe_error
 
-# What reading, unpacking and downloading raise; URLError is an OSError.
-FAILURES = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    AssertionError,
-    KeyError,
-    TypeError,
-    zlib.error,
-    struct.error,
-    tarfile.TarError,
-    pickle.UnpicklingError,
-)
 
+def check_download(num_images: int, side: int, channels: int, settings: DataSettings, device: torch.device) -> None:
+    """Raise UserError if a data set of ``side`` x ``side`` images does not fit into memory, before it is downloaded.
 
-def check_room(images: int, side: int, channels: int, settings: DataSettings, device: torch.device) -> None:
-    """See that so many images fit into memory, before they are downloaded.
-
-    Here they are held twice for a moment, as the files have them and as ``ImageData`` does; on ``device`` resized.
-
-    Raises:
-        UserError: if they don't.
+    While it is read, this machine holds it twice: as in the files and as ``ImageData``. ``device`` holds it resized.
     """
     size = settings.image_size or side
-    here = 2 * images * side * side * channels
-    check_memory(here, torch.device("cpu"), f"to read {settings.dataset} takes", "use a machine with more")
-    check_memory(images * size * size * channels, device)
+    check_memory(2 * num_images * side * side * channels, torch.device("cpu"), "use a machine with more memory")
+    check_memory(num_images * size * size * channels, device)
 
 
 @contextmanager
-def from_torchvision(title: str, root: Path, place: Path, files: str, advice: str = "") -> Iterator[None]:
-    """Let torchvision read a data set below ``root``, and explain what it raises.
+def explain_download_errors(
+    title: str, folder: Path, files: Iterable[tuple[str, str]], advice: str = ""
+) -> Iterator[None]:
+    """Make ``folder``, silence torchvision, and turn its exceptions into one line.
 
     Args:
         title: of the data set.
-        root: the folder of downloads; made if it is not there.
-        place: what is there of the data set once it has been downloaded.
-        files: what a person can put there who has no network, with checksums.
-        advice: what else they can do.
+        folder: directory that its files are in.
+        files: name and MD5 of each file that can be placed there by hand.
+        advice: another way out, if there is one.
 
     Raises:
-        UserError: if it is not there, or damaged, and cannot be had.
+        UserError: if the data set cannot be read or downloaded.
     """
     try:
-        # It unpacks no archive whose checksum differs: none with members that land elsewhere.
         with redirect_stdout(None):
-            root.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             yield
-    except FAILURES as error:
-        there = any(place.iterdir()) if place.is_dir() else place.exists()
+    except Exception as error:  # a corrupt pickle, archive or MAT-file can raise nearly anything
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or describe_error(error)
+        names = ", ".join(f"{name} (MD5 {md5})" for name, md5 in files)
         raise UserError(
-            f"{place}: {title} {'is damaged' if there else 'is not there'} and could not be downloaded ({reason}); "
-            f"put {files}{advice}"
-        ) from None
+            f"{folder}: cannot read or download {title} ({reason}); download {names} and put it there{advice}"
+        ) from error

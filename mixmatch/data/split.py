@@ -1,7 +1,6 @@
-"""Which images are labeled, unlabeled and held out: a function of seed and counts alone.
+"""The split into labeled, unlabeled and validation images, a function of seed and counts alone.
 
-It is drawn by numpy's legacy RandomState, whose streams are frozen for good: the same on every machine, whatever the
-version.
+It is sampled with numpy's legacy RandomState, whose streams never change between versions or machines.
 """
 
 import json
@@ -11,22 +10,29 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from mixmatch.data.dataset import DataSettings, ImageData
 from mixmatch.errors import UserError, describe_error
 from mixmatch.files import read_file
 
-AUTO_LEAVES = 25  # labels a class, where the count of validation images is left to us
+MIN_LABELS_WITH_AUTO = 25  # labels that num_validation=auto leaves each class
+
+IntArray = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Split:
     """Indices into the training images.
 
-    ``fingerprint`` is the data set's: indices mean something with these images only. ``files`` are the training
-    images', where they are of files: index by index, for a person, and to tell what has changed.
-    ``test_fingerprint`` is of the test images that accuracy is measured on; None if there are none.
+    Attributes:
+        dataset: its name.
+        fingerprint: of the training images that the indices refer to.
+        labeled, unlabeled, validation: sorted indices.
+        files: paths of all training images, index by index; None if images are not files.
+        test_fingerprint: of the test images that accuracy is measured on; None if there are none.
     """
 
     dataset: str
@@ -44,135 +50,137 @@ class Split:
 
 
 def make_split(data: ImageData, settings: DataSettings, seed: int) -> Split:
-    """Draw the split that ``settings`` ask for.
+    """Sample the split that ``settings`` ask for.
 
-    Labels are dealt equally to the classes, or by their shares where the data set says so (``ImageData.by_share``). Of
-    each class's images in random order, the labeled are the first and the validation images the last: with the same
-    seed, 250 labels are among the 4000, and the validation set is the same. Groups go to validation whole, in random
-    order, until each class has as many images there as were asked for; their other images serve nothing. Where the data
-    set has folds of just so many labels, the one of the seed is labeled.
+    Labels are allocated to classes equally, or by class frequency (``ImageData.by_share``). The images of a class are
+    shuffled; the first are labeled and the last are for validation. So with the same seed, the 250 labeled images are
+    among the 4000, and the validation set is the same. A group goes to validation as a whole, until each class has the
+    number of validation images asked for; surplus images of these groups are unused. If the data set has folds of
+    ``num_labeled`` images, the fold of the seed is labeled.
 
     Args:
-        data: images whose class is not known, -1, only ever serve as unlabeled.
-        settings: the ``data`` section. ``num_labeled``: in all, or ``all`` that have a known class and are not for
-            validation. ``num_validation``: in all; ``auto``: of each class one for every four that are labeled of the
-            class that has fewest, if that leaves 25 of it, else none.
-        seed: of the draw.
+        data: images of unknown class (-1) only serve as unlabeled.
+        settings: the ``data`` section.
+        seed: of the sampling.
 
     Raises:
-        UserError: if a count cannot be had.
+        UserError: if there are not enough images.
     """
     labels = data.labels.numpy()
-    known = np.bincount(labels[labels >= 0], minlength=len(data.classes))
-    fold = _find_fold(data, settings, seed)
-    want = _deal("data.num_labeled", settings.num_labeled, data, known)
-    num_validation = settings.num_validation
-    if num_validation == "auto":
-        num_validation = _choose_validation(data, known, want, seed)
-    held_out = _deal("data.num_validation", num_validation, data, known)
-    labeled, validation = [], []
-    together = _hold_out_groups(data.groups, labels, held_out, seed)
+    class_sizes = np.bincount(labels[labels >= 0], minlength=len(data.classes))
+    num_labeled = _count_per_class("data.num_labeled", settings.num_labeled, data, class_sizes)
+    if settings.num_validation == "auto":
+        num_validation = _choose_num_validation(data, class_sizes, num_labeled, settings.num_labeled == "all", seed)
+    else:
+        num_validation = _count_per_class("data.num_validation", settings.num_validation, data, class_sizes)
+    held_out = _hold_out_groups(data.groups, labels, num_validation, seed)
+    fold = np.zeros(len(labels), dtype=bool)
+    if data.folds and settings.num_labeled == len(data.folds[0]):
+        fold[data.folds[seed % len(data.folds)]] = True
+    labeled_parts, validation_parts = [], []
     for number, name in enumerate(data.classes):
         members = np.flatnonzero(labels == number)
-        held_out_here = int(together[members].sum())
-        available = len(members) - max(held_out[number], held_out_here)
-        least = 1 if settings.num_labeled == "all" else want[number]
-        if available < least:
-            key, ask = ("data.num_validation", held_out) if available < 1 else ("data.num_labeled", want)
-            each = f"class {name!r} are too many: it" if data.by_share else f"each class are too many: class {name!r}"
+        reserved = max(num_validation[number], int(held_out[members].sum()))
+        available = len(members) - reserved
+        needed = 1 if settings.num_labeled == "all" else num_labeled[number]
+        if available < needed:
             raise UserError(
-                f"{key}: {ask[number]} images of {each} has {len(members)}"
-                + (f", {held_out[number]} of them for validation" if held_out.any() and ask is want else "")
-                + (f" ({held_out_here} with their groups)" if held_out_here > held_out[number] else "")
+                f"data.num_labeled: class {name!r} has {len(members)} images, {reserved} of them for validation, but "
+                f"needs {needed} for training; lower data.num_labeled or data.num_validation"
             )
         members = members[np.random.RandomState([seed, number]).permutation(len(members))]
-        # Those of the fold first, those held out with their groups last.
-        members = members[np.argsort(together[members].astype(int) - fold[members], kind="stable")]
-        labeled.append(members[: min(available, want[number])])
-        validation.append(members[available:])
-    labeled, validation = np.sort(np.concatenate(labeled)), np.sort(np.concatenate(validation))
-    unlabeled = np.ones(len(labels), dtype=bool)
-    unlabeled[validation] = False
-    unlabeled[together] = False
+        # The fold first, held-out groups last.
+        members = members[np.argsort(held_out[members].astype(int) - fold[members], kind="stable")]
+        labeled_parts.append(members[: min(available, num_labeled[number])])
+        validation_parts.append(members[available:])
+    labeled, validation = np.sort(np.concatenate(labeled_parts)), np.sort(np.concatenate(validation_parts))
+    is_unlabeled = ~held_out
+    is_unlabeled[validation] = False
     if not settings.labeled_as_unlabeled:
-        unlabeled[labeled] = False
-    unlabeled = np.flatnonzero(unlabeled)
+        is_unlabeled[labeled] = False
+    unlabeled = np.flatnonzero(is_unlabeled)
     return Split(data.name, data.fingerprint(), labeled.tolist(), unlabeled.tolist(), validation.tolist(), data.files)
 
 
-def deal(shares: np.ndarray, count: int) -> np.ndarray:
-    """Deal ``count`` labels one by one, each to the class that lags most behind its share, as the authors do.
+def allocate_labels(class_shares: IntArray, count: int) -> IntArray:
+    """Allocate ``count`` labels one by one, each to the class that is furthest below its share.
+
+    This is the loop in scripts/create_split.py of google-research/mixmatch. Every class gets one before any gets two.
 
     Args:
-        shares: (C,) of the classes, in any unit.
-        count: in all.
+        class_shares: (C,) positive numbers in any unit.
+        count: number of labels.
 
     Returns:
-        (C,) int64. Every class has one before any has two.
+        (C,) labels for each class.
     """
-    shares, dealt = shares / shares.max(), np.zeros(len(shares), dtype=np.int64)
-    for _ in range(count):  # scripts/create_split.py of google-research/mixmatch
-        dealt[np.argmax(shares - dealt / max(dealt.max(), 1))] += 1
-    return dealt
+    shares, allocated = class_shares / class_shares.max(), np.zeros(len(class_shares), dtype=np.int64)
+    for _ in range(count):
+        allocated[np.argmax(shares - allocated / max(allocated.max(), 1))] += 1
+    return allocated
 
 
-def _deal(key: str, count: int | Literal["all"], data: ImageData, known: np.ndarray) -> np.ndarray:
-    """Return how many images of each class are asked for, (C,)."""
+def _count_per_class(key: str, count: int | Literal["all"], data: ImageData, class_sizes: IntArray) -> IntArray:
+    """Return how many images of each class the value ``count`` of ``key`` asks for, (C,)."""
     num_classes = len(data.classes)
     if count == "all":
-        return known
+        return class_sizes
     if data.by_share:
-        if count > known.sum():
-            raise UserError(f"{key}: {count} are too many: {data.name} has {known.sum()} images whose class is known")
+        if count > class_sizes.sum():
+            raise UserError(f"{key}: {data.name} has {class_sizes.sum()} images of known class, got {count}; lower it")
         if 0 < count < num_classes and key == "data.num_labeled":
             raise UserError(f"{key}: must be at least one for each of the {num_classes} classes, got {count}")
-        return deal(known, count)
+        return allocate_labels(class_sizes, count)
     if count % num_classes:
+        lower = count - count % num_classes
         raise UserError(
             f"{key}: must be divisible by the {num_classes} classes of {data.name}, got {count}; "
-            f"the nearest are {count - count % num_classes} and {count - count % num_classes + num_classes}"
+            f"the nearest are {lower} and {lower + num_classes}"
         )
     return np.full(num_classes, count // num_classes)
 
 
-def _find_fold(data: ImageData, settings: DataSettings, seed: int) -> np.ndarray:
-    """Return which images are of the fold to be labeled, (n,) bool: none where the data set has none of that size."""
-    fold = np.zeros(len(data.labels), dtype=bool)
-    if data.folds and settings.num_labeled == len(data.folds[0]):
-        fold[data.folds[seed % len(data.folds)]] = True
-    return fold
+def _choose_num_validation(
+    data: ImageData, class_sizes: IntArray, num_labeled: IntArray, use_all_labels: bool, seed: int
+) -> IntArray:
+    """Return the validation images of each class for ``num_validation=auto``, (C,): one for every four labeled images.
+
+    Zeros if fewer than ``MIN_LABELS_WITH_AUTO`` labels of a class would remain, also after groups are held out.
+    """
+    smallest, none = int(class_sizes.min()), np.zeros(len(class_sizes), dtype=np.int64)
+    if use_all_labels:
+        per_class = smallest // 5
+        remaining = smallest - per_class
+    else:
+        per_class = max(0, min(int(num_labeled.min()) // 4, int((class_sizes - num_labeled).min())))
+        remaining = int(num_labeled.min())
+    if remaining < MIN_LABELS_WITH_AUTO:
+        return none
+    num_validation = _count_per_class("data.num_validation", len(class_sizes) * per_class, data, class_sizes)
+    held_out = _hold_out_groups(data.groups, data.labels.numpy(), num_validation, seed)
+    kept = class_sizes - np.bincount(data.labels.numpy()[held_out & (data.labels.numpy() >= 0)], minlength=len(none))
+    needed = MIN_LABELS_WITH_AUTO if use_all_labels else num_labeled
+    return none if (kept < needed).any() else num_validation
 
 
-def _choose_validation(data: ImageData, known: np.ndarray, want: np.ndarray, seed: int) -> int:
-    everything = want is known
-    each = int(known.min()) // 5 if everything else max(0, min(int(want.min()) // 4, int((known - want).min())))
-    left = int(known.min()) - each if everything else int(want.min())
-    if left < AUTO_LEAVES:
-        return 0
-    labels, count = data.labels.numpy(), len(known) * each
-    together = _hold_out_groups(data.groups, labels, _deal("data.num_validation", count, data, known), seed)
-    kept = known - np.bincount(labels[together & (labels >= 0)], minlength=len(known))
-    return 0 if (kept < (AUTO_LEAVES if everything else want)).any() else count
+def _hold_out_groups(groups: Sequence[str] | None, labels: IntArray, num_validation: IntArray, seed: int) -> Mask:
+    """Choose groups for validation, at least ``num_validation`` images of each class, and return their images, (n,).
 
-
-def _hold_out_groups(groups: Sequence[str] | None, labels: np.ndarray, held_out: np.ndarray, seed: int) -> np.ndarray:
-    """Return which images are held out with their groups, (n,) bool: at least ``held_out`` (C,) of the classes.
-
-    Groups that bring more than is missing of a class are taken only if the others do not suffice, smaller ones first.
-    An image without a group is one by itself.
+    Groups with more images of a class than are missing are chosen only if the others do not suffice, smallest first.
+    An image without a group is a group of one.
     """
     chosen = np.zeros(len(labels), dtype=bool)
-    if groups is None or not held_out.any():
+    if groups is None or not num_validation.any():
         return chosen
     names = [group or f"\0{index}" for index, group in enumerate(groups)]
     _, numbers = np.unique(names, return_inverse=True)
-    order = np.argsort(numbers, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
-    missing, num_classes = held_out.copy(), len(held_out)
+    by_group = np.argsort(numbers, kind="stable")
+    members = np.split(by_group, np.flatnonzero(np.diff(numbers[by_group])) + 1)
+    missing, num_classes = num_validation.copy(), len(num_validation)
     order = np.random.RandomState([seed, num_classes]).permutation(len(members))
     by_size = sorted(order, key=lambda i: len(members[i]))
-    for exact, places in ((True, order), (False, by_size)):
-        for i in places:
+    for exact, candidates in ((True, order), (False, by_size)):
+        for i in candidates:
             counts = np.bincount(labels[members[i]][labels[members[i]] >= 0], minlength=num_classes)
             wanted = (counts[missing > 0] > 0).any() and not chosen[members[i][0]]
             if wanted and not (exact and (counts > missing).any()):
@@ -182,61 +190,48 @@ def _hold_out_groups(groups: Sequence[str] | None, labels: np.ndarray, held_out:
 
 
 def read_split(path: Path, data: ImageData) -> Split:
-    """Read a split file and check that it fits the training images.
+    """Read a split file of the training images ``data``.
 
     Raises:
-        UserError: if the file cannot be read, is no split, or belongs to other images.
+        UserError: if the file cannot be read, is not a split, or is of other images.
     """
     try:
         split = TypeAdapter(Split).validate_python(json.loads(read_file(path)))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; a split file is needed there") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a split.json") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is no split file ({describe_error(error)})") from None
-    labels = data.labels.numpy()
+        raise UserError(f"{path}: not a split file ({describe_error(error)})") from None
     if split.fingerprint != data.fingerprint():
-        raise UserError(f"{path}: belongs to other images than those found now ({_changes(split.files, data.files)})")
-    for name in ("labeled", "unlabeled", "validation"):
-        indices = getattr(split, name)
-        if len(set(indices)) < len(indices) or not all(0 <= index < len(labels) for index in indices):
-            raise UserError(f"{path}: {name} has repeated indices, or some outside 0 .. {len(labels) - 1}")
-        if name != "unlabeled" and (labels[indices] < 0).any():
-            raise UserError(f"{path}: {name} names images whose class is not known")
-    if not split.labeled:
-        raise UserError(f"{path}: names no labeled images")
-    if set(split.validation) & (set(split.labeled) | set(split.unlabeled)):
-        raise UserError(f"{path}: validation images are among those trained on")
-    _check_groups(split, data.groups)
+        raise UserError(f"{path}: is of other images than the present ones ({_compare(split.files, data.files)})")
+    labels = data.labels.numpy()
+    for indices in (split.labeled, split.unlabeled, split.validation):
+        if len(set(indices)) < len(indices) or not set(indices) <= set(range(len(labels))):
+            raise UserError(f"{path}: indices must be unique and from 0 to {len(labels) - 1}")
+    if not split.labeled or (labels[split.labeled + split.validation] < 0).any():
+        raise UserError(
+            f"{path}: labeled and validation images must have a known class, and there must be labeled ones"
+        )
+    trained_on = {*split.labeled, *split.unlabeled}
+    if trained_on & set(split.validation):
+        raise UserError(f"{path}: some validation images are labeled or unlabeled too")
+    if data.groups is not None:
+        validation_groups = {data.groups[i] for i in split.validation} - {""}
+        both = sorted(validation_groups & {data.groups[i] for i in trained_on})
+        if both:
+            raise UserError(
+                f"{path}: {len(both)} groups, such as {both[0]!r}, are in validation and in training; start a new run "
+                "without data.split_file"
+            )
     return split
 
 
-def _check_groups(split: Split, groups: Sequence[str] | None) -> None:
-    """See that no group is in validation and trained on.
-
-    Raises:
-        UserError: naming one that is.
-    """
-    if groups is None:
-        return
-    held = {groups[i] for i in split.validation} - {""}
-    both = sorted(held & {groups[i] for i in (*split.labeled, *split.unlabeled)})
-    if both:
-        raise UserError(
-            f"data.labels: {len(both)} groups, such as {both[0]!r}, are in validation and trained on in this split; "
-            "let a new run draw its own"
-        )
-
-
-def _changes(then: list[str] | None, now: list[str] | None) -> str:
-    """Say in what images differ from those of a split."""
-    if then is None or now is None:
+def _compare(old: list[str] | None, new: list[str] | None) -> str:
+    """Return how the files of a split differ from the present ones."""
+    if old is None or new is None:
         return "the fingerprints differ"
-    new, missing = sorted({*now} - {*then}), sorted({*then} - {*now})
-    parts = [
-        f"{len(names)} {'is' if len(names) == 1 else 'are'} {what}, such as {names[0]}"
-        for names, what in ((new, "new"), (missing, "missing"))
-        if names
-    ]
+    added, missing = sorted({*new} - {*old}), sorted({*old} - {*new})
+    parts = [f"{len(added)} new, such as {added[0]}"] if added else []
+    parts += [f"{len(missing)} missing, such as {missing[0]}"] if missing else []
     if not parts:
-        return "the same files, but pixels or classes have changed"
-    return ", ".join(parts) + "; put things back, or let a new run start from this one's weights with init_from=RUN"
+        return "same files, but their pixels or classes changed"
+    return ", ".join(parts) + "; restore the files, or start a new run from this one's weights with init_from=RUN"

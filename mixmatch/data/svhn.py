@@ -1,4 +1,4 @@
-"""SVHN (Netzer et al., 2011): digits of house numbers, 32x32, not equally many of each; with or without extra ones."""
+"""SVHN (Netzer et al., 2011): house-number digits, 32x32, unbalanced classes; with or without the extra images."""
 
 from pathlib import Path
 
@@ -6,43 +6,28 @@ import numpy as np
 import torch
 
 from mixmatch.data.dataset import DataSettings, ImageData
-from mixmatch.data.download import check_room, from_torchvision
+from mixmatch.data.download import check_download, explain_download_errors
 
-TRAIN, EXTRA, TEST = 73_257, 531_131, 26_032
+NUM_IMAGES = {"train": 73_257, "extra": 531_131, "test": 26_032}
 
 
 def load_svhn(settings: DataSettings, device: torch.device, quiet: bool) -> ImageData:
-    """Read SVHN's training and test images below ``settings.root``, downloading them if need be.
+    """Read SVHN from ``settings.root``; ``svhn_extra`` adds its easier extra images for training. Download if needed.
 
     Raises:
-        UserError: if they are not there, or damaged, and cannot be had; if they do not fit into memory.
+        UserError: if it cannot be read or downloaded, or does not fit into memory.
     """
-    check_room(TRAIN + TEST, 32, 3, settings, device)
-    return _load("svhn", ("train",), Path(settings.root))
-
-
-def load_svhn_extra(settings: DataSettings, device: torch.device, quiet: bool) -> ImageData:
-    """Read SVHN with its 531,131 easier extra images among the training images, as ``load_svhn`` does."""
-    check_room(TRAIN + EXTRA + TEST, 32, 3, settings, device)
-    return _load("svhn_extra", ("train", "extra"), Path(settings.root))
-
-
-def _load(name: str, training: tuple[str, ...], root: Path) -> ImageData:
-    from scipy.io.matlab import MatReadError
     from torchvision.datasets import SVHN
 
+    names = ["train", "test"] if settings.dataset == "svhn" else ["train", "extra", "test"]
+    check_download(sum(NUM_IMAGES[name] for name in names), 32, 3, settings, device)
     parts = []
-    for part in (*training, "test"):
-        _, file, checksum = SVHN.split_list[part]
-        with from_torchvision("SVHN", root, root / file, f"{file} (MD5 {checksum}) into {root}"):
-            try:
-                read = SVHN(root, split=part, download=True)
-            except MatReadError as error:
-                raise ValueError(str(error)) from None
-        parts.append((np.ascontiguousarray(read.data.transpose(0, 2, 3, 1)), read.labels))
-        del read
-    images = torch.from_numpy(np.concatenate([images for images, _ in parts[:-1]]))
-    labels = torch.from_numpy(np.concatenate([labels for _, labels in parts[:-1]]))
-    test_images, test_labels = map(torch.from_numpy, parts[-1])
+    for name in names:
+        _, file, md5 = SVHN.split_list[name]
+        with explain_download_errors("SVHN", Path(settings.root), [(file, md5)]):
+            part = SVHN(settings.root, split=name, download=True)
+        parts.append((np.ascontiguousarray(part.data.transpose(0, 2, 3, 1)), part.labels))
+    images, labels = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts[:-1], strict=True))
+    test_images, test_labels = (torch.from_numpy(array) for array in parts[-1])
     digits = [str(digit) for digit in range(10)]
-    return ImageData(name, digits, images, labels, test_images, test_labels, flip=False, by_share=True)
+    return ImageData(settings.dataset, digits, images, labels, test_images, test_labels, flip=False, by_share=True)

@@ -1,197 +1,163 @@
-"""Your own photographs, in folders: train/<class>/, test/<class>/ and unlabeled/, or in any with a table of labels."""
+"""A folder of photographs as a data set, and the cache of its decoded pictures."""
 
 import hashlib
 import os
-import re
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-import psutil
 import torch
-from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from mixmatch.data.dataset import DataSettings, ImageData, check_memory
-from mixmatch.data.folder.decode import HEIF, Fit, Unreadable, decode, decode_all
-from mixmatch.data.folder.index import FolderIndex, list_photographs
+from mixmatch.data.dataset import ImageData, check_memory
+from mixmatch.data.folder.decode import HAS_HEIF, Unreadable, decode_all
+from mixmatch.data.folder.index import FolderIndex, index_folder
+from mixmatch.data.folder.settings import FolderSettings
 from mixmatch.errors import UserError
 from mixmatch.files import DamagedFile, load_tensors, save_tensors
 
 DEFAULT_SIZE = 32
-NAMED = 5  # files that a message names
 
 
-class FolderSettings(DataSettings):
-    """The ``data`` section of folders."""
-
-    labels: str | None = Field(
-        None,
-        description="of folder: CSV below data.root with columns file, class, group, the last two if wanted: "
-        "class in place of folders' names, group for what validation must not split",
-    )
-    fit: Fit = Field(
-        "crop", description="of folder: crop takes the central square, pad puts black beside, stretch bends the picture"
-    )
-    skip_unreadable: bool = Field(False, description="of folder: leave out files that cannot be read as pictures")
-
-    def title(self) -> str:
-        """Return the name of the folder of photographs, without what a file system might not take."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.root).resolve().name).strip("-.") or self.dataset
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """The pictures of some files.
+class DecodedPictures(NamedTuple):
+    """Pictures of the files of an index.
 
     Attributes:
-        images: (n, size, size, 3) uint8, black where a file could not be read.
-        facts: (n, 4) int64: width and height of the file, pages (2 for several), index into ``kinds``.
-        kinds: formats and modes, see ``Picture.kind``.
-        unreadable: for each file that could not be read, by index, why.
-        notes: what went otherwise than wished, a line each.
+        images: (n, size, size, 3) uint8, black if a file cannot be read.
+        unreadable: reason for each file that cannot be read, by index.
+        several_pages: indices of the files of which only the first page is used.
     """
 
     images: Tensor
-    facts: Tensor
-    kinds: list[str]
     unreadable: dict[int, str]
-    notes: list[str]
-
-    def several_pages(self) -> list[int]:
-        """Return the indices of files of which only the first page was read."""
-        return torch.nonzero(self.facts[:, 2] > 1).flatten().tolist()
+    several_pages: list[int]
 
 
-def load_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> ImageData:
+def read_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> ImageData:
     """Read the pictures below ``settings.root`` as squares of ``settings.image_size`` pixels.
 
     Raises:
-        UserError: if folders are missing or contradictory, files are no pictures, or memory is too small.
+        UserError: if folders are missing or contradictory, files are not pictures, or they do not fit into memory.
     """
-    listing = list_photographs(Path(settings.root), settings.labels)
-    if listing.problems:
-        first, more = listing.problems[0], len(listing.problems) - 1
-        raise UserError(first + f" (and {more} more such things: --check names them all)" * (more > 0))
-    decoded = read_pictures(listing, settings, device, quiet)
-    root, files, notes = listing.root, listing.files, list(decoded.notes)
-    if decoded.unreadable:
-        named = name_some([f"{files[i]}: {why}" for i, why in decoded.unreadable.items()])
+    index = index_folder(Path(settings.root), settings.labels)
+    if index.problems:
+        more = len(index.problems) - 1
+        raise UserError(index.problems[0] + (f" (and {more} more problems; --check lists them)" if more else ""))
+    decoded, notes = read_pictures(index, settings, device, quiet)
+    files, unreadable = index.files, decoded.unreadable
+    if unreadable:
+        examples = list_examples([f"{files[i]}: {reason}" for i, reason in unreadable.items()])
         if not settings.skip_unreadable:
-            a_picture, it = ("a picture", "it") if len(decoded.unreadable) == 1 else ("pictures", "them")
             raise UserError(
-                f"{count_files(len(decoded.unreadable))} cannot be read as {a_picture}: {named}; mend or remove {it}, "
-                "or leave out what cannot be read with data.skip_unreadable=true"
+                f"{index.root}: {count_files(len(unreadable))} cannot be read as pictures: {examples}; repair or "
+                "remove them, or set data.skip_unreadable=true"
             )
-        notes.append(f"left out {count_files(len(decoded.unreadable))} that cannot be read: {named}")
-    if listing.strays:
-        notes.append(f"nothing looks at {name_some([listing.place(path) for path in listing.strays])} in {root}")
-    pages = decoded.several_pages()
-    if pages:
-        named = name_some([listing.place(files[i]) for i in pages])
-        notes.append(f"only the first page is used of {named}")
-    kept = np.array([i not in decoded.unreadable for i in range(len(files))])
-    labels, count = torch.tensor(listing.labels)[kept], int(kept[: listing.num_train].sum())
-    images = decoded.images[torch.from_numpy(kept)] if decoded.unreadable else decoded.images
-    for number, name in enumerate(listing.classes):
-        if not (labels[:count] == number).any():
-            raise UserError(f"{root}: class {name!r} has no picture that can be read; add some")
-    has_test = count < len(labels)
-    groups = np.array(listing.groups)[kept][:count]
+        notes.append(f"skipped {count_files(len(unreadable))} that cannot be read: {examples}")
+    if index.unused_files:
+        examples = list_examples([index.relative_path(path) for path in index.unused_files])
+        notes.append(f"ignored in {index.root}: {examples}")
+    if decoded.several_pages:
+        examples = list_examples([index.relative_path(files[i]) for i in decoded.several_pages])
+        notes.append(f"only the first page is used of {examples}")
+    kept = [i for i in range(len(files)) if i not in unreadable]
+    num_train = sum(i < index.num_train for i in kept)
+    labels = torch.tensor(index.labels)[kept]
+    images = decoded.images[kept] if unreadable else decoded.images
+    for number, name in enumerate(index.classes):
+        if number not in labels[:num_train]:
+            raise UserError(f"{index.root}: class {name!r} has no readable picture; add some")
+    has_test = num_train < len(kept)
+    groups = [index.groups[i] for i in kept[:num_train]]
     return ImageData(
         "folder",
-        listing.classes,
-        images[:count],
-        labels[:count],
-        images[count:] if has_test else None,
-        labels[count:] if has_test else None,
+        index.classes,
+        images[:num_train],
+        labels[:num_train],
+        images[num_train:] if has_test else None,
+        labels[num_train:] if has_test else None,
         flip=True,
         fit=settings.fit,
-        files=[listing.place(file) for file, keep in zip(files, kept, strict=True) if keep][:count],
-        groups=groups.tolist() if any(groups) else None,
+        files=[index.relative_path(files[i]) for i in kept[:num_train]],
+        groups=groups if any(groups) else None,
         notes=notes,
     )
 
 
 def count_files(count: int) -> str:
-    """Return ``1 file`` and the like."""
-    return f"{count:,} file{'s' * (count != 1)}"
+    """Return ``1 file``, ``2 files`` and so on."""
+    return f"{count:,} file{'' if count == 1 else 's'}"
 
 
-def name_some(names: list[str]) -> str:
-    """Return the first few of some names, and how many more there are."""
-    more = f"; and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return "; ".join(names[:NAMED]) + more
+def list_examples(names: Sequence[str], count: int = 5) -> str:
+    """Return the first ``count`` names, and the number of the others."""
+    more = f"; and {len(names) - count:,} more" if len(names) > count else ""
+    return "; ".join(names[:count]) + more
 
 
-def read_pictures(listing: FolderIndex, settings: FolderSettings, device: torch.device, quiet: bool) -> Decoded:
-    """Read all pictures of a listing, from the cache if files, size and fit are the same as then.
+def read_pictures(
+    index: FolderIndex, settings: FolderSettings, device: torch.device, quiet: bool
+) -> tuple[DecodedPictures, list[str]]:
+    """Decode the pictures of an index, or read them from the cache if no file has changed; with notes to print.
 
     Raises:
-        UserError: if there is no room for them, here or on ``device``.
+        UserError: if they do not fit into the memory of this machine or of ``device``.
     """
-    files, root, size, fit = listing.files, listing.root, settings.image_size or DEFAULT_SIZE, settings.fit
+    files, size = index.files, settings.image_size or DEFAULT_SIZE
     check_memory(len(files) * size * size * 3, device)
-    digest = hashlib.sha256(f"{size} {fit} {HEIF}".encode())
-    for file in files:
-        try:
-            status = file.stat()
-            tells = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError as error:  # a link to nowhere: not to be read, as others are
-            tells = str(error.errno)
-        digest.update(os.fsencode(file.relative_to(root)) + f"\0{tells}\0".encode())
-    key, cache = digest.hexdigest(), root / ".mixmatch-cache" / f"{size}px.safetensors"
-    found = _read_cache(cache, key, (len(files), size, size, 3))
-    if found is not None and not any(_can_be_read_now(files[i], size, fit) for i in found.unreadable):
-        return found
-    images, facts = torch.zeros(len(files), size, size, 3, dtype=torch.uint8), torch.zeros(len(files), 4).long()
-    kinds: dict[str, int] = {}
+    key = _cache_key(index, f"{size} {settings.fit} {HAS_HEIF}")
+    cache = index.root / ".mixmatch-cache" / f"{size}px.safetensors"
+    cached = _read_cache(cache, key)
+    if cached is not None:
+        return cached, []
+    images = torch.zeros(len(files), size, size, 3, dtype=torch.uint8)
     unreadable: dict[int, str] = {}
-    progress = tqdm(decode_all(files, size, 3, fit), "decoding images", len(files), disable=quiet, leave=False, unit="")
+    several_pages: list[int] = []
+    pictures = decode_all(files, size, 3, settings.fit)
+    progress = tqdm(pictures, "decoding images", len(files), disable=quiet, leave=False, unit="")
     for number, (_, picture) in enumerate(progress):
         if isinstance(picture, Unreadable):
             unreadable[number] = str(picture)
         else:
             images[number] = torch.from_numpy(picture.pixels)
-            kind = kinds.setdefault(picture.kind, len(kinds))
-            facts[number] = torch.tensor([picture.width, picture.height, picture.pages, kind])
-    decoded = Decoded(images, facts, list(kinds), unreadable, [])
-    decoded.notes.extend(_write_cache(cache, key, decoded))
-    return decoded
+            if picture.pages > 1:
+                several_pages.append(number)
+    decoded = DecodedPictures(images, unreadable, several_pages)
+    return decoded, _write_cache(cache, key, decoded)
 
 
-def _can_be_read_now(file: Path, size: int, fit: Fit) -> bool:
-    try:
-        decode(file, size, 3, fit)
-    except Unreadable:
-        return False
-    return True
+def _cache_key(index: FolderIndex, options: str) -> str:
+    """Return a hash of ``options`` and of the path, size and times of every file."""
+    digest = hashlib.sha256(options.encode())
+    for file in index.files:
+        try:
+            status = file.stat()
+            state = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+        except OSError as error:  # such as a dangling link, which is unreadable
+            state = str(error.errno)
+        digest.update(os.fsencode(file.relative_to(index.root)) + f"\0{state}\0".encode())
+    return digest.hexdigest()
 
 
-def _read_cache(cache: Path, key: str, shape: tuple[int, ...]) -> Decoded | None:
+def _read_cache(cache: Path, key: str) -> DecodedPictures | None:
     try:
         tensors, meta = load_tensors(cache)
-        if meta["key"] != key:
-            return None
-        unreadable = {int(number): str(why) for number, why in meta["unreadable"].items()}
-        decoded = Decoded(tensors["images"], tensors["facts"], [str(kind) for kind in meta["kinds"]], unreadable, [])
-    except (OSError, DamagedFile, LookupError, TypeError, ValueError, AttributeError):
-        return None  # not there or not usable: decode again
-    images, facts = decoded.images, decoded.facts
-    fits = images.shape == shape and images.dtype == torch.uint8 and facts.shape == (len(images), 4)
-    fits = fits and facts.dtype == torch.int64 and bool((facts[:, 3] < max(1, len(decoded.kinds))).all())
-    return decoded if fits and set(unreadable) <= set(range(len(images))) else None
+    except (OSError, DamagedFile):
+        return None
+    if meta.get("key") != key:
+        return None
+    unreadable = {int(number): reason for number, reason in meta["unreadable"].items()}
+    return DecodedPictures(tensors["images"], unreadable, meta["several_pages"])
 
 
-def _write_cache(cache: Path, key: str, decoded: Decoded) -> list[str]:
-    """Keep what was read for the next time, and return a line if that cannot be."""
+def _write_cache(cache: Path, key: str, decoded: DecodedPictures) -> list[str]:
+    """Write the cache, and return a note if that fails."""
+    meta = {"key": key, "unreadable": decoded.unreadable, "several_pages": decoded.several_pages}
     try:
-        if decoded.images.numel() > 0.9 * psutil.virtual_memory().available:
-            raise UserError("writing them takes as much memory again as they do")
+        # Writing needs the memory of the images once more.
+        check_memory(decoded.images.numel(), torch.device("cpu"))
         cache.parent.mkdir(exist_ok=True)
-        meta = {"key": key, "kinds": decoded.kinds, "unreadable": decoded.unreadable}
-        save_tensors(cache, {"images": decoded.images, "facts": decoded.facts}, meta)
+        save_tensors(cache, {"images": decoded.images}, meta)
     except (OSError, UserError) as error:
-        return [f"decoded images are not kept for next time: {error}"]
+        return [f"decoded images are not cached: {error}"]
     return []

@@ -1,19 +1,24 @@
-"""Which files a folder of photographs is made of, and what is known of each: from folders' names, or from a table."""
+"""Index of a folder of photographs: its files, their classes (from folder names or a CSV file) and groups."""
 
 import csv
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
-from mixmatch.data.folder.decode import find_images, is_folder_name, is_litter
+from mixmatch.data.dataset import is_folder_name
 from mixmatch.errors import UserError
 from mixmatch.files import check_regular
-from mixmatch.settings import brief
 
-UNLABELED = ("unlabeled", "unlabelled")  # both spellings
-NOT_KNOWN = -1
+UNLABELED_FOLDERS = ("unlabeled", "unlabelled")  # both spellings
+UNKNOWN_CLASS = -1
+# Files of operating systems; hidden files are ignored as well.
+JUNK_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+
+NamedFiles = list[tuple[Path, str]]  # files with the names of their classes, empty if unknown
 
 
 @dataclass
@@ -24,11 +29,11 @@ class FolderIndex:
         root: the folder.
         classes: names, sorted.
         files: below ``root``, training files first.
-        labels: of each file, a number of a class or -1.
-        groups: of each file, what must not be split over training and validation; empty if that is nothing.
-        num_train: how many of the files are training files.
-        problems: what training would fail with, a line each.
-        strays: what nothing looks at.
+        labels: of each file, a class index or ``UNKNOWN_CLASS``.
+        groups: of each file; empty string: none.
+        num_train: number of training files.
+        problems: reasons why training would fail.
+        unused_files: files and folders that are neither training nor test files.
     """
 
     root: Path
@@ -38,192 +43,200 @@ class FolderIndex:
     groups: list[str] = field(default_factory=list)
     num_train: int = 0
     problems: list[str] = field(default_factory=list)
-    strays: list[Path] = field(default_factory=list)
+    unused_files: list[Path] = field(default_factory=list)
 
-    def add(self, files: list[Path], label: int) -> None:
-        """Add files of a class, or of none that is known."""
-        self.files += files
-        self.labels += [label] * len(files)
-
-    def place(self, file: Path) -> str:
-        """Return the path of a file below the root, as tables have it."""
+    def relative_path(self, file: Path) -> str:
+        """Return the path of a file below the root, with forward slashes."""
         return file.relative_to(self.root).as_posix()
 
 
-def list_photographs(root: Path, table: str | None) -> FolderIndex:
-    """List a folder of photographs.
+class LabelRow(NamedTuple):
+    """A row of a labels file: its line number, class (None without such a column, empty if unknown) and group."""
+
+    line: int
+    class_name: str | None
+    group: str
+
+
+def find_images(folder: Path) -> Iterator[Path]:
+    """Yield the files below ``folder`` in an order that all machines share, without hidden and junk files.
+
+    Links to folders are followed, each folder once.
+
+    Raises:
+        UserError: if a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions or remove it")
+
+    visited = set()
+    for path, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in visited:
+            folders[:] = []
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(path, name) for name in sorted(names) if not is_junk(name))
+
+
+def check_paths_exist(paths: Sequence[Path]) -> None:
+    """Raise UserError if a path does not exist. A dangling link does."""
+    for path in paths:
+        if not os.path.lexists(path):
+            raise UserError(f"{path}: does not exist; give files or folders of pictures")
+
+
+def is_junk(name: str) -> bool:
+    """Return whether a file is hidden or made by an operating system."""
+    return name.startswith(".") or name.lower() in JUNK_FILES
+
+
+def index_folder(root: Path, labels: str | None) -> FolderIndex:
+    """Index a folder of photographs.
 
     Args:
-        root: holds train/<class>/, test/<class>/ and unlabeled/; if a table says classes, files in any folders, of
-            which those in test/ are for testing alone.
-        table: a CSV file, below ``root`` if its path is relative, with columns ``file`` (below ``root``), ``class``,
-            ``group``. The last two may be absent: without ``class``, folders say it.
+        root: holds train/<class>/, test/<class>/ and unlabeled/. If a labels file has classes, any folders; files in
+            test/ are then test files.
+        labels: CSV file, relative to ``root``, with a column ``file`` (relative to ``root``), and ``class`` or
+            ``group`` or both. Without ``class``, folder names are the classes.
 
     Raises:
-        UserError: if a folder or the table cannot be read at all. All else is in ``problems``.
+        UserError: if a folder or the labels file cannot be read. Other faults are in ``problems``.
     """
-    listing = FolderIndex(root)
-    if table is None:
-        _by_folders(listing)
-        listing.groups = [""] * len(listing.files)
-        return listing
-    file = root / table
-    rows = read_labels(file, root)
-    if any("class" in row for row in rows.values()):
-        _by_table(listing, rows, file)
+    index, labels_file = FolderIndex(root), root / (labels or "")
+    rows = read_labels(labels_file, root) if labels else {}
+    if any(row.class_name is not None for row in rows.values()):
+        source, (train, test) = labels_file, _find_by_labels(index, rows, labels_file)
     else:
-        _by_folders(listing, ignored=table)
-    places = [listing.place(photograph) for photograph in listing.files]
-    listing.groups = [rows.get(place, {}).get("group", "") for place in places]
-    listed = {*places, *(listing.place(stray) for stray in listing.strays)}
-    for place, row in rows.items():
-        if place not in listed:
-            listing.problems.append(f"{file}: line {row['line']}: {place} is no file below {root}")
-    return listing
+        source, (train, test) = root / "train", _find_by_folders(index, labels_file)
+    index.classes = sorted({name for _, name in train if name})
+    if len(index.classes) < 2:
+        index.problems.append(f"{source}: needs at least two classes, has {len(index.classes)}")
+    for name in sorted({name for _, name in test} - {*index.classes}):
+        index.problems.append(f"{source}: class {name!r} appears only in test/")
+    numbers = {name: number for number, name in enumerate(index.classes)}
+    for file, name in (*train, *test):
+        path = index.relative_path(file)
+        index.files.append(file)
+        index.labels.append(numbers.get(name, UNKNOWN_CLASS))
+        index.groups.append(rows[path].group if path in rows else "")
+    index.num_train = len(train)
+    found = {index.relative_path(file) for file in (*index.files, *index.unused_files)}
+    for path, row in rows.items():
+        if path not in found:
+            index.problems.append(f"{labels_file}: line {row.line}: {path} does not exist in {root}")
+    return index
 
 
-def read_labels(file: Path, root: Path) -> dict[str, dict[str, str]]:
-    """Read a table of labels of files below ``root``, UTF-8, separated by commas, semicolons or tabs.
+def read_labels(file: Path, root: Path) -> dict[str, LabelRow]:
+    """Read a labels file: UTF-8, separated by commas, semicolons or tabs.
 
     Returns:
-        For each file, by its path below the root, ``line`` and what the table says of ``class`` and ``group``.
+        The row of each file, by its path below ``root``.
 
     Raises:
-        UserError: if it cannot be read, lacks the column ``file``, or says two things of one file.
+        UserError: if the file cannot be read, a column is missing, or rows of a file differ.
     """
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[str, LabelRow] = {}
     try:
         check_regular(file)
         with open(file, encoding="utf-8-sig", newline="") as opened:
-            head = opened.readline()
+            header = opened.readline()
             opened.seek(0)
-            lines = csv.reader(opened, delimiter=max(",;\t", key=head.count), strict=True)
+            lines = csv.reader(opened, delimiter=max(",;\t", key=header.count), strict=True)
             columns = [name.strip().lower() for name in next(lines, [])]
             known = [name for name in columns if name in ("file", "class", "group")]
             if "file" not in known or len(known) < 2 or len(set(known)) < len(known):
                 raise UserError(
-                    f"{file}: needs a first line that names its columns, file,class or file,class,group, each once; "
-                    f"it names {brief(columns)}"
+                    f"{file}: the first line must name the columns: file,class or file,group or file,class,group; it "
+                    f"is {header.strip()[:60]!r}"
                 )
             for cells in lines:
                 if not any(cells):
                     continue
+                where = f"{file}: line {lines.line_num}"
                 if len(cells) != len(columns):
-                    raise UserError(f"{file}: line {lines.line_num}: {len(cells)} cells, but {len(columns)} columns")
-                row = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
-                said = {name: row[name] for name in ("class", "group") if name in row}
-                place = find_place(row["file"], root)
-                name = said.get("class", "")
-                if name and not is_folder_name(name):
-                    raise UserError(f"{file}: line {lines.line_num}: {name!r} is no name for a class")
-                former = rows.get(place, said)
-                if any(former[name] != said[name] for name in said):
-                    raise UserError(f"{file}: line {lines.line_num}: {place} was another in line {former['line']}")
-                rows[place] = said | {"line": str(lines.line_num)}
+                    raise UserError(f"{where}: {len(cells)} cells, but {len(columns)} columns; quote cells with commas")
+                values = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
+                row = LabelRow(lines.line_num, values.get("class"), values.get("group", ""))
+                if row.class_name and not is_folder_name(row.class_name):
+                    raise UserError(f"{where}: class {row.class_name!r} is not a valid folder name; rename it")
+                path = _path_below(root, values["file"])
+                earlier = rows.setdefault(path, row)
+                if earlier[1:] != row[1:]:
+                    raise UserError(f"{file}: {path} has different values in lines {earlier.line} and {row.line}")
     except OSError as error:
-        raise UserError(
-            f"{file}: cannot be read ({error.strerror or error}); data.labels must name a CSV file"
-        ) from None
+        raise UserError(f"{file}: cannot be read ({error.strerror or error}); set data.labels to a CSV file") from None
     except UnicodeDecodeError:
-        raise UserError(f"{file}: is not UTF-8; save it as CSV UTF-8") from None
+        raise UserError(f"{file}: not UTF-8; save it as CSV UTF-8") from None
     except csv.Error as error:
-        raise UserError(f"{file}: is no CSV that can be read ({error})") from None
+        raise UserError(f"{file}: not a CSV file ({error})") from None
     if not rows:
-        raise UserError(f"{file}: names no files")
+        raise UserError(f"{file}: lists no files")
     return rows
 
 
-def find_place(name: str, root: Path) -> str:
-    """Return the path below ``root`` that a table means, which may be of Windows, or absolute."""
-    place = os.path.normpath(name)
-    if "\\" in place and not os.path.lexists(root / place):
-        place = os.path.normpath(place.replace("\\", "/"))
-    if os.path.isabs(place):
-        place = os.path.relpath(place, os.path.abspath(root))
-    return place
+def _path_below(root: Path, name: str) -> str:
+    """Return the path below ``root`` that a labels file means; it may be absolute or have backslashes."""
+    path = os.path.normpath(name)
+    if "\\" in path and not os.path.lexists(root / path):
+        path = os.path.normpath(path.replace("\\", "/"))
+    return os.path.relpath(path, os.path.abspath(root)) if os.path.isabs(path) else path
 
 
-def _by_table(listing: FolderIndex, rows: dict[str, dict[str, str]], table: Path) -> None:
-    """Take classes from a table: pictures that it does not name are unlabeled, but in test/ they are left out."""
-    root = listing.root
-    in_test = {place for place in rows if is_test(place)}
-    names = {place: row["class"] for place, row in rows.items() if row.get("class")}
-    listing.classes = sorted({name for place, name in names.items() if place not in in_test})
-    numbers = {name: number for number, name in enumerate(listing.classes)}
-    if len(numbers) < 2:
-        listing.problems.append(f"{table}: needs at least two classes, has {len(numbers)}")
-    unknown = sorted({names[place] for place in in_test if place in names} - numbers.keys())
-    if unknown:
-        listing.problems.append(f"{table}: class {unknown[0]!r} is there in test/ alone")
-    parts: dict[str, list[Path]] = {"train": [], "test": []}
+def _find_by_labels(index: FolderIndex, rows: dict[str, LabelRow], labels_file: Path) -> tuple[NamedFiles, NamedFiles]:
+    """Return training and test files with classes from a labels file: test files are those in test/ with a class."""
+    train: NamedFiles = []
+    test: NamedFiles = []
     suffixes = Image.registered_extensions()
-    for file in find_images(root):
-        place = listing.place(file)
-        if place in rows or file.suffix.lower() in suffixes:
-            parts["test" if is_test(place) else "train"].append(file)
-        elif os.path.realpath(file) != os.path.realpath(table):
-            listing.strays.append(file)
-    for file in parts["train"]:
-        listing.add([file], numbers.get(names.get(listing.place(file), ""), NOT_KNOWN))
-    listing.num_train = len(listing.files)
-    for file in parts["test"]:
-        number = numbers.get(names.get(listing.place(file), ""), NOT_KNOWN)
-        if number == NOT_KNOWN:
-            listing.strays.append(file)
-        else:
-            listing.add([file], number)
+    for file in find_images(index.root):
+        path = index.relative_path(file)
+        is_test = path.split("/")[0].lower() == "test"
+        name = (rows[path].class_name or "") if path in rows else ""
+        if is_test and name:
+            test.append((file, name))
+        elif not is_test and (path in rows or file.suffix.lower() in suffixes):
+            train.append((file, name))
+        elif os.path.realpath(file) != os.path.realpath(labels_file):
+            index.unused_files.append(file)
+    return train, test
 
 
-def is_test(place: str) -> bool:
-    """Tell whether a path below the root lies in test/, however that is written."""
-    return place.split("/")[0].lower() == "test"
-
-
-def _by_folders(listing: FolderIndex, ignored: str = "") -> None:
-    """Take classes from the names of folders."""
-    root, problems = listing.root, listing.problems
-    listing.classes, stray = _look_into(root / "train")
-    listing.strays += stray
-    tested, stray = _look_into(root / "test", missing_is_fine=True)
-    listing.strays += stray
-    if len(listing.classes) < 2:
-        problems.append(
-            f"{root / 'train'}: needs a folder of images for each class, at least two, has {len(listing.classes)}"
-        )
-    for name in tested:
-        if name not in listing.classes:
-            problems.append(f"{root / 'test' / name}: class {name!r} is in test/ but not in train/")
-    unlabeled = [root / name for name in UNLABELED if os.path.lexists(root / name)]
+def _find_by_folders(index: FolderIndex, labels_file: Path) -> tuple[NamedFiles, NamedFiles]:
+    """Return training and test files with classes from the names of folders."""
+    root = index.root
+    unlabeled = [root / name for name in UNLABELED_FOLDERS if os.path.lexists(root / name)]
     if len(unlabeled) > 1:
-        problems.append(f"{unlabeled[1]}: is there beside {unlabeled[0].name}/; put all unlabeled images into one")
-    for part in ("train", "test"):
-        for number, name in enumerate(listing.classes):
-            folder = root / part / name
-            members = list(find_images(folder)) if folder.exists() else []
-            if part == "train" and not members:
-                problems.append(f"{folder}: holds no images; add some, or remove the folder")
-            listing.add(members, number)
-        if part == "train":
-            listing.add([file for folder in unlabeled for file in find_images(folder)], NOT_KNOWN)
-            listing.num_train = len(listing.files)
-    known = {"train", "test", *UNLABELED, ignored}
-    listing.strays += [path for path in _list(root) if path.name not in known]
+        index.problems.append(f"{root}: both unlabeled/ and unlabelled/ exist; put all unlabeled images into one")
+    train = _find_in_class_folders(index, root / "train")
+    train += [(file, "") for folder in unlabeled for file in find_images(folder)]
+    test = _find_in_class_folders(index, root / "test") if os.path.lexists(root / "test") else []
+    used = {root / "train", root / "test", *unlabeled, labels_file}
+    index.unused_files += [path for path in _list_folder(root) if path not in used]
+    return train, test
 
 
-def _look_into(folder: Path, missing_is_fine: bool = False) -> tuple[list[str], list[Path]]:
-    """Return the names of the folders in a folder, and what else lies there."""
-    if missing_is_fine and not os.path.lexists(folder):
-        return [], []
-    inside = _list(folder)
-    return [path.name for path in inside if path.is_dir()], [path for path in inside if not path.is_dir()]
+def _find_in_class_folders(index: FolderIndex, folder: Path) -> NamedFiles:
+    files: NamedFiles = []
+    for path in _list_folder(folder):
+        if not path.is_dir():
+            index.unused_files.append(path)
+            continue
+        images = [(file, path.name) for file in find_images(path)]
+        if not images and folder == index.root / "train":
+            index.problems.append(f"{path}: has no images; add some or remove the folder")
+        files += images
+    return files
 
 
-def _list(folder: Path) -> list[Path]:
+def _list_folder(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if not is_litter(path.name))
+        return sorted(path for path in folder.iterdir() if not is_junk(path.name))
     except FileNotFoundError:
         raise UserError(
-            f"{folder}: is not there; data.root must hold train/<class>/ with images, or data.labels name a table"
+            f"{folder}: does not exist; data.root needs train/<class>/ with images, or set data.labels to a CSV file"
         ) from None
     except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror}); mend its permissions or remove it") from None
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions or remove it") from None
