@@ -1,4 +1,4 @@
-"""Writing files so that a crash at any moment leaves the old one or the new one, and reading them with distrust."""
+"""Atomic writes, and tensor files with a checksum."""
 
 import errno
 import hashlib
@@ -6,12 +6,12 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -21,34 +21,32 @@ FORMAT_VERSION = 1
 
 
 class DamagedFile(Exception):
-    """A tensor file that is truncated, altered, of another kind or of a version not known here."""
+    """A tensor file that is truncated, altered, of another kind or of an unknown version."""
 
 
 @contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError on writing or making ``path`` (disk full, no permission, ...) into a UserError of one line."""
+    """Turn an OSError on writing ``path`` (disk full, no permission, ...) into a UserError."""
     try:
         yield
-    except (
-        BrokenPipeError
-    ):  # path is a pipe, such as /dev/stdout, and whoever read it is gone: run_command ends silently
+    except BrokenPipeError:  # path is a pipe without a reader, such as /dev/stdout: the command ends silently
         raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); mend that and run again") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def read_file(path: Path) -> bytes:
-    """Return the contents of a regular file; what is none, such as a pipe, could keep a reader waiting for ever.
+    """Return the contents of a regular file. Reading a pipe could block forever.
 
     Raises:
-        OSError: if it is none, or cannot be read.
+        OSError: if it cannot be read, or is not a regular file.
     """
     check_regular(path)
     return path.read_bytes()
 
 
 def check_regular(path: Path) -> None:
-    """Raise OSError if a path is not that of a regular file."""
+    """Raise OSError unless ``path`` is a regular file."""
     try:
         kind = os.stat(path).st_mode
     except ValueError as error:  # a path with a NUL in it
@@ -56,64 +54,45 @@ def check_regular(path: Path) -> None:
     if stat.S_ISDIR(kind):
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(kind):
-        raise OSError(errno.EINVAL, "is no regular file")
+        raise OSError(errno.EINVAL, "not a regular file")
 
 
-def write_atomically(path: Path, data: bytes, folder: int | None = None) -> None:
-    """Write ``data`` to ``path`` so that whoever looks finds the old content or the new, never a part of it.
-
-    Args:
-        path: of the file.
-        data: its content.
-        folder: a descriptor of the folder of ``path``: it is written there, wherever that folder is by now.
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that readers find the old content or the new, never a part of it.
 
     Raises:
-        UserError: if it cannot be written; ``path`` is then as it was.
+        UserError: if it cannot be written; ``path`` is then unchanged.
     """
-    with explain_os_errors(path), open_atomically(path, folder) as file:
+    with explain_os_errors(path), open_atomically(path) as file:
         file.write(data)
 
 
-def open_in(folder: int | None, path: Path, mode: str, buffering: int = -1) -> BinaryIO:
-    """Open a binary file, in the folder of the descriptor ``folder`` if there is one, wherever that is by now."""
-    name = path if folder is None else path.name
-    return open(name, mode, buffering, opener=lambda name, flags: os.open(name, flags, 0o666, dir_fd=folder))
-
-
 @contextmanager
-def open_atomically(path: Path, folder: int | None = None) -> Iterator[BinaryIO]:
-    """Open a file to write that takes its name when it is whole; see ``write_atomically``.
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that is renamed to ``path`` when it is complete; see ``write_atomically``.
 
     Raises:
-        OSError: if it cannot be written; ``path`` is then as it was, as after any other exception.
-        UserError: if there is something at ``path`` that is no regular file.
+        OSError: if it cannot be written; ``path`` is then unchanged, as after any other exception.
+        UserError: if ``path`` exists and is not a regular file.
     """
-    if folder is None:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path}: is no regular file; give another name")
-        path = Path(os.path.realpath(path))  # a link stays one
-    place = path.parent if folder is None else Path()  # names are relative to a descriptor
-    name, temporary = place / path.name, place / f".{path.name[:40]}.{os.getpid()}.tmp"
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a regular file; use another name")
+    path = Path(os.path.realpath(path))  # a link stays one
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")
     try:
-        with open_in(folder, temporary, "wb") as file:
+        with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-        if folder is None:
-            _sync_folder(path.parent)
-        else:
-            os.fsync(folder)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
     except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary, dir_fd=folder)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], folder: int | None = None) -> None:
-    """Write tensors and JSON-able ``meta`` to one safetensors file, with a checksum over all of it.
-
-    ``folder`` as for ``write_atomically``.
+def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write tensors and JSON-able ``meta`` to one safetensors file, with a checksum of both.
 
     Raises:
         UserError: if it cannot be written.
@@ -121,55 +100,41 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], f
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     text = json.dumps(meta)
     header = {"version": str(FORMAT_VERSION), "meta": text, "sha256": _checksum(tensors, text)}
-    write_atomically(path, save(tensors, header), folder)
+    write_atomically(path, save(tensors, header))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file of ``save_tensors``, on the CPU. No code in it can run: it holds numbers and JSON only.
+    """Read a file of ``save_tensors``, on the CPU. It holds numbers and JSON only: no code in it can run.
 
     Raises:
         DamagedFile: if it is not exactly what was written.
         OSError: if it cannot be opened.
     """
-    check_regular(path)
-    with open(path, "rb"):  # safetensors does not tell a missing file from a forbidden one
-        pass
+    data = read_file(path)
     try:
-        if os.fsencode(path).decode("utf-8", "replace") != str(path):  # safetensors opens no such names
-            data = path.read_bytes()
-            tensors = dict(sorted(load(data).items()))
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-        else:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedFile(f"is no safetensors file ({error})") from None
+        tensors = dict(sorted(load(data).items()))
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    except (SafetensorError, ValueError) as error:
+        raise DamagedFile(f"is not a safetensors file ({error})") from None
     version = header.get("version")
     if version != str(FORMAT_VERSION):
         raise DamagedFile(f"has format version {version!r}, this program reads {FORMAT_VERSION}")
     text = header.get("meta", "")
     if header.get("sha256") != _checksum(tensors, text):
         raise DamagedFile("fails its checksum")
-    try:
-        meta = json.loads(text)
-    except (ValueError, RecursionError):
-        meta = None
-    if not isinstance(meta, dict):
-        raise DamagedFile("says nothing of its contents that can be read")
-    return tensors, meta
+    return tensors, json.loads(text)
 
 
 def _checksum(tensors: dict[str, Tensor], meta: str) -> str:
     digest = hashlib.sha256(meta.encode())
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; POSIX only, elsewhere folders cannot be opened."""
+    """Make a rename survive a power cut. Folders can be opened on POSIX only."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -178,15 +143,15 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell of CSV that begins so is computed by spreadsheets
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets evaluate CSV cells that start so
 
 
 def csv_text(text: str) -> str:
-    """Return text as it may stand in a cell of CSV: UTF-8, and with an apostrophe before what would be computed."""
+    """Return text for a CSV cell: valid UTF-8, with an apostrophe before what spreadsheets would evaluate."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def csv_path(path: str) -> str:
-    """Return a path as it may stand in a cell of CSV: still that path, begun with ``./`` if it would be computed."""
+    """Return a path for a CSV cell: still that path, with ``./`` before what spreadsheets would evaluate."""
     return csv_text(f"./{path}" if path.startswith(FORMULA) else path)

@@ -1,35 +1,35 @@
-"""A trained network by itself, to be used on images that nobody trained on."""
+"""A trained network for inference: load, predict, save, export."""
 
 import importlib.util
 import warnings
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from mixmatch.config import build_config
-from mixmatch.data import load_data
 from mixmatch.data.dataset import ImageSpec
-from mixmatch.errors import UserError
-from mixmatch.evaluation import predict
+from mixmatch.errors import UserError, describe_error
+from mixmatch.evaluation import predict_probabilities
 from mixmatch.files import DamagedFile, explain_os_errors, load_tensors, save_tensors
 from mixmatch.models import Network, NetworkSettings, build_network
 from mixmatch.runs.directory import RunDirectory
 
 
 class Classifier(nn.Module):
-    """A network in evaluation mode, and what it must be given.
+    """A network in evaluation mode, with the description of its inputs and outputs.
 
     Attributes:
-        network: with averaged weights.
-        spec: what it was trained to see.
+        network: with EMA weights.
+        spec: the images that it was trained on.
         classes: names, in the order of the outputs.
-        settings: the ``model`` section that it was built from.
-        precision: that it is evaluated in, ``float32`` or ``bfloat16``.
+        settings: the ``model`` section of the config.
+        precision: of the evaluation, ``float32`` or ``bfloat16``.
     """
 
     def __init__(self, network: Network, spec: ImageSpec, settings: NetworkSettings, precision: str) -> None:
@@ -38,12 +38,17 @@ class Classifier(nn.Module):
         self.spec, self.classes, self.settings, self.precision = spec, spec.classes, settings, precision
         self.eval()
 
+    def __repr__(self) -> str:
+        names = ", ".join(self.classes[:10]) + ", ..." * (len(self.classes) > 10)
+        size = f"{self.spec.size}x{self.spec.size}x{self.spec.channels}"
+        return f"Classifier({self.settings.display_name()}, {size} images, {len(self.classes)} classes: {names})"
+
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (n, channels, size, size), scaled as ``spec`` says, to logits (n, C)."""
+        """Map images (n, channels, size, size), normalized by ``spec.mean`` and ``spec.std``, to logits (n, C)."""
         return self.network(x)
 
-    def predict(self, images: Tensor | np.ndarray) -> Tensor:
-        """Return class probabilities, as an evaluation while training does.
+    def predict(self, images: Tensor | NDArray[Any]) -> Tensor:
+        """Return class probabilities, computed as in the evaluations of the run.
 
         Args:
             images: (n, size, size, channels) uint8, on any device.
@@ -62,21 +67,19 @@ class Classifier(nn.Module):
             )
         device = next(self.network.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return predict(self.network, images, device)
+            return predict_probabilities(self.network, images, device)
 
 
 def load_model(path: Path | str, device: str = "cpu", best: bool = False) -> Classifier:
-    """Load the averaged network of a run, finished or not, with the BatchNorm statistics that it is evaluated with.
-
-    Of its data nothing is needed, but for runs of versions that did not write images.json.
+    """Load the EMA weights of a run, finished or not. The data set is not needed.
 
     Args:
-        path: a run directory, or the model.safetensors of one, which needs no other file.
-        device: where the network will be.
-        best: of a run, take the checkpoint that was best on the validation images instead of the newest.
+        path: a run directory, or a model.safetensors file.
+        device: of the network.
+        best: load the checkpoint of a run with the best validation accuracy instead of the newest.
 
     Raises:
-        UserError: if there is no run and no model, or none that can be used.
+        UserError: if the model does not exist or is corrupt.
     """
     path = Path(path)
     if path.is_file():
@@ -87,18 +90,15 @@ def load_model(path: Path | str, device: str = "cpu", best: bool = False) -> Cla
     if saved is None:
         raise UserError(f"{path}: has no checkpoint; train it first with main.py --run-dir {path}")
     state, progress = saved
-    spec = run.read_images() or load_data(config.data, torch.device("cpu")).spec()
     weights: dict[str, Tensor] = {}
-    for part in ("model.", "ema."):
+    for part in ("model.", "ema."):  # the EMA has parameters only, its BatchNorm statistics are the model's
         weights |= {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
-    what = f"{path}: the checkpoint at step {progress.step}"
-    return _build(config.model, spec, weights, progress.precision or "float32", device, what)
+    source = f"{path}: the checkpoint at step {progress.step}"
+    return _build(config.model, run.read_images(), weights, progress.precision, device, source)
 
 
-def save_model(classifier: Classifier, path: Path, folder: int | None = None) -> None:
-    """Write a network and all that is needed to use it to one safetensors file, which ``load_model`` takes.
-
-    ``folder`` as for ``write_atomically``.
+def save_model(classifier: Classifier, path: Path) -> None:
+    """Write a safetensors file for ``load_model``.
 
     Raises:
         UserError: if it cannot be written.
@@ -108,7 +108,7 @@ def save_model(classifier: Classifier, path: Path, folder: int | None = None) ->
         "images": asdict(classifier.spec),
         "precision": classifier.precision,
     }
-    save_tensors(path, classifier.network.state_dict(), meta, folder)
+    save_tensors(path, classifier.network.state_dict(), meta)
 
 
 def _load_file(path: Path, device: str) -> Classifier:
@@ -118,38 +118,31 @@ def _load_file(path: Path, device: str) -> Classifier:
         settings = build_config({"model": meta["model"]}, str(path)).model
         precision = str(meta["precision"])
     except (DamagedFile, OSError, ValidationError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is no model that can be used ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: cannot be read as a model ({describe_error(error)})") from None
     return _build(settings, spec, weights, precision, device, str(path))
 
 
 def _build(
-    settings: NetworkSettings,
-    spec: ImageSpec,
-    weights: dict[str, Tensor],
-    precision: str,
-    device: str,
-    what: str,
+    settings: NetworkSettings, spec: ImageSpec, weights: dict[str, Tensor], precision: str, device: str, source: str
 ) -> Classifier:
-    if (spec.mean, spec.std) != (127.5, 127.5):
-        raise UserError(f"{what}: pixels are scaled in a way that this version does not know")
     network = build_network(settings, len(spec.classes), spec.channels)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"{what} does not fit ({str(error).splitlines()[0]})") from None
-    network = network.to(device, memory_format=torch.channels_last)
+        raise UserError(f"{source} does not match the config's network ({describe_error(error)})") from None
+    network.to(device).to(memory_format=torch.channels_last)
     return Classifier(network, spec, settings, precision)
 
 
 def export_onnx(classifier: Classifier, path: Path) -> None:
-    """Write the network as ONNX: images (n, channels, size, size), scaled as ``spec`` says, to logits (n, C).
+    """Write the network as ONNX, with the inputs and outputs of ``Classifier.forward``.
 
     Raises:
         UserError: if a package is missing, or the file cannot be written.
     """
     for name in ("onnx", "onnxscript"):
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"--export: needs {name}; pip install onnx onnxscript")
+            raise UserError(f"ONNX export needs {name}; pip install onnx onnxscript")
     spec = classifier.spec
     device = next(classifier.parameters()).device
     example = torch.zeros(2, spec.channels, spec.size, spec.size, device=device)

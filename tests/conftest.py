@@ -1,25 +1,34 @@
-"""Settings and fixtures that every test shares."""
+"""Settings and fixtures of all tests."""
 
 import os
+import signal
 
-# Two test processes share the cores: one thread each, and in the commands that they start. Before torch is imported.
+# Test processes share the cores: one thread each, also in the commands that they start. Set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 from hypothesis import settings
+from tensorboard.summary.writer import event_file_writer
 
 from mixmatch.data import DATASETS
 from mixmatch.methods import METHODS
 from mixmatch.models import MODELS
 
-# Timings depend on what else the machine does. In CI the cases are always the same ones.
+# No deadline: timings depend on the load of the machine. CI always runs the same cases.
 settings.register_profile("default", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("default")
+
+# Ignored where pytest runs in the background, and commands that the tests start would ignore it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# TensorBoard orders the event files of a run by name, which ends in <second>.<host>.<pid>.<number>: sessions of one
+# process within a second are only in order if their numbers have equally many digits.
+event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
 
 
 @pytest.fixture
 def registries():
-    """Leave the registries as they were."""
+    """Restore the registries after the test."""
     before = [(registry, dict(registry)) for registry in (METHODS, MODELS, DATASETS)]
     yield
     for registry, entries in before:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
@@ -17,30 +16,6 @@ from mixmatch.training.trainer import Trainer
 FUZZ = settings(
     max_examples=int(os.environ.get("FUZZ_CASES", "1000")),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-# What YAML has that nobody means: tags, numbers of thousands of digits, nests without end, halves of letters.
-TAGS = [
-    "!!bool",
-    "!!int",
-    "!!float",
-    "!!null",
-    "!!timestamp",
-    "!!binary",
-    "!!set",
-    "!!omap",
-    "!!python/name:os.abort",
-    "!",
-]
-SIZES = st.sampled_from([2, 9, 60])
-NASTY = (
-    st.tuples(st.sampled_from(TAGS), st.text(max_size=5)).map(" ".join)
-    | st.sampled_from([50, 4300, 6000]).map(lambda digits: "9" * digits)
-    | SIZES.map(lambda depth: "[" * depth + "]" * depth)
-    | SIZES.map(lambda depth: "{a: " * depth + "}" * depth)
-    | st.text(st.characters(categories=["Cs", "Cc"]), max_size=3)
-)
-DEEP = st.tuples(st.sampled_from(["a", "model", "train", "data.root"]), SIZES).map(
-    lambda pair: ".".join([pair[0]] * pair[1])
 )
 ROOT = Path(__file__).parent.parent
 SMALL = [

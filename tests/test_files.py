@@ -1,6 +1,5 @@
-"""Safe writing and distrustful reading."""
+"""Atomic writes, and tensor files that are checked when read."""
 
-import json
 import pickle
 from pathlib import Path
 
@@ -17,7 +16,7 @@ TENSORS = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.tensor(3.5), "empty":
 META = {"step": 7, "history": [{"x": 0.1}, {"x": None}]}
 
 
-def test_tensors_and_meta_come_back_exactly(tmp_path):
+def test_tensors_and_meta_are_read_back_exactly(tmp_path):
     save_tensors(tmp_path / "x", TENSORS, META)
     tensors, meta = load_tensors(tmp_path / "x")
     assert meta == META and tensors.keys() == TENSORS.keys()
@@ -25,25 +24,23 @@ def test_tensors_and_meta_come_back_exactly(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_any_flipped_byte_and_any_cut_is_noticed(tmp_path, data):
+def test_any_changed_byte_and_any_truncation_is_noticed(tmp_path, data):
     path = tmp_path / "x"
-    if not path.exists():
-        save_tensors(path, TENSORS, META)
+    save_tensors(path, TENSORS, META)
     content = bytearray(path.read_bytes())
+    position = data.draw(st.integers(0, len(content) - 1))
     if data.draw(st.booleans()):
-        place = data.draw(st.integers(0, len(content) - 1))
-        content[place] ^= data.draw(st.integers(1, 255))
+        content[position] ^= data.draw(st.integers(1, 255))
     else:
-        del content[data.draw(st.integers(0, len(content) - 1)) :]
-    damaged = tmp_path / "y"
-    damaged.write_bytes(content)
+        del content[position:]
+    path.write_bytes(content)
     try:
-        tensors, meta = load_tensors(damaged)
+        tensors, meta = load_tensors(path)
     except DamagedFile:
         return
-    # The header is JSON: a changed blank, or the order of its keys, may mean the same.
+    # The header is JSON: other whitespace, or another order of its keys, can mean the same.
     assert meta == META and all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
 
 
@@ -55,28 +52,20 @@ class Malice:
         return Path.touch, (self.path,)
 
 
-def test_no_code_in_a_file_is_run(tmp_path):
-    trap = tmp_path / "sprung"
-    (tmp_path / "pickle").write_bytes(pickle.dumps(Malice(trap)))
-    torch.save({"x": Malice(trap)}, tmp_path / "torch")
-    for name in ("pickle", "torch"):
-        with pytest.raises(DamagedFile):
-            load_tensors(tmp_path / name)
-    assert not trap.exists()
-
-
-def test_other_files_and_other_versions_are_refused(tmp_path):
+def test_files_of_other_kinds_and_versions_are_refused_and_run_no_code(tmp_path):
+    (tmp_path / "pickle").write_bytes(pickle.dumps(Malice(tmp_path / "sprung")))
+    torch.save({"x": Malice(tmp_path / "sprung")}, tmp_path / "torch")
     save_file({"a": torch.ones(2)}, tmp_path / "foreign")
-    with pytest.raises(DamagedFile, match="version None"):
-        load_tensors(tmp_path / "foreign")
-    save_file({"a": torch.ones(2)}, tmp_path / "newer", metadata={"version": "99", "meta": json.dumps({})})
-    with pytest.raises(DamagedFile, match="version '99'"):
-        load_tensors(tmp_path / "newer")
+    save_file({"a": torch.ones(2)}, tmp_path / "newer", metadata={"version": "99", "meta": "{}"})
+    for name, message in (("pickle", "not a"), ("torch", "not a"), ("foreign", "version None"), ("newer", "'99'")):
+        with pytest.raises(DamagedFile, match=message):
+            load_tensors(tmp_path / name)
+    assert not (tmp_path / "sprung").exists()
     with pytest.raises(FileNotFoundError):
         load_tensors(tmp_path / "missing")
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "x"
     write_atomically(path, b"old")
 

@@ -1,6 +1,5 @@
-"""The recorder: in order, of the moment it was called at, silent after a failure, and no burden to training."""
+"""RunWriter: writes in order, as of the call, stops after a failure, and does not slow training down."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,190 +8,174 @@ import threading
 import numpy as np
 import pytest
 import torch
-from PIL import ImageFont
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from mixmatch.errors import UserError
-from mixmatch.runs import fonts
-from mixmatch.runs.directory import RunDirectory
-from mixmatch.runs.fonts import find_font, load_font, show_name
-from mixmatch.runs.plots import draw_confusion, draw_grid
-from mixmatch.runs.progress import Progress
+from mixmatch.runs.directory import LockedRun
+from mixmatch.runs.plots import class_label, plot_confusion_matrix, plot_grid
+from mixmatch.runs.progress import HistoryEntry, Progress
 from mixmatch.runs.writer import RunWriter
-from tests.helpers import ROOT, SMALL, curves, final, metrics
+from tests.helpers import ROOT, curves, final, metrics
 
 
 @pytest.fixture
 def run(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    return RunDirectory(tmp_path)
+    return LockedRun(tmp_path)
 
 
 def entry(step):
-    return {"step": step, "validation_accuracy": None, "test_accuracy": 50.0}
+    return HistoryEntry(step=step, validation_accuracy=None, test_accuracy=50.0)
 
 
-def test_what_is_recorded_is_what_was_there_at_the_call(run):
+def preview():
+    return {
+        "images": torch.rand(30, 3, 8, 8),
+        "targets": torch.rand(30, 2).softmax(1),
+        "views": torch.rand(2, 10, 3, 8, 8),
+        "guesses": torch.rand(10, 2).softmax(1),
+    }
+
+
+def test_a_checkpoint_and_metrics_are_written_as_they_were_at_the_call(run):
+    ready = threading.Event()
+
+    class SlowRun(LockedRun):
+        def save_checkpoint(self, state, progress):
+            ready.wait()
+            super().save_checkpoint(state, progress)
+
     weight = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
     before = weight.clone()
-    gate = threading.Event()
-    with RunWriter(run, 0) as recorder:
-        recorder._do(lambda board: gate.wait())
-        progress = Progress(step=5, history=[entry(5)])
-        recorder.metrics(progress.history)
-        recorder._tasks.clear()  # or the checkpoint would wait for the gate
-        recorder.checkpoint({"weight": weight}, progress)
+    progress = Progress(step=5, history=[entry(5)], callback_state={"mine": {"count": 1}})
+    with RunWriter(SlowRun(run.path), 0, 100) as writer:
+        writer.checkpoint({"weight": weight}, progress)
+        writer.metrics(progress.history)
         weight.zero_()
         progress.history.append(entry(9))
+        progress.callback_state["mine"]["count"] = 2
         progress.step = 9
-        gate.set()
-        recorder.wait()
+        ready.set()
+        writer.wait()
     tensors, meta = final(run.path)
     assert torch.equal(tensors["weight"], before)
-    assert meta["step"] == 5 and meta["history"] == metrics(run.path) == [entry(5)]
+    assert meta["step"] == 5 and meta["callback_state"] == {"mine": {"count": 1}}
+    assert [line["step"] for line in metrics(run.path)] == [line["step"] for line in meta["history"]] == [5]
 
 
-def test_a_checkpoint_knows_the_events_recorded_before_it_and_no_later_ones(run):
-    with RunWriter(run, 0) as recorder:
-        recorder.scalars({"loss": 1.0}, 1)
-        recorder.checkpoint({"x": torch.zeros(1)}, Progress(step=1))
-        recorder.scalars({"loss": 2.0}, 2)
-        recorder.wait()
-        size = final(run.path)[1]["events_size"]
-        assert 0 < size < recorder._board.path.stat().st_size
-    with RunWriter(run, size) as recorder:  # as a resumed run does
-        recorder.scalars({"loss": 3.0}, 2)
-        recorder.wait()
-    assert curves(run.path)[0]["train/loss"] == [(1, 1.0), (2, 3.0)]
+SESSIONS = {
+    "from step 1": ([(0, {1: 1.0, 2: 2.0}), (1, {2: 3.0, 3: 4.0})], [(1, 1.0), (2, 3.0), (3, 4.0)]),
+    "without a checkpoint": ([(0, {1: 1.0, 2: 2.0}), (0, {1: 3.0})], [(1, 3.0)]),
+}
 
 
-def test_after_a_failure_nothing_is_written_and_the_next_calls_say_so(run, monkeypatch):
-    def full(*arguments):
-        raise UserError("the disk is full")
+@pytest.mark.parametrize("sessions, curve", SESSIONS.values(), ids=SESSIONS.keys())
+def test_curves_of_a_resumed_run_are_those_of_an_uninterrupted_one(run, sessions, curve):
+    for step, points in sessions:
+        with RunWriter(run, step, 100) as writer:
+            for at, value in points.items():
+                writer.scalars({"loss": value, "test_accuracy": None}, at)
+            writer.wait()
+    assert curves(run.path)[0] == {"train/loss": curve}
 
-    gate = threading.Event()
-    with RunWriter(run, 0) as recorder:
-        monkeypatch.setattr(run, "write_metrics", full)
-        recorder._do(lambda board: gate.wait())
-        recorder.metrics([entry(1)])
-        recorder.file("later.txt", b"text")
-        gate.set()
+
+def test_after_a_failure_nothing_is_written_and_every_call_raises(run):
+    class FullRun(LockedRun):
+        def write_metrics(self, history):
+            raise UserError("metrics.jsonl: cannot be written (the disk is full)")
+
+    with RunWriter(FullRun(run.path), 0, 100) as writer:
+        writer.metrics([entry(1)])
         with pytest.raises(UserError, match="the disk is full"):
-            recorder.wait()
-        recorder.file("latest.txt", b"text")
-        recorder.wait()
-    assert not list(run.path.glob("*.txt"))
-    monkeypatch.undo()
-    with RunWriter(run, 0) as recorder, pytest.raises(UserError, match="the disk is full"):
-        monkeypatch.setattr(run, "write_metrics", full)
-        recorder.metrics([entry(1)])
-        recorder._tasks[0].exception()
-        recorder.scalars({"loss": 1.0}, 1)
+            writer.wait()
+        for call in (lambda: writer.file("later.txt", b"text"), lambda: writer.scalars({"loss": 1.0}, 1), writer.wait):
+            with pytest.raises(UserError, match="the disk is full"):
+                call()
+    assert not list(run.path.glob("*.txt")) and curves(run.path)[0] == {}
 
 
-def test_another_rank_than_the_first_writes_nothing(run):
-    with RunWriter(run, 0, writes=False) as recorder:
-        recorder.scalars({"loss": 1.0}, 1)
-        recorder.file("some.txt", b"")
-        recorder.metrics([entry(1)])
-        recorder.checkpoint({"x": torch.zeros(1)}, Progress(step=1))
-        recorder.wait()
+def test_a_disabled_writer_writes_nothing(run):
+    with RunWriter(run, 0, 100, enabled=False) as writer:
+        writer.start({}, {})
+        writer.scalars({"loss": 1.0}, 1)
+        writer.preview(preview, ["a", "b"], 1)
+        writer.file("some.txt", b"")
+        writer.metrics([entry(1)])
+        writer.checkpoint({"x": torch.zeros(1)}, Progress(step=1))
+        writer.finish()
+        writer.wait()
     assert [path.name for path in run.path.rglob("*")] == ["checkpoints"]
 
 
+def test_tensorboard_shows_settings_descriptions_groups_and_pictures(run):
+    values = {"loss": 1.0, "mine": 2, "guesses": [0.5, 0.5], "confidence": 0.5, "test_accuracy": 90.0}
+    with RunWriter(run, 0, 3) as writer:
+        writer.start({"train.lr": 0.002, "data.ema": False, "mixup": "joint", "name": None}, {"mine": "my curve"})
+        for step in (1, 2, 3):
+            writer.scalars(values, step)
+            writer.confusion("test", np.eye(2, dtype=np.int64), ["a", "b"], step)
+            writer.preview(preview, ["a", "b"], step)
+        writer.finish()
+        writer.wait()
+    scalars, events = curves(run.path)
+    assert set(scalars) == {"train/loss", "train/mine", "guesses/confidence", "accuracy/test_accuracy"}
+    for tag in (
+        "confusion/test",
+        "views_and_guesses",
+        "mixed_batch",
+    ):  # at the first and the last step: within a minute
+        assert [image.step for image in events.Images(tag)] == [1, 3]
+    assert b"my curve" in events.Tensors("curves/text_summary")[0].tensor_proto.string_val[0]
+    plugin = events.PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(plugin["_hparams_/session_start_info"]).session_start_info.hparams
+    assert start["train.lr"].number_value == 0.002 and start["mixup"].string_value == "joint"
+    assert start["data.ema"].bool_value is False and start["name"].string_value == "None"
+    assert "_hparams_/session_end_info" in plugin
+
+
 THREADS = """
-import json, sys, psutil, torch
+import sys, psutil, torch
 from pathlib import Path
-from mixmatch.runs import fonts
-from mixmatch.runs.fonts import find_font, load_font, show_name
-from mixmatch.runs.plots import draw_confusion, draw_grid
-from mixmatch.runs.writer import RunWriter
+from mixmatch.runs.directory import LockedRun
 from mixmatch.runs.progress import Progress
-from mixmatch.runs.directory import RunDirectory
-large = torch.rand(64, 64, 40, 40).contiguous(memory_format=torch.channels_last)
+from mixmatch.runs.writer import RunWriter
+large, process, run = torch.rand(64, 64, 40, 40), psutil.Process(), LockedRun(Path(sys.argv[1]))
+run.checkpoints.mkdir()
 (large + 1).sum()  # torch's own threads start
-process, counts = psutil.Process(), []
-path = Path(sys.argv[1])
-(path / "checkpoints").mkdir(parents=True)
-with RunWriter(RunDirectory(path), 0) as recorder:
-    recorder.scalars({"loss": 1.0}, 1)
-    recorder.wait()
-    counts.append(process.num_threads())
-    preview = {"images": torch.rand(192, 3, 64, 64), "targets": torch.rand(192, 300).softmax(1)}
-    recorder.batch(preview, [str(i) for i in range(300)], 1)
-    recorder.confusion("test", torch.randint(0, 9, (300, 300)), [str(i) for i in range(300)], 1)
-    recorder.checkpoint({"large": large}, Progress(step=1))
-    recorder.wait()
-    counts.append(process.num_threads())
-print(json.dumps(counts))
+preview = {"images": torch.rand(192, 3, 64, 64), "targets": torch.rand(192, 30).softmax(1)}
+with RunWriter(run, 0, 1) as writer:
+    writer.wait()
+    before = process.num_threads()
+    writer.preview(lambda: preview, [str(i) for i in range(30)], 1)
+    writer.confusion("test", torch.randint(0, 9, (30, 30)).numpy(), [str(i) for i in range(30)], 1)
+    writer.checkpoint({"large": large.contiguous(memory_format=torch.channels_last)}, Progress(step=1))
+    writer.wait()
+    print(process.num_threads() - before)
 """
 
 
-def test_its_thread_starts_no_others_to_compete_with_training(tmp_path):
-    """Threads of OpenMP that wait busily for the recorder's work once made training 2.6 times slower."""
+def test_its_thread_starts_no_threads_that_compete_with_training(tmp_path):
+    """OpenMP threads that waited busily for the writer's work made training 2.6 times slower."""
     environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", THREADS, str(tmp_path / "run")]
+    command = [sys.executable, "-c", THREADS, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    before, after = json.loads(done.stdout or done.stderr)
-    assert after == before
+    assert done.stdout == "0\n", done.stderr
 
 
-def test_every_tag_is_described_and_settings_are_on_the_hparams_page(tmp_path):
-    import main
-    import pseudo_label
-
-    assert main.main(["--run-dir", str(tmp_path / "run"), *SMALL]) == 0
-    rounds = ["pseudo_label.steps=4", "pseudo_label.select=top"]
-    assert (
-        pseudo_label.main(["--run-dir", str(tmp_path / "run"), "--output-dir", str(tmp_path / "round"), *rounds]) == 0
-    )
-    for path in (tmp_path / "run", tmp_path / "round"):
-        described, settings, ended = {}, {}, 0
-        for event in EventFileLoader(str(path / "events.out.tfevents.0")).Load():
-            for value in event.summary.value:
-                data = value.metadata.plugin_data
-                if data.plugin_name == "hparams":
-                    content = HParamsPluginData.FromString(data.content)
-                    ended += content.HasField("session_end_info")
-                    settings |= dict(content.session_start_info.hparams.items())
-                else:
-                    described.setdefault(value.tag, value.metadata.summary_description)
-        assert len(described) > 12 and all(described.values()), [tag for tag, text in described.items() if not text]
-        assert settings["train.lr"].number_value == 0.002 and settings["mixmatch.mixup"].string_value == "joint"
-        assert settings["data.labeled_as_unlabeled"].bool_value is False and ended == 1
-        assert "classes: #0 0, #1 1" in described["confusion/test"]
+def test_names_of_classes_are_shortened_and_numbers_where_no_font_has_their_letters():
+    names = ["Großkatze mit Streifen", "ö $x^", "\U0010fffe", "\udcff", "two\nlines"]
+    labels = [class_label(names, number) for number in range(len(names))]
+    assert labels == ["Großkatze mit…", "ö $x^", "#2", "#3", "#4"]
 
 
-def test_names_are_drawn_in_a_font_that_has_their_letters_or_as_numbers(monkeypatch):
-    names = ["Großkatze mit Streifen", "ö", "猫", "\U0010fffe"]
-    assert show_name(names, 3) == "#3"
-    monkeypatch.setattr(fonts, "_fonts", lambda: [])
-    find_font.cache_clear()
-    assert show_name(names, 2) == "#2" and isinstance(load_font("猫", 12), ImageFont.FreeTypeFont)
-    monkeypatch.undo()
-    find_font.cache_clear()
-    for number, name in enumerate(names[:3]):
-        font = find_font(name)
-        if font:  # then it has the letters: each is drawn otherwise than a missing one
-            loaded = load_font(name, 16)
-            assert all(bytes(loaded.getmask(c)) != bytes(loaded.getmask("\U0010ffff")) for c in name if c != " ")
-            assert show_name(names, number) == (name if len(name) <= 14 else name[:13] + "…")
+@pytest.mark.parametrize("count", [2, 10, 100])
+def test_confusion_matrices_have_room_for_any_number_of_classes(count):
+    names = [f"$ a class with a long name {i}" for i in range(count)]
+    picture = plot_confusion_matrix(np.full((count, count), 3), names)
+    assert 300 <= picture.width == picture.height <= 1000
+    assert len(np.unique(np.asarray(picture))) > 2  # something is drawn
 
 
-def test_pictures_have_room_for_names_of_any_length_and_number():
-    for count in (2, 10, 100):
-        names = [f"a class with a long name {i}" for i in range(count)]
-        picture = draw_confusion(np.full((count, count), 3), names)
-        assert picture.width == picture.height <= 1100
-    grid = draw_grid(np.zeros((5, 1, 8, 8)), ["a very long caption indeed, wider than its picture\nsecond"] * 5, 3)
-    assert grid.width == 3 * 102 and np.asarray(grid)[:, -4:].min() == 255
-
-
-def test_damaged_fonts_of_the_system_are_passed_over(tmp_path, monkeypatch):
-    (tmp_path / "sans.ttf").write_bytes(b"no font")
-    monkeypatch.setattr(fonts, "_fonts", lambda: [str(tmp_path / "sans.ttf"), str(tmp_path / "none.ttf")])
-    find_font.cache_clear()
-    assert find_font("猫") is None
-    monkeypatch.undo()
-    find_font.cache_clear()
+def test_captions_of_a_grid_stay_within_its_width():
+    grid = plot_grid(np.zeros((5, 1, 8, 8)), ["a very long caption, wider than its image\nsecond"] * 5, columns=3)
+    assert grid.size == (3 * 102, 2 * 130) and np.asarray(grid)[:, -4:].min() == 255

@@ -1,97 +1,146 @@
-"""Pictures of images, distributions and matrices, drawn with Pillow in milliseconds."""
+"""Pictures for TensorBoard and reports, drawn by Matplotlib without its global state."""
 
 import io
 from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from mixmatch.runs.fonts import load_font, show_name
+# Matplotlib is imported where it is used: that takes half a second, which predict.py and start-up need not wait.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-TILE = 96  # pixels of an image's side in a picture, at least
-LETTERS = 13  # pixels of their height
-LINE = 16
-# Pixels of a confusion matrix: TensorBoard shows pictures 350 wide, and a cell of 28 has room for its number.
-SHOWN, LARGEST, CELL_WITH_NUMBER, LARGEST_CELL = 350, 800, 28, 40
+DPI = 100
+GRID_ROWS = 8
+GRID_IMAGES = 24
+TILE_PIXELS = 96  # minimum width of an image in a grid
+CAPTION_PIXELS = 34  # two lines
+CELL_INCHES = 0.3  # of a confusion matrix, if that makes it at most MAX_INCHES wide
+MAX_INCHES = 8.0
+LABEL_INCHES = 1.5
+# Matplotlib takes each letter from the first of these that has it. Families that are not installed are left out.
+FONT_FAMILIES = [
+    "DejaVu Sans",
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei"),  # Linux
+    *("Arial Unicode MS", "Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo"),  # macOS
+    *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Nirmala UI", "Segoe UI"),  # Windows
+]
 
 
-def to_png(picture: Image.Image) -> bytes:
+def to_png(image: Image.Image) -> bytes:
     """Return the contents of a PNG file."""
-    encoded = io.BytesIO()
-    picture.save(encoded, "PNG")
-    return encoded.getvalue()
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
-def draw_grid(images: np.ndarray, captions: Sequence[str], columns: int) -> Image.Image:
-    """Draw images in rows, each over its caption.
+def plot_views(preview: dict[str, np.ndarray], classes: Sequence[str]) -> Image.Image:
+    """Plot views of unlabeled images, a row for each image, with its guessed label. See ``Trainer.preview``."""
+    views = preview["views"][:, :GRID_ROWS].swapaxes(0, 1)
+    captions = [describe_guess(guess, classes) for guess in preview["guesses"][:GRID_ROWS] for _ in preview["views"]]
+    return plot_grid(views.reshape(-1, *views.shape[2:]), captions, columns=len(preview["views"]))
+
+
+def plot_mixed_batch(preview: dict[str, np.ndarray], classes: Sequence[str]) -> Image.Image:
+    """Plot some of the labeled and unlabeled images of a step with their targets. See ``Trainer.preview``."""
+    count = len(preview["images"])
+    shown = np.linspace(0, count - 1, min(count, GRID_IMAGES)).astype(int)
+    captions = [describe_guess(target, classes) for target in preview["targets"][shown]]
+    return plot_grid(preview["images"][shown], captions, columns=4)
+
+
+def plot_grid(images: np.ndarray, captions: Sequence[str], columns: int) -> Image.Image:
+    """Plot images in rows, each above its caption.
 
     Args:
         images: (n, c, h, w) in [-1, 1], c 1 or 3.
         captions: n texts of up to two lines.
         columns: images per row.
     """
-    pixels = np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
-    pixels = np.broadcast_to(pixels, (len(pixels), 3, *pixels.shape[2:])).transpose(0, 2, 3, 1)
-    scale = -(-TILE // pixels.shape[2])
-    width, height = scale * pixels.shape[2] + 6, scale * pixels.shape[1] + 2
-    below = 2 * LINE + 4
-    rows = -(-len(pixels) // columns)
-    canvas = Image.new("RGB", (columns * width, rows * (height + below)), "white")
-    draw = ImageDraw.Draw(canvas)
-    for i, (image, caption) in enumerate(zip(pixels, captions, strict=True)):
-        left, top = i % columns * width, i // columns * (height + below)
-        tile = Image.fromarray(image).resize((width - 6, height - 2), Image.Resampling.NEAREST)
-        canvas.paste(tile, (left, top))
-        for number, line in enumerate(caption.split("\n")):
-            at = (left, top + height - 2 + number * LINE)
-            draw.text(at, fit(line, width - 4), "black", load_font(line, LETTERS))
-    return canvas
+    from matplotlib.figure import Figure
+
+    pixels = np.rint((images.clip(-1, 1) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
+    scale = -(-TILE_PIXELS // pixels.shape[2])
+    pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+    pixels = np.broadcast_to(pixels, (*pixels.shape[:3], 3))
+    margins = ((0, -len(pixels) % columns), (0, CAPTION_PIXELS), (0, 6), (0, 0))
+    tiles = np.pad(pixels, margins, constant_values=255)
+    count, tile_height, tile_width, _ = tiles.shape
+    width, height = columns * tile_width, count // columns * tile_height
+    rows = tiles.reshape(-1, columns, *tiles.shape[1:]).swapaxes(1, 2)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    figure.figimage(rows.reshape(height, width, 3))
+    for i, caption in enumerate(captions):
+        row, column = divmod(i, columns)
+        lines = "\n".join(line[: tile_width // 7] for line in caption.split("\n"))
+        bottom = (row + 1) * tile_height - CAPTION_PIXELS
+        figure.text(column / columns, 1 - bottom / height, lines, **_text_style(), va="top")
+    return _render(figure)
 
 
-def draw_confusion(matrix: np.ndarray, classes: Sequence[str]) -> Image.Image:
-    """Draw a confusion matrix, (C, C) counts, as shares of each true class, with numbers where there is room."""
+def plot_confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Image.Image:
+    """Plot (C, C) counts, true classes in rows, as percentages of each true class."""
+    from matplotlib.figure import Figure
+
     shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
-    count = len(classes)
-    readable = min(CELL_WITH_NUMBER, LARGEST // count)
-    names = [show_name(classes, number) for number in range(count)] if readable >= LETTERS else []
-    widths = [int(load_font(name, LETTERS).getlength(name)) for name in names]
-    margin = 8 + max([3 * LINE, *widths])
-    cell = max(4, readable, min(LARGEST_CELL, (SHOWN - margin) // count))
-    side = margin + cell * len(classes)
-    canvas = Image.new("RGB", (side, side), "white")
-    draw, font = ImageDraw.Draw(canvas), load_font("0", LETTERS)
-    for i in range(len(classes)):
-        for j in range(len(classes)):
-            share = shares[i, j]
-            left, top = margin + j * cell, margin + i * cell
-            shade = round(255 * (1 - share))
-            draw.rectangle((left, top, left + cell - 2, top + cell - 2), (shade, shade, 255))
-            if cell >= CELL_WITH_NUMBER and matrix[i, j]:
-                ink = "white" if share > 0.5 else "black"
-                draw.text((left + cell / 2, top + cell / 2), f"{100 * share:.0f}", ink, font, anchor="mm")
-    for i, name in enumerate(names):
-        letters = load_font(name, LETTERS)
-        draw.text((margin - 4, margin + (i + 0.5) * cell), name, "black", letters, anchor="rm")
-        if max(widths) < cell:
-            draw.text((margin + (i + 0.5) * cell, margin - 4), name, "black", letters, anchor="mb")
-            continue
-        upright = Image.new("RGB", (margin - 8, cell), "white")
-        ImageDraw.Draw(upright).text((0, cell / 2), name, "black", letters, anchor="lm")
-        canvas.paste(upright.rotate(90, expand=True), (margin + i * cell, 4))
-    draw.text((2, 2), "row: true\ncolumn:\npredicted", "black", load_font("a", 11), spacing=2)
-    return canvas
+    cell = min(CELL_INCHES, MAX_INCHES / len(classes))
+    width = cell * len(classes)
+    side = max(3.0, width + LABEL_INCHES + 0.3)
+    figure = Figure(figsize=(side, side), dpi=DPI)
+    # Not layout="constrained", which takes as long as everything else.
+    axes = figure.add_axes((LABEL_INCHES / side, 0.25 / side, width / side, width / side))
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.xaxis.tick_top()
+    has_room_for_names = cell >= CELL_INCHES / 2
+    ticks = range(len(classes)) if has_room_for_names else []
+    labels = [class_label(classes, i) for i in ticks]
+    axes.set_xticks(ticks, labels, rotation=90, **_text_style())
+    axes.set_yticks(ticks, labels, **_text_style())
+    if cell == CELL_INCHES:
+        for row, column in np.argwhere(shares >= 0.005):
+            share = shares[row, column]
+            color = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{100 * share:.0f}", color=color, size=8, ha="center", va="center")
+    return _render(figure)
 
 
-def fit(line: str, width: int) -> str:
-    """Cut a line so that it is no wider than so many pixels."""
-    font = load_font(line, LETTERS)
-    while line and font.getlength(line) > width:
-        line = line[:-1]
-    return line
+def describe_guess(probabilities: np.ndarray, classes: Sequence[str]) -> str:
+    """Return the two most likely classes with their percentages, one per line; only one if it has all."""
+    first, second = probabilities.argsort(kind="stable")[::-1][:2]
+    shown = [first, second] if probabilities[second] >= 0.005 else [first]
+    return "\n".join(f"{100 * probabilities[i]:.0f}% {class_label(classes, i)}" for i in shown)
 
 
-def describe_guess(distribution: np.ndarray, classes: Sequence[str]) -> str:
-    """Name the two most likely classes with their percentages, a line each; one alone if the other has none."""
-    likely = distribution.argsort(kind="stable")[::-1][:2]
-    lines = [f"{100 * distribution[i]:.0f}% {show_name(classes, i)}" for i in likely]
-    return "\n".join(lines if distribution[likely[-1]] >= 0.005 else lines[:1])
+def class_label(classes: Sequence[str], number: int, max_length: int = 14) -> str:
+    """Return the name of a class, shortened, or ``#number`` if no font has its letters."""
+    name = classes[number]
+    if not all(ord(letter) in _find_fonts()[1] for letter in name):
+        return f"#{number}"
+    return name if len(name) <= max_length else name[: max_length - 1] + "…"
+
+
+@cache
+def _find_fonts() -> tuple[list[str], frozenset[int]]:
+    """Return which of ``FONT_FAMILIES`` are installed, and the code points that they have."""
+    from matplotlib import font_manager
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    families = [family for family in FONT_FAMILIES if family in installed]
+    fonts = [font_manager.get_font(font_manager.findfont(family)) for family in families]
+    return families, frozenset(code for font in fonts for code in font.get_charmap())
+
+
+def _text_style() -> dict[str, Any]:
+    return {"family": _find_fonts()[0], "size": 8, "parse_math": False}  # class names may contain $
+
+
+def _render(figure: "Figure") -> Image.Image:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -1,6 +1,5 @@
-"""What a run remembers beside tensors, and what is asked of it when read back: anybody may have changed a file."""
+"""The metadata of a checkpoint."""
 
-from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -13,124 +12,79 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _Stored(BaseModel):
-    """What is read back from a file that anybody may have changed; more than is asked for may be in it."""
+class HistoryEntry(BaseModel):
+    """One evaluation, a line of metrics.jsonl; callbacks add values of their own."""
 
     model_config = ConfigDict(extra="allow", strict=True)
-
-
-class _Entry(_Stored):
-    """What is asked of an entry of the history."""
 
     step: Step
     validation_accuracy: Percent | None
     test_accuracy: Percent | None
-    effective_num_classes: float | None = None
-    guesses: list[float] | None = None
 
 
-class _Meta(_Stored):
-    """What is asked of a checkpoint's meta."""
+class BestEvaluation(BaseModel):
+    """The first evaluation with the highest validation accuracy."""
 
-    step: Step = 0
-    start: Step = 0
-    method_start: Step = 0
-    method_before: str = ""
-    method_steps: Step = 0
-    seconds: Seconds = 0.0
-    history: list[_Entry] = []
-    events_size: Step = 0
-    environment: str = ""
-    precision: str = ""
-    before: dict[str, Any] = {}
-    selections: list[dict[str, Any]] = []
-    hooks: dict[str, dict[str, Any]] = {}
+    model_config = ConfigDict(strict=True)
 
-
-class _Best(_Stored):
     accuracy: Percent
     step: Step
 
 
-class _OfRound(_Stored):
-    start: Step
-
-
-class Results(_Stored):
-    """What is asked of results.json."""
-
-    test_accuracy: Percent | None
-    test_accuracy_last: Percent | None
-    evaluations_averaged: Step = 0
-    best_validation: _Best | None
-    steps: Step
-    seconds: Seconds
-    steps_per_second: Seconds
-    pseudo_label: _OfRound = _OfRound(start=0)
-
-    @model_validator(mode="after")
-    def _both_or_neither(self) -> "Results":
-        if (self.test_accuracy is None) != (self.test_accuracy_last is None):
-            raise ValueError("test_accuracy and test_accuracy_last must both be there")
-        return self
-
-
-@dataclass
-class Progress:
-    """What a run has to remember beside tensors. It is saved in every checkpoint.
+class Progress(BaseModel):
+    """The state of a run, except tensors; the metadata of each checkpoint.
 
     Attributes:
         step: completed steps.
-        start: the step at which the run began: 0, or for a round of pseudo-labels its parent's last.
-        method_start: the step at which its method did: that of a round by another method, else as its parent's.
-        method_before: in rounds, the method of the run before; empty in checkpoints of earlier versions.
-        method_steps: the length that its schedules are made for, in rounds; 0: all steps from ``method_start`` on.
-        seconds: spent training and evaluating, over all sessions.
-        history: one entry per evaluation, the lines of metrics.jsonl.
-        events_size: bytes of the TensorBoard file that belong to the run so far.
-        environment: torch, device and threads that computed it.
-        precision: that it began with; empty in checkpoints of earlier versions.
-        beside: what things beside the loop have to remember, by names of their own.
+        start_step: step at which the run began: 0, or in a pseudo-label stage the last step of its parent.
+        method_start_step: step at which its method began: in a stage by another method ``start_step``, else the
+            parent's.
+        parent_method: method of the parent, in a stage.
+        method_num_steps: number of steps that the method's schedules are made for, in a stage; None: all steps from
+            ``method_start_step`` on.
+        seconds: time spent training and evaluating, over all sessions.
+        history: the evaluations.
+        environment: torch version, device and threads.
+        precision: that the run is trained in.
+        callback_state: JSON-able state of callbacks, by ``Callback.name``.
     """
 
-    step: int = 0
-    start: int = 0
-    method_start: int = 0
-    method_before: str = ""
-    method_steps: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    events_size: int = 0
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    step: Step = 0
+    start_step: Step = 0
+    method_start_step: Step = 0
+    parent_method: str = ""
+    method_num_steps: Step | None = None
+    seconds: Seconds = 0.0
+    history: list[HistoryEntry] = []
     environment: str = ""
     precision: str = ""
-    beside: dict[str, Any] = field(default_factory=dict)
+    callback_state: dict[str, dict[str, Any]] = {}
 
-    def to_meta(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of it: one level of names, ``beside``'s among them."""
-        values = dict(vars(self))
-        return values | values.pop("beside")
+    @model_validator(mode="after")
+    def _steps_in_order(self) -> "Progress":
+        if not self.method_start_step <= self.start_step <= self.step:
+            raise ValueError("the current step is before the start step")
+        return self
 
     @classmethod
     def from_meta(cls, meta: dict[str, Any]) -> "Progress":
-        """Return what ``to_meta`` made a checkpoint's entry of.
+        """Read the metadata of a checkpoint.
 
         Raises:
-            DamagedFile: if it is none of these.
+            DamagedFile: if it is invalid.
         """
         try:
-            checked = _Meta.model_validate(meta)
-        except (ValidationError, RecursionError) as error:
-            raise DamagedFile(f"does not say where the run was ({describe_error(error)})") from None
-        if not checked.method_start <= checked.start <= checked.step:
-            raise DamagedFile("says that the run was before its start")
-        own = {entry.name for entry in fields(cls)} - {"beside"}
-        return cls(
-            **{name: value for name, value in meta.items() if name in own},
-            beside={name: value for name, value in meta.items() if name not in own},
-        )
+            return cls.model_validate(meta)
+        except ValidationError as error:
+            raise DamagedFile(f"has invalid metadata ({describe_error(error)})") from None
 
-    def best_validation(self) -> dict[str, float] | None:
-        """Return accuracy and step of the (first) best evaluation on the validation set, None without one."""
-        entries = [entry for entry in self.history if entry["validation_accuracy"] is not None]
-        best = max(entries, key=lambda entry: entry["validation_accuracy"], default=None)
-        return best and {"accuracy": best["validation_accuracy"], "step": best["step"]}
+    def best_validation(self) -> BestEvaluation | None:
+        """Return the best evaluation on the validation set, None without one."""
+        best = None
+        for entry in self.history:
+            accuracy = entry.validation_accuracy
+            if accuracy is not None and (best is None or accuracy > best.accuracy):
+                best = BestEvaluation(accuracy=accuracy, step=entry.step)
+        return best

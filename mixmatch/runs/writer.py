@@ -1,161 +1,171 @@
-"""Everything that a run leaves on the disk while it trains, written in order by a thread of its own.
+"""Writes the files of a run in a background thread.
 
-Drawing, compressing and waiting for the disk would otherwise hold up training for hundreds of milliseconds at every
+Plotting, compressing and waiting for the disk would otherwise stop training for hundreds of milliseconds at every
 evaluation and checkpoint.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mixmatch.runs.directory import RunDirectory
-from mixmatch.runs.progress import Progress
+from mixmatch.runs.directory import LockedRun
+from mixmatch.runs.plots import plot_confusion_matrix, plot_mixed_batch, plot_views
+from mixmatch.runs.progress import HistoryEntry, Progress
 from mixmatch.runs.tensorboard import TensorBoardWriter
+
+# The pictures of an evaluation take 0.4 to 0.8 s of Python, in which training hardly advances. At this interval that is
+# below 1%.
+PICTURE_SECONDS = 120
 
 
 class RunWriter:
-    """Writes a run's metrics, checkpoints, files and TensorBoard curves, one after the other.
+    """Writes metrics, checkpoints, other files and TensorBoard's events of a run, in the order of the calls.
 
-    What fails is raised, as a UserError, by a later call, at the latest by ``wait``; nothing is written after it. The
-    arguments may change once a call is back.
+    Arguments may be changed after a call returns. If writing fails, nothing more is written and every later call
+    raises the UserError.
     """
 
-    def __init__(self, run: RunDirectory, events_size: int, writes: bool = True) -> None:
-        """Open the run's TensorBoard file.
+    def __init__(self, run: LockedRun, step: int, num_steps: int, enabled: bool = True) -> None:
+        """Open TensorBoard's event file.
 
         Args:
-            run: where to write.
-            events_size: of TensorBoard's file, see ``TensorBoardWriter``.
-            writes: False for a rank that is not the first: nothing is written then.
+            run: an existing run directory.
+            step: completed steps.
+            num_steps: of the whole run.
+            enabled: if False nothing is written: in distributed runs one process writes.
+
+        Raises:
+            UserError: if it cannot be written.
         """
-        self._run = run
-        self._board = TensorBoardWriter(run.path, events_size, run.held(run.path)) if writes else None
-        # It is given NumPy's arrays and contiguous tensors: a computation of torch's would start threads that then
-        # wait busily, on cores that training needs.
+        self._run, self._num_steps, self._enabled = run, num_steps, enabled
+        if not enabled:
+            return
+        self._board = TensorBoardWriter(run.path, step)
+        self._plotted_at, self._plotted_step = -math.inf, -1
+        # Tasks get NumPy arrays and contiguous tensors: computations by torch would start threads that compete with
+        # training for the cores.
         self._thread = ThreadPoolExecutor(max_workers=1)
-        self._tasks: list[Future[None]] = []
-        self._failed = False
+        self._last_task: Future[None] = self._thread.submit(lambda: None)
 
     def __enter__(self) -> "RunWriter":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._thread.shutdown()
-        if self._board is not None:
+        if self._enabled:
+            self._thread.shutdown()
             self._board.close()
 
     def wait(self) -> None:
-        """Return when all is written, to the disk itself where checkpoints are concerned.
+        """Return when everything is written.
 
         Raises:
             UserError: if something could not be written.
         """
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.result()
+        if self._enabled:
+            self._last_task.result()
 
-    def settings(self, values: dict[str, Any], descriptions: dict[str, str]) -> None:
-        """Let TensorBoard know a new run's settings, and what curves beside the usual ones show."""
-        # The HParams page knows numbers, texts and truth values.
-        plain = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in values.items()}
-        descriptions = dict(descriptions)
-
-        def write(board: TensorBoardWriter) -> None:
-            board.descriptions.update(descriptions)
-            if board.is_new:
-                board.settings(plain)
-
-        self._do(write)
+    def start(self, settings: Mapping[str, Any], descriptions: Mapping[str, str]) -> None:
+        """Show settings, and descriptions of the method's curves, by name, in TensorBoard."""
+        settings, descriptions = dict(settings), dict(descriptions)
+        self._submit(lambda: self._board.start(settings, descriptions))
 
     def finish(self) -> None:
-        """Let TensorBoard know that the run is finished."""
-        self._do(lambda board: board.finish())
+        """Show in TensorBoard that the run is finished."""
+        self._submit(lambda: self._board.finish())
 
-    def scalars(self, values: dict[str, Any], step: int) -> None:
-        """Add a point to each TensorBoard curve that ``values`` has a number for."""
+    def scalars(self, values: Mapping[str, Any], step: int) -> None:
+        """Add a point to TensorBoard's curve of each number in ``values``."""
         values = dict(values)
-        self._do(lambda board: board.scalars(values, step))
+        self._submit(lambda: self._board.scalars(values, step))
 
-    def batch(self, preview: dict[str, Tensor], classes: Sequence[str], step: int) -> None:
-        """Show views, guesses and the mixed batch of ``Trainer.preview`` in TensorBoard."""
-        arrays = {name: value.float().cpu().numpy().copy() for name, value in preview.items()}
-        self._do(lambda board: board.batch(arrays, classes, step))
+    def pictures_are_due(self, step: int) -> bool:
+        """Return whether pictures are plotted at this step: every ``PICTURE_SECONDS`` and at the last step."""
+        now = time.monotonic()
+        if step == self._num_steps or now - self._plotted_at >= PICTURE_SECONDS:
+            self._plotted_at, self._plotted_step = now, step
+        return step == self._plotted_step
 
-    def confusion(self, name: str, matrix: Tensor, classes: Sequence[str], step: int) -> None:
-        """Show a confusion matrix, (C, C) counts on the CPU with the true class in rows, in TensorBoard."""
-        counts = matrix.numpy().copy()
-        self._do(lambda board: board.confusion(name, counts, classes, step))
+    def picture(self, tag: str, plot: Callable[[], Image.Image], step: int) -> None:
+        """Show in TensorBoard what ``plot`` returns, which is called in the writer's thread, if pictures are due."""
+        if self._enabled and self.pictures_are_due(step):
+            self._submit(lambda: self._board.image(tag, plot(), step))
 
-    def picture(self, tag: str, picture: Image.Image, step: int, description: str, classes: Sequence[str]) -> None:
-        """Show a picture under ``tag`` in TensorBoard, with a description that names the classes."""
-        names = list(classes)
-        self._do(lambda board: board.picture(tag, picture, step, description, names))
+    def confusion(self, name: str, matrix: np.ndarray, classes: Sequence[str], step: int) -> None:
+        """Show a confusion matrix, (C, C) counts with true classes in rows, in TensorBoard if pictures are due."""
+        matrix = matrix.copy()
+        self.picture(f"confusion/{name}", lambda: plot_confusion_matrix(matrix, classes), step)
+
+    def preview(self, get_preview: Callable[[], dict[str, Tensor]], classes: Sequence[str], step: int) -> None:
+        """Show views, guesses and the mixed batch of ``Trainer.preview`` in TensorBoard if pictures are due."""
+        if not self._enabled or not self.pictures_are_due(step):
+            return
+        preview = {name: value.float().cpu().numpy().copy() for name, value in get_preview().items()}
+        if "views" in preview:
+            self.picture("views_and_guesses", lambda: plot_views(preview, classes), step)
+        self.picture("mixed_batch", lambda: plot_mixed_batch(preview, classes), step)
 
     def file(self, name: str, content: bytes) -> None:
-        """Write a file of the run directory anew."""
-        self._do(lambda board: self._run.write(name, content))
+        """Write a file of the run directory, replacing it."""
+        self._submit(lambda: self._run.write(name, content))
 
-    def metrics(self, history: Sequence[dict[str, Any]]) -> None:
-        """Write metrics.jsonl anew, a line per evaluation."""
+    def metrics(self, history: Sequence[HistoryEntry]) -> None:
+        """Write metrics.jsonl, replacing it."""
         entries = list(history)
-        self._do(lambda board: self._run.write_metrics(entries))
+        self._submit(lambda: self._run.write_metrics(entries))
 
-    def checkpoint(self, state: dict[str, Tensor], progress: Progress) -> None:
-        """Write a checkpoint of the run as it is now, once the one before is written.
-
-        ``progress.events_size`` is filled in: what TensorBoard's file holds when all recorded so far is in it.
-        """
+    def checkpoint(self, state: Mapping[str, Tensor], progress: Progress) -> None:
+        """Write a checkpoint; waits until everything before it is written."""
         self.wait()
-        if self._board is None:
+        if not self._enabled:
             return
-        then = replace(progress, history=list(progress.history), beside=copy.deepcopy(progress.beside))
+        updates = {"history": list(progress.history), "callback_state": copy.deepcopy(progress.callback_state)}
+        snapshot = progress.model_copy(update=updates)
         to_host = copy_to_host(state)
 
-        def write(board: TensorBoardWriter) -> None:
-            then.events_size = board.save()
-            self._run.save(to_host(), then)
+        def write() -> None:
+            self._board.flush()
+            self._run.save_checkpoint(to_host(), snapshot)
 
-        self._do(write)
+        self._submit(write)
 
-    def _do(self, task: Callable[[TensorBoardWriter], None]) -> None:
-        board = self._board
-        if board is None:
+    def _submit(self, task: Callable[[], None]) -> None:
+        if not self._enabled:
             return
+        previous = self._last_task
+        if previous.done():
+            previous.result()
 
-        def unless_failed() -> None:
-            if not self._failed:
-                self._failed = True  # until it is done: after a failure nothing is written any more
-                task(board)
-                self._failed = False
+        def run() -> None:
+            previous.result()  # raises if anything before has failed
+            task()
 
-        for done in [task for task in self._tasks if task.done()]:
-            self._tasks.remove(done)
-            done.result()
-        self._tasks.append(self._thread.submit(unless_failed))
+        self._last_task = self._thread.submit(run)
 
 
-def copy_to_host(tensors: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
-    """Copy tensors as they are now, and return what fetches the copies to the CPU, in whatever thread.
+def copy_to_host(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+    """Copy tensors as they are now; the function returned, for any thread, fetches the copies to the CPU.
 
-    On a GPU the copies are made there, between two steps; neither making nor fetching them stops it.
+    On a GPU the copies are made there, in stream order; neither copying nor fetching blocks training.
     """
     copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     device = next(iter(copies.values())).device
     if device.type != "cuda":
         return lambda: copies
-    made = torch.cuda.Event()
-    made.record()
+    copied = torch.cuda.Event()
+    copied.record()
 
     def fetch() -> dict[str, Tensor]:
-        torch.cuda.set_device(device)  # each thread has its own, at first GPU 0
+        torch.cuda.set_device(device)  # the current device is a thread's own, initially GPU 0
         with torch.cuda.stream(torch.cuda.Stream(device)):
-            torch.cuda.current_stream().wait_event(made)
+            torch.cuda.current_stream().wait_event(copied)
             return {name: copy.cpu() for name, copy in copies.items()}
 
     return fetch

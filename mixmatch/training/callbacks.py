@@ -1,42 +1,53 @@
-"""What may be done beside the training loop, which knows none of the things that do it."""
+"""Callbacks of the training loop."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from mixmatch.runs.progress import HistoryEntry
 from mixmatch.runs.writer import RunWriter
+from mixmatch.training.trainer import Trainer
 
 
 class Callback:
-    """Something that the loop asks at fixed moments, of several processes in all alike. Each answer may be nothing."""
+    """Called by the training loop at fixed moments, in each process of a run alike.
 
-    def start(self, trainer: Any, memory: dict[str, Any]) -> None:  # noqa: ANN401 - imports run one way
-        """Take up the run.
+    Attributes:
+        name: key of the callback's state in checkpoints, unique among the callbacks of a run; the class name if empty.
+        trainer, state: as given to ``start``.
+    """
+
+    name: str = ""
+    trainer: Trainer
+    state: dict[str, Any]
+
+    def start(self, trainer: Trainer, state: dict[str, Any]) -> None:
+        """Begin or continue a run.
 
         Args:
-            trainer: the run's ``Trainer``, at the step that the run is at.
-            memory: what the hook has to remember, JSON-able; part of every checkpoint. It is kept under the name of
-                the hook's class.
+            trainer: at the step from which the run continues.
+            state: JSON-able values, saved with every checkpoint; change it in place.
         """
+        self.trainer, self.state = trainer, state
 
-    def before_step(self, step: int, recorder: RunWriter) -> list[str]:
-        """Do what is due after ``step`` completed steps, and return lines to report."""
+    def before_step(self, step: int, writer: RunWriter) -> list[str]:
+        """Act after ``step`` completed steps, and return lines to print."""
         return []
 
-    def evaluate(self, step: int, recorder: RunWriter) -> dict[str, float | None]:
-        """Return values by name: they join the line of metrics.jsonl and TensorBoard's curves."""
+    def evaluate(self, step: int, writer: RunWriter) -> dict[str, float | None]:
+        """Return values by name, for metrics.jsonl and TensorBoard."""
         return {}
 
-    def warn(self, history: list[dict[str, Any]]) -> list[str]:
-        """Look at the evaluations so far, and return warnings."""
+    def warnings(self, history: Sequence[HistoryEntry]) -> list[str]:
+        """Return warnings after an evaluation, the last entry of ``history``."""
         return []
 
-    def finish(self, step: int, recorder: RunWriter) -> list[str]:
-        """Do what is due when all steps are done, again if the run is ended before its results are there.
+    def finish(self, step: int, writer: RunWriter) -> list[str]:
+        """Act when all steps are done, and return lines to print.
 
-        Returns:
-            Lines to report.
+        A run that is killed before its results are written calls it again.
         """
         return []
 
     def results(self) -> dict[str, Any]:
-        """Return what joins results.json."""
+        """Return values by name, for results.json."""
         return {}

@@ -1,45 +1,42 @@
-"""What a person sees of a run while it trains."""
+"""Terminal output of a run."""
 
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from tqdm import tqdm
 
 from mixmatch.errors import single_line
 
 
-def printable(line: str) -> str:
-    """Return a line that prints anywhere, whatever names it quotes; columns stay where they are if they can."""
-    return line if line.isprintable() else single_line(line)
-
-
 class Console:
-    """A progress bar on a terminal, else a line at each evaluation; or nothing but warnings.
+    """A progress bar on a terminal, else one line per evaluation.
 
-    A rank that does not speak prints nothing at all.
+    Attributes:
+        hide_bars: whether progress bars are hidden.
     """
 
-    def __init__(self, quiet: bool = False, speaks: bool = True) -> None:
-        """Choose what is shown.
+    def __init__(self, quiet: bool = False, is_main: bool = True) -> None:
+        """Set what is printed.
 
         Args:
-            quiet: print nothing but warnings.
-            speaks: False for a rank that is not the first.
+            quiet: print warnings only.
+            is_main: False: print nothing at all.
         """
-        self.speaks = speaks
-        self.quiet = quiet or not speaks
-        self.quiet_bars = self.quiet or not sys.stderr.isatty()
-        self._bar: tqdm | None = None
+        self._is_main = is_main
+        self._quiet = quiet or not is_main
+        self.hide_bars = self._quiet or not sys.stderr.isatty()
+        self._bar: tqdm[NoReturn] | None = None
 
     @contextmanager
-    def bar(self, step: int, steps: int) -> Iterator[None]:
-        """Show a progress bar, if there is a terminal to show it on."""
+    def bar(self, step: int, num_steps: int) -> Iterator[None]:
+        """Show a progress bar."""
         with tqdm(
-            total=steps,
+            total=num_steps,
             initial=step,
-            disable=self.quiet_bars,
+            disable=self.hide_bars,
             dynamic_ncols=True,
             mininterval=1,
             miniters=1,
@@ -48,14 +45,14 @@ class Console:
             yield
 
     @contextmanager
-    def busy(self, what: str) -> Iterator[None]:
-        """Say what is being done while nothing moves: with a running clock on a terminal, else in a line."""
-        if self.quiet_bars:
-            self.say(f"{what} ...")
+    def status(self, text: str) -> Iterator[None]:
+        """Show what takes long: with a running clock on a terminal, else in a line."""
+        if self.hide_bars:
+            self.print(f"{text} ...")
             yield
             return
         ended = threading.Event()
-        with tqdm(bar_format="{elapsed} {desc}", desc=what, leave=False) as clock:
+        with tqdm(bar_format="{elapsed} {desc}", desc=text, leave=False) as clock:
 
             def tick() -> None:
                 while not ended.wait(1):
@@ -70,27 +67,27 @@ class Console:
                 thread.join()
 
     def advance(self, step: int) -> None:
-        """Move the bar to ``step``; it is drawn once a second."""
+        """Move the bar to ``step``."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
-    def note(self, text: str) -> None:
-        """Let the bar say something from now on."""
+    def set_postfix(self, text: str) -> None:
+        """Show a text in the bar."""
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
 
-    def report(self, line: str) -> None:
-        """Print a line beside the bar."""
-        if not self.quiet:
-            tqdm.write(printable(line))
+    def print(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
+        if not self._quiet:
+            tqdm.write(_printable(line))
             sys.stdout.flush()
 
-    def say(self, line: str) -> None:
-        """Print a line about the run as a whole."""
-        if not self.quiet:
-            print(printable(line), flush=True)
-
     def warn(self, line: str) -> None:
-        """Print a warning, also where all else is quiet."""
-        if self.speaks:
-            tqdm.write(f"warning: {printable(line)}", file=sys.stderr)
+        """Print a warning, even if quiet."""
+        if self._is_main:
+            tqdm.write(f"warning: {_printable(line)}", file=sys.stderr)
+
+
+def _printable(line: str) -> str:
+    """Return a line that any terminal prints, whatever names it quotes; spaces stay if nothing must be replaced."""
+    return line if line.isprintable() else single_line(line)

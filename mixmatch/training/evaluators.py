@@ -1,99 +1,98 @@
-"""What is looked at beside the loop at each evaluation: accuracy, and whether guesses collapse into few classes."""
+"""Callbacks that every run has: accuracy on held-out images, and a warning when guessed labels collapse."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from mixmatch.evaluation import Evaluation, balanced, recalls, score
-from mixmatch.runs.progress import Progress
+from mixmatch.evaluation import Evaluation, balanced_accuracy, class_recalls, evaluate_predictions
+from mixmatch.runs.progress import HistoryEntry
+from mixmatch.runs.results import ConfusedClasses, HeldOutResults
 from mixmatch.runs.writer import RunWriter
 from mixmatch.training.callbacks import Callback
 
 
 class Accuracy(Callback):
-    """The averaged network's accuracy on a set of images, and its confusion matrix in TensorBoard."""
+    """Accuracy of the EMA network on the validation or test images, and its confusion matrix in TensorBoard."""
 
-    def __init__(
-        self,
-        name: str,
-        held_out: tuple[Tensor, Tensor] | None,
-        classes: Sequence[str],
-        predict: Callable[[Tensor], Tensor],
-    ) -> None:
-        """Measure on one set.
+    def __init__(self, images: str, classes: Sequence[str]) -> None:
+        """Set what is evaluated.
 
         Args:
-            name: ``validation`` or ``test``.
-            held_out: images (n, h, w, c) uint8 and labels (n,); None if the set is empty.
+            images: ``validation`` or ``test``.
             classes: names.
-            predict: returns (n, C) probabilities of images.
         """
-        self.name, self.held_out, self.classes, self.predict = name, held_out, classes, predict
-        self._last: Evaluation | None = None
+        self.name = f"{images}_accuracy"
+        self.images, self.classes = images, classes
+        self.last: Evaluation | None = None
 
-    def evaluate(self, step: int, recorder: RunWriter) -> dict[str, float | None]:
+    def evaluate(self, step: int, writer: RunWriter) -> dict[str, float | None]:
         """Return the accuracy in percent, None without images."""
-        if self.held_out is None:
-            return {f"{self.name}_accuracy": None}
-        evaluation = self._measure(*self.held_out)
-        recorder.confusion(self.name, evaluation.confusion, self.classes, step)
-        return {f"{self.name}_accuracy": evaluation.accuracy}
+        held_out = self.trainer.dataset.held_out.get(self.images)
+        if held_out is None:
+            return {self.name: None}
+        evaluation = self._evaluate(*held_out)
+        writer.confusion(self.images, evaluation.confusion, self.classes, step)
+        return {self.name: evaluation.accuracy}
 
     def results(self) -> dict[str, Any]:
-        """Return what the last evaluation was, class by class."""
-        if self.held_out is None:
+        """Return details of the last evaluation."""
+        held_out = self.trainer.dataset.held_out.get(self.images)
+        if held_out is None:
             return {}
-        # A run that was killed between its last checkpoint and its results has not evaluated in this process.
-        last = self._last or self._measure(*self.held_out)
-        confusion = last.confusion
-        counts, shares = confusion.sum(dim=1).tolist(), recalls(confusion)
-        by_class = {name: share for name, share in zip(self.classes, shares, strict=True) if share is not None}
-        wrong = confusion - confusion.diagonal().diag()
-        truth, guess = divmod(int(wrong.argmax()), len(self.classes))
-        confused = {
-            "true": self.classes[truth],
-            "predicted": self.classes[guess],
-            "images": int(wrong[truth, guess]),
-            "of": counts[truth],
-        }
-        return {
-            f"{self.name}_images": sum(counts),
-            f"{self.name}_accuracy_last": last.accuracy,
-            f"{self.name}_accuracy_by_class": by_class,
-            f"{self.name}_accuracy_balanced": balanced(shares),
-            f"{self.name}_most_confused": confused if wrong.any() else None,
-        }
+        # A run that was killed between its last checkpoint and its results has not been evaluated by this process.
+        last = self.last or self._evaluate(*held_out)
+        counts, recalls = last.confusion.sum(axis=1), class_recalls(last.confusion)
+        errors = last.confusion.copy()
+        errors[range(len(errors)), range(len(errors))] = 0
+        true, predicted = divmod(int(errors.argmax()), len(errors))
+        confused = ConfusedClasses(
+            true=self.classes[true],
+            predicted=self.classes[predicted],
+            images=int(errors[true, predicted]),
+            of=int(counts[true]),
+        )
+        details = HeldOutResults(
+            images=int(counts.sum()),
+            accuracy=last.accuracy,
+            balanced_accuracy=balanced_accuracy(last.confusion),
+            accuracy_by_class={
+                name: recall for name, recall in zip(self.classes, recalls, strict=True) if recall is not None
+            },
+            most_confused=confused if errors.any() else None,
+        )
+        return {self.images: details}
 
-    def _measure(self, images: Tensor, labels: Tensor) -> Evaluation:
-        self._last = score(self.predict(images), labels)
-        return self._last
+    def _evaluate(self, images: Tensor, labels: Tensor) -> Evaluation:
+        self.last = evaluate_predictions(self.trainer.predict(images), labels)
+        return self.last
 
 
-class CollapseWatch(Callback):
-    """Says once if, at two evaluations in a row, guesses went to far fewer classes than labeled images have."""
+class CollapseWarning(Callback):
+    """Warns once if, at two evaluations in a row, guesses use far fewer classes than the labeled images."""
 
-    def __init__(self, classes: Sequence[str], labeled_classes: float, advice: str, progress: Progress) -> None:
-        """Watch a run.
+    name = "collapse_warning"
+
+    def __init__(self, classes: Sequence[str], num_labeled_classes: float, hint: str) -> None:
+        """Set when to warn.
 
         Args:
             classes: names.
-            labeled_classes: how many classes, equally used, would spread as widely as the labeled images do.
-            advice: what to do then.
-            progress: where it is remembered that the warning has been given.
+            num_labeled_classes: effective number of classes of the labeled images.
+            hint: what to change.
         """
-        self.classes, self.labeled_classes, self.advice = classes, labeled_classes, advice
-        self.beside = progress.beside
+        self.classes, self.num_labeled_classes, self.hint = classes, num_labeled_classes, hint
 
-    def warn(self, history: list[dict[str, Any]]) -> list[str]:
-        """Return the warning, the first time that it is due."""
-        recent = [entry.get("effective_num_classes", self.labeled_classes) for entry in history[-2:]]
-        if self.beside.get("warned") or len(recent) < 2 or max(recent) >= 1 + (self.labeled_classes - 1) / 3:
+    def warnings(self, history: Sequence[HistoryEntry]) -> list[str]:
+        """Return the warning, the first time that it applies."""
+        recent = [entry.model_extra or {} for entry in history[-2:]]
+        num_classes = [values.get("effective_num_classes", self.num_labeled_classes) for values in recent]
+        if self.state.get("warned") or len(recent) < 2 or max(num_classes) >= 1 + (self.num_labeled_classes - 1) / 3:
             return []
-        self.beside["warned"] = True
-        entry = history[-1]
-        share = max(entry["guesses"])
+        self.state["warned"] = True
+        guesses = recent[-1]["guesses"]
+        share = max(guesses)
         return [
-            f"at step {entry['step']} the guessed labels go to few classes ({100 * share:.0f}% to "
-            f"{self.classes[entry['guesses'].index(share)]!r}); {self.advice}"
+            f"step {history[-1].step}: {100 * share:.0f}% of the guessed labels are "
+            f"{self.classes[guesses.index(share)]!r}; {self.hint}"
         ]

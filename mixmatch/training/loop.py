@@ -1,4 +1,4 @@
-"""The story of a run, from its config to its results: what main.py, notebooks, benchmarks and tests call."""
+"""Trains a run from its config to its results."""
 
 import math
 import signal
@@ -8,131 +8,173 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from mixmatch.config import Config, PseudoLabelSettings, TrainSettings, flat
+from mixmatch.config import Config, PseudoLabelSettings, TrainSettings, flatten
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 from mixmatch.errors import PendingSignals, Stopped, TimeUp
 from mixmatch.inference import Classifier, save_model
 from mixmatch.methods import METHODS
-from mixmatch.pseudo_labels.start import round_path, start_round
-from mixmatch.runs.directory import RunDirectory, open_run
+from mixmatch.pseudo_labels.start import StageStart, check_stage, stage_path, start_stage
+from mixmatch.runs.directory import LockedRun, open_run
+from mixmatch.runs.progress import HistoryEntry
+from mixmatch.runs.results import RunResults
 from mixmatch.runs.writer import RunWriter
 from mixmatch.training.callbacks import Callback
 from mixmatch.training.console import Console
-from mixmatch.training.device import choose_device, explain_memory
+from mixmatch.training.device import choose_device, explain_out_of_memory
 from mixmatch.training.execution import list_execution_modes, select_execution_mode
-from mixmatch.training.results import code_commit, describe_end, summarize, summarize_run
-from mixmatch.training.setup import Session, prepare, read_finished
+from mixmatch.training.results import code_commit, collect_results, describe_results, summarize
+from mixmatch.training.setup import TrainingSession, find_results, prepare, stored_config
 
 
 @contextmanager
-def no_signals() -> Iterator[PendingSignals]:
-    """Leave signals to the caller: in a notebook or a thread they are not the run's business."""
+def ignore_signals() -> Iterator[PendingSignals]:
+    """Leave signals to the caller, such as a notebook."""
     yield PendingSignals()
 
 
 def train(
-    config: Config, path: Path | str, ranks: DistributedContext = SINGLE_PROCESS, **options: Any
-) -> dict[str, Any]:
-    """Train a run, and with ``pseudo_label.enabled`` a round of pseudo-labels on it, in a folder beside it.
+    config: Config,
+    path: Path | str,
+    distributed: DistributedContext = SINGLE_PROCESS,
+    *,
+    quiet: bool = False,
+    deadline: float = math.inf,
+    callbacks: Sequence[Callback] = (),
+    signals: Callable[[], AbstractContextManager[PendingSignals]] = ignore_signals,
+    start: StageStart | None = None,
+) -> RunResults:
+    """Train a run to its end, continuing it if ``path`` contains a part of it.
 
-    Arguments, results (the last run's) and what is raised as for ``train_run``.
+    With ``pseudo_label.enabled`` a pseudo-label stage follows, in a directory next to ``path``.
+
+    Args:
+        config: from ``load_config`` or ``build_config``.
+        path: the run directory.
+        distributed: the processes that train together.
+        quiet: print warnings only.
+        deadline: value of time.monotonic() at which to stop.
+        callbacks: called by the loop, after those of every run.
+        signals: entered around the loop; gives the list of received signals, which stop the run after the current
+            step. ``cli.common.catch_stop_signals`` is one.
+        start: the first checkpoint, if the run is a pseudo-label stage, see ``start_stage``.
+
+    Returns:
+        The contents of results.json, those of the stage if there is one.
+
+    Raises:
+        UserError: if config, data or run directory are invalid or cannot be used.
+        Diverged: if a loss or weight is not finite; the last checkpoint is from before.
+        Stopped: after a signal and a checkpoint.
+        TimeUp: after the deadline and a checkpoint.
     """
-    if not config.pseudo_label.enabled:
-        return train_run(config, path, ranks, **options)
-    settings, alone = config.pseudo_label, {"pseudo_label": PseudoLabelSettings()}
-    if settings.select == "method" and settings.method != config.method:
-        alone[settings.method] = METHODS[settings.method].settings_type()  # which is the round's
-    train_run(config.model_copy(update=alone), path, ranks, **options)
-    beside = round_path(Path(path), config.pseudo_label)
-    return train_run(ranks.from_first(lambda: start_round(Path(path), beside, config)), beside, ranks, **options)
+
+    def run(config: Config, path: Path, start: StageStart | None) -> RunResults:
+        return train_run(config, path, distributed, quiet, deadline, callbacks, signals, start)
+
+    path, settings = Path(path), config.pseudo_label
+    if not settings.enabled:
+        return run(config, path, start)
+    without_stage: dict[str, Any] = {"pseudo_label": PseudoLabelSettings()}
+    if settings.method is not None and settings.method != config.method:
+        without_stage[settings.method] = METHODS[settings.method].settings_type()  # its section is for the stage
+    run(config.model_copy(update=without_stage), path, None)
+    stage = stage_path(path, settings)
+    config, start = distributed.broadcast_from_main(lambda: start_stage(path, stage, config))
+    return run(config, stage, start)
 
 
 def train_run(
     config: Config,
-    path: Path | str,
-    ranks: DistributedContext = SINGLE_PROCESS,
-    quiet: bool = False,
-    deadline: float = math.inf,
-    hooks: Sequence[Callback] = (),
-    signals: Callable[[], AbstractContextManager[PendingSignals]] = no_signals,
-) -> dict[str, Any]:
-    """Train a run to its end, continuing it if ``path`` holds a part of it.
-
-    Args:
-        config: the run's.
-        path: the run directory.
-        ranks: the processes that train it together.
-        quiet: print nothing but warnings.
-        deadline: the reading of time.monotonic() at which to stop.
-        hooks: what else is done beside the loop.
-        signals: entered around the loop; gives the list of signals received, which stop the run after the step under
-            way. ``command.stop_signals`` is one.
-
-    Returns:
-        The contents of results.json.
-
-    Raises:
-        UserError: if anything that the user gave does not work.
-        Diverged: if a loss or weight is no longer finite; the last checkpoint is good.
-        Stopped: at a signal, after a checkpoint.
-        TimeUp: at the deadline, after a checkpoint.
-    """
-    console = Console(quiet, speaks=ranks.first)
-    device = choose_device(config.device, ranks, console.say)
-    with open_run(Path(path), config, ranks) as run, explain_memory(config, device):
-        results = read_finished(run, config, ranks)
+    path: Path,
+    distributed: DistributedContext,
+    quiet: bool,
+    deadline: float,
+    callbacks: Sequence[Callback],
+    signals: Callable[[], AbstractContextManager[PendingSignals]],
+    start: StageStart | None,
+) -> RunResults:
+    """Train one run; arguments as for ``train``."""
+    console = Console(quiet, distributed.is_main)
+    device = choose_device(config.device, distributed)
+    with open_run(path, distributed) as run, explain_out_of_memory(config, device):
+        # Whether it is finished already.
+        stored = distributed.broadcast_from_main(lambda: stored_config(run, config))
+        results = distributed.broadcast_from_main(lambda: find_results(run, stored, config))
         if results is not None:
-            if ranks.first:
-                run.write_config()  # its length may have been raised, and taken back
-            console.say(f"{path} is finished: {summarize(results)}")
+            if distributed.is_main:
+                run.write_config(stored)  # its length may have been raised, and lowered again
+            console.print(f"{path} is finished: {summarize(results)}")
             return results
 
-        session = prepare(run, config, device, ranks, console, list(hooks))
-        commit, trainer, steps = code_commit(), session.trainer, config.train.steps
-        with signals() as received, RunWriter(run, session.progress.events_size, ranks.first) as recorder:
-            for line in session.opening:
-                console.say(line)
-            recorder.settings(flat(config), trainer.method.descriptions)
-            modes = list_execution_modes(config.train, device, steps - trainer.step)
-            received.at_once = len(modes) > 1  # compiling takes minutes
-            select_execution_mode(trainer, modes, console.warn, console.busy)
-            received.at_once = False
-            with console.bar(trainer.step, steps):
-                console.note(_accuracies_in_short(*session.progress.history[-1:]))
-                run_steps(session, config.train, recorder, console, run, received, deadline)
-                for line in [line for hook in session.hooks for line in hook.finish(steps, recorder)]:
-                    console.report(line)
-            recorder.finish()
-            recorder.wait()
+        # Read everything and validate it; then the first files are written.
+        session = prepare(run, config, device, distributed, console, callbacks, start)
+        check_stage(path, stored, config, session.progress.start_step)
+        commit, trainer = code_commit(), session.trainer
+        if distributed.is_main:
+            write_first_files(run, stored, session, start)
 
-        results = summarize_run(config, session, commit)
-        if ranks.first:
-            network = Classifier(trainer.ema_model, session.spec, config.model, trainer.precision_name)
-            save_model(network, run.path / "model.safetensors", run.held(run.path))
+        # Train.
+        num_steps = config.train.steps
+        with signals() as pending, RunWriter(run, trainer.step, num_steps, distributed.is_main) as writer:
+            for line in session.messages:
+                console.print(line)
+            writer.start(flatten(config), trainer.method.descriptions)
+            modes = list_execution_modes(config.train, device, num_steps - trainer.step)
+            pending.at_once = len(modes) > 1  # compiling takes minutes
+            select_execution_mode(trainer, modes, console.warn, console.status)
+            pending.at_once = False
+            with console.bar(trainer.step, num_steps):
+                console.set_postfix(_short_accuracies(session.progress.history[-1:]))
+                run_steps(session, config.train, writer, console, path, pending, deadline)
+                for callback in session.callbacks:
+                    for line in callback.finish(num_steps, writer):
+                        console.print(line)
+            writer.finish()
+            writer.wait()
+
+        # Save the network and the results.
+        results = collect_results(config, session, commit)
+        if distributed.is_main:
+            network = Classifier(trainer.ema_model, session.spec, config.model, trainer.precision)
+            save_model(network, run.path / "model.safetensors")
             run.write_results(results)
-        console.say(f"done: {summarize(results)}")
-        for line in describe_end(results, run.path):
-            console.say(line)
+        console.print(f"done: {summarize(results)}")
+        for line in describe_results(results, path):
+            console.print(line)
         return results
 
 
+def write_first_files(run: LockedRun, stored: Config, session: TrainingSession, start: StageStart | None) -> None:
+    """Make the run directory if it is new, and write what is there before the first step.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    run.create()
+    run.write_data(session.split, session.spec)
+    if start is not None and not run.has_begun():
+        run.save_checkpoint(start.state, start.progress)  # before the config: a stage without it would start at step 0
+    run.write_config(stored)
+    run.write_metrics(session.progress.history)  # without lines from after the checkpoint
+
+
 def run_steps(
-    session: Session,
+    session: TrainingSession,
     settings: TrainSettings,
-    recorder: RunWriter,
+    writer: RunWriter,
     console: Console,
-    run: RunDirectory,
-    received: PendingSignals,
+    path: Path,
+    pending: PendingSignals,
     deadline: float,
 ) -> None:
-    """Take the steps that are left: train, log, evaluate, save, and stop when asked to. Raises as ``train_run``."""
-    trainer, progress, hooks = session.trainer, session.progress, session.hooks
+    """Take the remaining steps: train, log, evaluate, save, and stop when asked to. Raises as ``train``."""
+    trainer, progress = session.trainer, session.progress
     clock = logged_at = time.monotonic()
-    logged = trainer.step
+    logged_step = trainer.step
     while trainer.step < settings.steps:
-        for hook in hooks:
-            for line in hook.before_step(trainer.step, recorder):
-                console.report(line)
+        for callback in session.callbacks:
+            for line in callback.before_step(trainer.step, writer):
+                console.print(line)
 
         trainer.train_step()
         step = trainer.step
@@ -141,67 +183,65 @@ def run_steps(
         saving = last or step % settings.checkpoint_every == 0
 
         if evaluating or step % settings.log_every == 0:
-            values: dict[str, Any] = trainer.read_statistics()
-            values["steps_per_second"] = (step - logged) / (time.monotonic() - logged_at)
-            logged = step
-            recorder.scalars(values, step)
+            values = trainer.read_metrics()
+            values["steps_per_second"] = (step - logged_step) / (time.monotonic() - logged_at)
+            writer.scalars(values, step)
+            logged_step = step
         console.advance(step)
 
         if evaluating:
             trainer.check_finite()
             best = progress.best_validation()
-            record_evaluation(session, values, recorder, console, settings.steps)
+            evaluate(session, values, writer, console, settings.steps)
             saving = saving or progress.best_validation() != best
 
-        # Looked at once, by all ranks together: what arrives later waits for the next step.
-        stop, time_up = trainer.ranks.largest([max(received, default=0), time.monotonic() >= deadline])
+        # Read once, by all processes together: a signal that arrives later waits for the next step.
+        stop, time_up = trainer.distributed.all_reduce_max([max(pending, default=0), time.monotonic() >= deadline])
         if saving or stop or time_up:
             trainer.check_finite()
             now = time.monotonic()
             progress.seconds, clock = progress.seconds + now - clock, now
             progress.step = step
-            recorder.checkpoint(trainer.state(), progress)
-        if step == logged:
-            logged_at = time.monotonic()  # steps_per_second leaves evaluations and checkpoints out
+            writer.checkpoint(trainer.state(), progress)
+        if step == logged_step:
+            logged_at = time.monotonic()  # steps_per_second excludes evaluations and checkpoints
 
         if (stop or time_up) and not last:
-            recorder.wait()
+            writer.wait()
             if stop:
                 name = signal.Signals(stop).name
                 raise Stopped(stop, f"stopped by {name} at step {step}; the same command continues")
-            raise TimeUp(f"{run.path}: the time is up at step {step}; the same command continues")
+            raise TimeUp(f"{path}: time is up at step {step}; the same command continues")
 
 
-def record_evaluation(
-    session: Session, values: dict[str, Any], recorder: RunWriter, console: Console, steps: int
+def evaluate(
+    session: TrainingSession, values: dict[str, Any], writer: RunWriter, console: Console, num_steps: int
 ) -> None:
-    """Ask every hook what it measures, keep it with the ``values`` logged at this step, and show it."""
+    """Evaluate all callbacks; add the result to the history, with the ``values`` logged at this step, and print it."""
     trainer, history = session.trainer, session.progress.history
     step = trainer.step
-    measured = session.evaluate(step, recorder)
-    recorder.scalars(measured, step)
-    history.append({"step": step, **values, **measured})
-    recorder.metrics(history)
-    if trainer.ranks.first:
-        recorder.batch(trainer.preview(), session.spec.classes, step)
-    console.note(_accuracies_in_short(history[-1]))
-    parts = [f"step {step} of {steps}", f"loss {values['loss']:.3f}", *_accuracies(history[-1:])]
-    console.report(", ".join([*parts, f"{values['steps_per_second']:.1f} steps/s"]))
-    for hook in session.hooks:
-        for warning in hook.warn(history):
+    measured: dict[str, Any] = {}
+    for callback in session.callbacks:
+        measured |= callback.evaluate(step, writer)
+    writer.scalars(measured, step)
+    history.append(HistoryEntry.model_validate({"step": step, **values, **measured}))
+    writer.metrics(history)
+    writer.preview(trainer.preview, session.spec.classes, step)
+    console.set_postfix(_short_accuracies(history[-1:]))
+    parts = [f"step {step} of {num_steps}", f"loss {values['loss']:.3f}", *_accuracies(history[-1])]
+    console.print(", ".join([*parts, f"{values['steps_per_second']:.1f} steps/s"]))
+    for callback in session.callbacks:
+        for warning in callback.warnings(history):
             console.warn(warning)
 
 
-def _accuracies(entries: list[dict[str, Any]]) -> list[str]:
-    """Return ``test accuracy 96.25%`` and the like, for each set that an evaluation was made on."""
-    return [
-        f"{name} accuracy {entry[f'{name}_accuracy']:.2f}%"
-        for entry in entries
-        for name in ("validation", "test")
-        if entry[f"{name}_accuracy"] is not None
-    ]
+def _accuracies(entry: HistoryEntry) -> list[str]:
+    """Return ``test accuracy 96.25%`` and the like, for each set of images."""
+    accuracies = {"validation": entry.validation_accuracy, "test": entry.test_accuracy}
+    return [f"{name} accuracy {value:.2f}%" for name, value in accuracies.items() if value is not None]
 
 
-def _accuracies_in_short(*entries: dict[str, Any]) -> str:
-    """Return the accuracies for a bar, which may be short, the one first that is looked at while training."""
-    return ", ".join(_accuracies(list(entries))).replace(" accuracy", "").replace("validation", "val")
+def _short_accuracies(entries: Sequence[HistoryEntry]) -> str:
+    """Return the accuracies for a progress bar, ``val 95.00%, test 96.25%``."""
+    texts = [text for entry in entries for text in _accuracies(entry)]
+    return ", ".join(texts).replace(" accuracy", "").replace("validation", "val")

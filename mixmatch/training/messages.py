@@ -1,43 +1,47 @@
-"""What a person is told before the first step: what is about to be trained, on what, and where it goes on."""
+"""Lines printed before the first step."""
+
+from pathlib import Path
 
 from mixmatch.config import Config
 from mixmatch.data import ImageData
 from mixmatch.data.split import Split
-from mixmatch.runs.directory import RunDirectory
 from mixmatch.runs.progress import Progress
 
 
-def say_where(run: RunDirectory, progress: Progress, steps: int, here: str) -> list[str]:
-    """Return lines that say where a run goes on, and whether that is still the uninterrupted run."""
-    fresh = progress.step == progress.start
-    what = f"{run.path}: a round of pseudo-labels, from step" if fresh else f"continuing {run.path} at step"
-    lines = [f"{what} {progress.step} of {steps}"]
-    if progress.environment != here:
+def describe_resume(path: Path, progress: Progress, steps: int, environment: str) -> list[str]:
+    """Return where a run continues, and a note if it will not be bit-identical to an uninterrupted run."""
+    is_new_stage = progress.step == progress.start_step
+    lines = [
+        f"{path}: pseudo-label stage from step {progress.step} to {steps}"
+        if is_new_stage
+        else f"continuing {path} at step {progress.step} of {steps}"
+    ]
+    if progress.environment != environment:
         lines.append(
-            f"note: so far it ran with {progress.environment}, now with {here}: "
-            "from here on it is not bit for bit the uninterrupted run"
+            f"note: environment changed ({progress.environment} to {environment}): "
+            "results will no longer be bit-identical"
         )
     return lines
 
 
-def describe_classes(data: ImageData, split: Split) -> list[str]:
-    """Return a line if the classes have labeled images in unequal numbers."""
-    counts = data.labels[split.labeled].bincount(minlength=len(data.classes)).tolist()
-    fewest, most = counts.index(min(counts)), counts.index(max(counts))
-    if counts[fewest] == counts[most]:
-        return []
-    return [
-        f"note: classes are of unequal size: from {counts[fewest]} labeled ({data.classes[fewest]}) to {counts[most]} "
-        f"({data.classes[most]}); results.json will have the accuracy of each and the balanced one"
-    ]
-
-
-def describe(config: Config, data: ImageData, split: Split) -> str:
-    """Return in a line what is about to be trained, on what."""
+def describe_run(config: Config, data: ImageData, split: Split) -> str:
+    """Return method, data set, split, network and length in one line."""
     size = "x".join(str(n) for n in data.images.shape[1:3])
     return (
         f"{config.method}, {data.name} {size}, {len(data.classes)} classes: {len(split.labeled)} labeled, "
         f"{len(split.unlabeled)} unlabeled, {len(split.validation)} validation, "
         f"{0 if data.test_labels is None else len(data.test_labels)} test images; "
-        f"{config.model.title()}, {config.train.steps} steps"
+        f"{config.model.display_name()}, {config.train.steps} steps"
     )
+
+
+def describe_imbalance(data: ImageData, split: Split) -> list[str]:
+    """Return a note if the classes have different numbers of labeled images."""
+    counts = data.labels[split.labeled].bincount(minlength=len(data.classes)).tolist()
+    fewest, most = counts.index(min(counts)), counts.index(max(counts))
+    if counts[fewest] == counts[most]:
+        return []
+    return [
+        f"note: classes are imbalanced: {counts[fewest]} ({data.classes[fewest]}) to {counts[most]} "
+        f"({data.classes[most]}) labeled images; results.json will contain balanced_accuracy and accuracy_by_class"
+    ]

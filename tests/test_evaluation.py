@@ -1,0 +1,35 @@
+"""Accuracy, confusion matrix, recalls and the effective number of classes."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score
+
+from mixmatch.evaluation import (
+    balanced_accuracy,
+    class_recalls,
+    confusion_matrix,
+    effective_num_classes,
+    evaluate_predictions,
+)
+
+
+def test_predictions_are_compared_with_the_true_classes():
+    probabilities = torch.tensor([[0.9, 0.1, 0], [0.2, 0.8, 0], [0.6, 0.4, 0], [0.3, 0.7, 0]])
+    evaluation = evaluate_predictions(probabilities, torch.tensor([0, 0, 0, 1]))
+    assert evaluation.accuracy == 75
+    assert evaluation.confusion.tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert class_recalls(evaluation.confusion) == [pytest.approx(200 / 3), 100, None]
+
+
+def test_balanced_accuracy_is_that_of_scikit_learn():
+    generator = np.random.default_rng(0)
+    true, predicted = generator.integers(0, 5, (2, 200))
+    confusion = confusion_matrix(torch.tensor(true), torch.tensor(predicted), 7)
+    assert confusion.shape == (7, 7) and confusion.sum() == 200
+    assert balanced_accuracy(confusion) == pytest.approx(100 * balanced_accuracy_score(true, predicted))
+
+
+def test_effective_number_of_classes():
+    assert effective_num_classes([5, 5, 0, 5]) == pytest.approx(3)
+    assert effective_num_classes([1.0, 0.0]) == 1
