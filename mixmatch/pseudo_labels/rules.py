@@ -1,177 +1,108 @@
-"""Rules that turn predictions into pseudo-labels, and what tells how many of these are right.
-
-A rule is a function of predicted probabilities alone. The true classes of unlabeled images reach none of them: they
-serve the statistics only.
-"""
+"""Which predictions become pseudo-labels, and how many of these are correct."""
 
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mixmatch.config import PseudoLabelSettings
-from mixmatch.evaluation import confusion_matrix
 from mixmatch.files import csv_path, csv_text
+from mixmatch.runs.stage_results import LabelCounts, Selection
 
-THRESHOLDS = (0.9, 0.95, 0.97, 0.99, 0.999)
-SINKHORN_STEPS = 100
-
-
-class Selection(NamedTuple):
-    """Which of n predictions become labels, and which labels."""
-
-    chosen: Tensor  # (n,) bool
-    labels: Tensor  # (n,) int64
+THRESHOLDS = (0.9, 0.95, 0.97, 0.99, 0.999)  # of ScarceClassifier's table
 
 
-def select_none(probabilities: Tensor, prior: Tensor, settings: PseudoLabelSettings) -> Selection:
-    """The control: nothing is selected."""
-    labels = probabilities.argmax(dim=1)
-    return Selection(torch.zeros_like(labels, dtype=torch.bool), labels)
-
-
-def select_all(probabilities: Tensor, prior: Tensor, settings: PseudoLabelSettings) -> Selection:
-    """What a method labels by itself as it trains: every image. Described at the start and the end, never fixed."""
-    labels = probabilities.argmax(dim=1)
-    return Selection(torch.ones_like(labels, dtype=torch.bool), labels)
-
-
-def select_threshold(probabilities: Tensor, prior: Tensor, settings: PseudoLabelSettings) -> Selection:
-    """Select every prediction whose confidence, its largest probability, is at least ``settings.threshold``."""
-    confidence, labels = probabilities.max(dim=1)
-    return Selection(confidence >= settings.threshold, labels)
-
-
-def select_top(probabilities: Tensor, prior: Tensor, settings: PseudoLabelSettings) -> Selection:
-    """Select the most confident ``settings.fraction`` of each predicted class, rounded up, ties with the last too."""
-    confidence, labels = probabilities.max(dim=1)
-    chosen = torch.zeros_like(labels, dtype=torch.bool)
-    for number in range(probabilities.shape[1]):
-        members = labels == number
-        count = math.ceil(settings.fraction * int(members.sum()))
-        if count:
-            least = confidence[members].topk(count).values[-1]
-            chosen |= members & (confidence >= least)
-    return Selection(chosen, labels)
-
-
-def select_balanced(probabilities: Tensor, prior: Tensor, settings: PseudoLabelSettings) -> Selection:
-    """As ``select_top``, of predictions brought to the class shares of the labeled images.
-
-    A network that has taken half of one class for another predicts too many of the one and too few of the other.
-    Scaling rows and columns in turn (Sinkhorn) gives the nearest table of probabilities, in relative entropy, in which
-    each class gets its share: the least certain members of the class that has too many move over.
-    """
-    return select_top(balance(probabilities, prior), prior, settings)
-
-
-def balance(probabilities: Tensor, prior: Tensor) -> Tensor:
-    """Scale rows and columns of (n, C) probabilities until each row sums to 1 and column c to n * ``prior[c]``."""
-    table = probabilities.double().clamp_min(1e-12)
-    for _ in range(SINKHORN_STEPS):
-        table = table * (len(table) * prior / table.sum(dim=0).clamp_min(1e-300))
-        table = table / table.sum(dim=1, keepdim=True)
-    return table
-
-
-RULES: dict[str, Callable[[Tensor, Tensor, PseudoLabelSettings], Selection]] = {
-    "none": select_none,
-    "threshold": select_threshold,
-    "top": select_top,
-    "balanced": select_balanced,
-    "method": select_all,
-}
-
-
-def select(probabilities: Tensor, prior: Tensor, settings: PseudoLabelSettings) -> Selection:
-    """Apply the rule that ``settings.select`` names.
+def select(probabilities: Tensor, settings: PseudoLabelSettings) -> Tensor:
+    """Choose the predictions that become labels: a function of probabilities alone, never of true classes.
 
     Args:
-        probabilities: (n, C) predictions of the unlabeled images, rows sum to 1.
-        prior: (C,) shares of the classes among the labeled images.
-        settings: the ``pseudo_label`` section.
-    """
-    return RULES[settings.select](probabilities, prior, settings)
-
-
-def threshold_table(probabilities: Tensor, truth: Tensor) -> list[dict[str, float | int | None]]:
-    """Count, for each of ``THRESHOLDS``, predictions at least so confident, and how many are correct.
-
-    Args:
-        probabilities: (n, C).
-        truth: (n,) true classes, -1 where unknown.
+        probabilities: (n, C), rows sum to 1.
+        settings: the ``pseudo_label`` section. With a method all are chosen, as it trains on all predictions.
 
     Returns:
-        Entries with ``threshold``, ``generated``, ``correct`` and ``precision`` (percent); the last two are None where
-        no truth is known, and ``precision`` where nothing was generated. Both count images of known truth alone.
+        (n,) bool.
     """
     confidence, labels = probabilities.max(dim=1)
-    table = []
-    for threshold in THRESHOLDS:
-        generated = confidence >= threshold
-        table.append(
-            {"threshold": threshold, "generated": int(generated.sum()), **_precision(generated, labels, truth)}
-        )
-    return table
+    if settings.method is not None:
+        return torch.ones_like(labels, dtype=torch.bool)
+    if settings.select == "threshold":
+        return confidence >= settings.threshold
+    selected = torch.zeros_like(labels, dtype=torch.bool)
+    if settings.select == "top":
+        for label in labels.unique():
+            in_class = labels == label
+            count = math.ceil(settings.fraction * int(in_class.sum()))
+            # Predictions that tie with the last one are selected too: their order means nothing.
+            selected |= in_class & (confidence >= confidence[in_class].topk(count).values[-1])
+    return selected
 
 
-def describe_selection(selection: Selection, truth: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """Return how many predictions were selected, their coverage and precision (percent), in all and for each class."""
-    chosen, labels = selection
-    entry: dict[str, Any] = {
-        "candidates": len(chosen),
-        "selected": int(chosen.sum()),
-        "coverage": 100 * chosen.float().mean().item() if len(chosen) else 0.0,
-        **_precision(chosen, labels, truth),
-        "classes": {},
-    }
-    for number, name in enumerate(classes):
-        members = chosen & (labels == number)
-        entry["classes"][name] = {"selected": int(members.sum()), **_precision(members, labels, truth)}
-    return entry
+def count_labels(selected: Tensor, labels: Tensor, true_labels: Tensor) -> LabelCounts:
+    """Count the predictions ``selected``, (n,) bool, and those that are correct; a true label is -1 where unknown."""
+    known = selected & (true_labels >= 0)
+    correct = int((known & (labels == true_labels)).sum())
+    return LabelCounts(
+        selected=int(selected.sum()),
+        correct=correct if (true_labels >= 0).any() else None,
+        precision=100 * correct / int(known.sum()) if known.any() else None,
+    )
 
 
-def _precision(chosen: Tensor, labels: Tensor, truth: Tensor) -> dict[str, float | int | None]:
-    known = chosen & (truth >= 0)
-    correct = int((known & (labels == truth)).sum())
-    if not (truth >= 0).any():
-        return {"correct": None, "precision": None}
-    return {"correct": correct, "precision": 100 * correct / int(known.sum()) if known.any() else None}
+def describe_selection(
+    step: int,
+    probabilities: Tensor,
+    selected: Tensor,
+    true_labels: Tensor,
+    classes: Sequence[str],
+    calibration_error: dict[str, float],
+) -> Selection:
+    """Return the statistics of a selection; ``calibration_error`` is by set of images, the rest as for ``to_csv``."""
+    confidence, labels = probabilities.max(dim=1)
 
+    def count(members: Tensor) -> LabelCounts:
+        return count_labels(members, labels, true_labels)
 
-def confusion(selection: Selection, truth: Tensor, num_classes: int) -> Tensor:
-    """Return the (C, C) counts of true class (rows) and label (columns) among selected images of known truth."""
-    known = selection.chosen & (truth >= 0)
-    return confusion_matrix(truth[known], selection.labels[known], num_classes)
+    return Selection(
+        step=step,
+        candidates=len(selected),
+        coverage=100 * int(selected.sum()) / max(len(selected), 1),
+        classes={name: count(selected & (labels == number)) for number, name in enumerate(classes)},
+        thresholds={str(threshold): count(confidence >= threshold) for threshold in THRESHOLDS},
+        calibration_error=calibration_error,
+        **dict(count(selected)),
+    )
 
 
 def to_csv(
     index: Tensor,
     probabilities: Tensor,
-    selection: Selection,
-    truth: Tensor,
+    selected: Tensor,
+    true_labels: Tensor,
     classes: Sequence[str],
     files: Sequence[str] | None = None,
 ) -> str:
-    """Return pseudo_labels.csv: a line for each prediction, in the order of the training set.
+    """Return pseudo_labels.csv, a line for each prediction.
 
-    The columns are index (into the training set), predicted_class, confidence, selected, label (the class it was
-    selected as, which a rule may make another than the predicted), where known true_class and correct, and, of images
-    that are of files, file.
+    Args:
+        index: (n,) int64, of the images in the training set.
+        probabilities: (n, C).
+        selected: (n,) bool.
+        true_labels: (n,) int64, -1 where unknown; the columns true_class and correct are empty there.
+        classes: C names.
+        files: of all training images, if they are files; they add a column.
     """
-    confidence, predicted = probabilities.max(dim=1)
+    confidence, labels = probabilities.max(dim=1)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [csv_text(name) for name in classes]
-    head = ["index", "predicted_class", "confidence", "selected", "label", "true_class", "correct"]
-    writer.writerow(head + ["file"] * (files is not None))
-    columns = [index, predicted, confidence, selection.chosen, selection.labels, truth]
-    for i, guess, sure, chosen, label, true in zip(*(column.tolist() for column in columns), strict=True):
+    header = ["index", "predicted_class", "confidence", "selected", "true_class", "correct"]
+    writer.writerow(header + ["file"] * (files is not None))
+    columns = (index, labels, confidence, selected, true_labels)
+    for i, label, p, chosen, true in zip(*(column.tolist() for column in columns), strict=True):
         known = [names[true], int(label == true)] if true >= 0 else ["", ""]
-        row = [i, names[guess], f"{sure:.6f}", int(chosen), names[label], *known]
-        writer.writerow(row + ([csv_path(files[i])] if files is not None else []))
+        row = [i, names[label], f"{p:.6f}", int(chosen), *known]
+        writer.writerow(row + ([] if files is None else [csv_path(files[i])]))
     return text.getvalue()
