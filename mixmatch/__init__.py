@@ -1,33 +1,55 @@
-"""MixMatch (Berthelot et al., NeurIPS 2019, arXiv:1905.02249): the method, its data, and the run around it.
+"""MixMatch (Berthelot et al., NeurIPS 2019, arXiv:1905.02249) and its successors: few labels, many unlabeled images.
 
     import mixmatch
 
     config = mixmatch.load_config("configs/digits.yml", ["seed=2"])
     results = mixmatch.train(config, "runs/mine")
     model = mixmatch.load_model("runs/mine")
-    print(results["test_accuracy"], model.classes, model.predict(images))
+    print(results.test_accuracy, model.classes, model.predict(images))
 
-How the parts hang together: docs/design.md.
+The images are (n, size, size, channels) uint8.
 """
 
 import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
-# Names and where they are: fetched when first asked for, since torch takes seconds to load.
-_PUBLIC = {
-    "load_config": "mixmatch.config",
-    "build_config": "mixmatch.config",
-    "train": "mixmatch.training.loop",
-    "load_model": "mixmatch.inference",
-    "Classifier": "mixmatch.inference",
+if TYPE_CHECKING:
+    from mixmatch.config import build_config as build_config
+    from mixmatch.config import load_config as load_config
+    from mixmatch.data import DATASETS as DATASETS
+    from mixmatch.errors import UserError as UserError
+    from mixmatch.inference import Classifier as Classifier
+    from mixmatch.inference import load_model as load_model
+    from mixmatch.methods import METHODS as METHODS
+    from mixmatch.models import MODELS as MODELS
+    from mixmatch.training.loop import train as train
+
+# Imported at first use, since torch takes seconds to import.
+_MODULES = {
+    "DATASETS": "mixmatch.data",
     "METHODS": "mixmatch.methods",
     "MODELS": "mixmatch.models",
-    "DATASETS": "mixmatch.data",
+    "Classifier": "mixmatch.inference",
     "UserError": "mixmatch.errors",
+    "build_config": "mixmatch.config",
+    "load_config": "mixmatch.config",
+    "load_model": "mixmatch.inference",
+    "train": "mixmatch.training.loop",
 }
-__all__ = list(_PUBLIC)
+__all__ = list(_MODULES)
+
+try:
+    __version__ = version("mixmatch")
+except PackageNotFoundError:  # run from a checkout
+    __version__ = "unknown"
 
 
-def __getattr__(name: str) -> object:
-    if name not in _PUBLIC:
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - type checkers see the imports above
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,4 +1,4 @@
-"""A look before hours are spent: the data, a sheet of what the network will see, and how long it would take."""
+"""The dry run (``main.py --check``): read the data, try a few steps, report problems and the expected time."""
 
 import math
 import os
@@ -6,227 +6,154 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import torch
 
 from mixmatch.config import Config
-from mixmatch.data import DATASETS, ImageData, load_data
-from mixmatch.data.pool import Pool, step_seed
+from mixmatch.data import DATASETS
+from mixmatch.data.sampler import step_seed
 from mixmatch.data.weak_augmentation import to_float
 from mixmatch.distributed import SINGLE_PROCESS
-from mixmatch.errors import Diverged, UserError, single_line
-from mixmatch.files import explain_os_errors, write_atomically
-from mixmatch.pseudo_labels.start import config_of_round
-from mixmatch.runs.directory import CHECKPOINTS_KEPT, RunDirectory, open_run
-from mixmatch.runs.fonts import show_name
-from mixmatch.runs.plots import draw_grid, to_png
+from mixmatch.errors import UserError, single_line
+from mixmatch.files import write_atomically
+from mixmatch.methods import METHODS
+from mixmatch.pseudo_labels.start import stage_config
+from mixmatch.runs.directory import CHECKPOINTS_KEPT, RunDirectory
+from mixmatch.runs.plots import class_label, plot_grid, to_png
 from mixmatch.training.console import Console
-from mixmatch.training.device import choose_device, explain_memory
+from mixmatch.training.device import choose_device, explain_out_of_memory
 from mixmatch.training.execution import list_execution_modes, select_execution_mode
-from mixmatch.training.messages import describe, describe_classes
-from mixmatch.training.setup import find_split, make_trainer, start_from
+from mixmatch.training.setup import prepare, stored_config
 from mixmatch.training.trainer import Trainer
 
-WARM_UP, MOST_STEPS, SECONDS = 2, 50, 5.0  # steps that are not timed; and timed, until one of the two is reached
-IMAGES_TIMED = 1000  # of an evaluation
-SHOWN_OF_A_CLASS, SHOWN_CLASSES, SHOWN_UNLABELED, VIEWS = 3, 20, 12, 3
-CHECKPOINTS = CHECKPOINTS_KEPT + 1  # and the best
+SECONDS = 5.0  # time to measure steps for
+NUM_EVALUATED = 1000  # images to measure an evaluation with
+NUM_CLASSES, NUM_PER_CLASS, NUM_UNLABELED, NUM_VIEWS = 20, 3, 12, 3  # in the picture
 
 
 def check(config: Config, path: Path) -> None:
-    """Print what a run would meet, and how long it would take. Nothing is kept of it but a contact sheet.
+    """Print what training would, and how long it would take. Only a picture of the network's inputs is written.
 
     Args:
         config: of the run.
-        path: where it would go; the sheet is written beside it.
+        path: the run directory; the picture is written next to it.
 
     Raises:
-        UserError: when all is said, if training would fail.
-    """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError("--check: is done by one process; start it without torchrun")
-    console, path = Console(), path.resolve()
-    device = choose_device(config.device)
-    problems: list[str] = []
-
-    def attempt(what: Callable[[], None]) -> None:
-        try:
-            what()
-        except (UserError, Diverged) as error:
-            problems.append(str(error))
-
-    look = DATASETS[config.data.dataset].look
-    if look is not None:
-
-        def look_at_data() -> None:
-            report = look(config.data, device, console.quiet_bars)
-            for line in report.lines:
-                console.say(line)
-            problems.extend(report.problems)
-
-        attempt(look_at_data)
-    if not problems:
-        attempt(lambda: try_training(config, path, device, console))
-    for problem in problems:
-        print(f"problem: {single_line(problem)}", file=sys.stderr)
-    if problems:
-        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise UserError(f"training would fail, for {count} named above")
-    print("nothing speaks against training")
-
-
-def try_training(config: Config, path: Path, device: torch.device, console: Console) -> None:
-    """Split the images, write the sheet, take some steps and say how long all of them would take.
-
-    Raises:
-        UserError: if something does not work.
+        UserError: if training would fail.
         Diverged: if the loss is not finite.
     """
-    run, done = RunDirectory(path), look_at_place(path, config)
-    run.starts_over = not run.has_begun()
-    data = load_data(config.data, device, console.quiet_bars)
-    split = find_split(run, config, data)
-    with explain_memory(config, device):
-        trainer = make_trainer(config, data, split, device)
-        lines = [f"{describe(config, data, split)} in {trainer.precision_name}", *describe_classes(data, split)]
-        if config.init_from is not None and not done:
-            lines += start_from(config.init_from, trainer, data.classes, SINGLE_PROCESS)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError("--check: needs one process; start it without torchrun")
+    console, device, path = Console(), choose_device(config.device), path.resolve()
+    report = DATASETS[config.data.dataset].report
+    if report is not None:
+        lines, problems = report(config.data, device, console.hide_bars)
         for line in lines:
-            console.say(line)
-        sheet = path.with_name(f"{path.name}-check.png")
+            console.print(line)
+        for problem in problems:
+            print(f"problem: {single_line(problem)}", file=sys.stderr)
+        if problems:
+            raise UserError(f"check failed: {len(problems)} problem{'s' * (len(problems) > 1)}, see above")
+    folder = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: cannot be written; use another --run-dir")
+    with explain_out_of_memory(config, device):
+        run = RunDirectory(path)
+        stored_config(run, config)  # raises if the directory contains a run of another config
+        session = prepare(run, config, device, SINGLE_PROCESS, console)
+        for line in session.messages:
+            console.print(line)
+        picture = path.with_name(f"{path.name}-check.png")
         try:
-            with explain_os_errors(sheet):
-                sheet.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(sheet, draw_sheet(trainer.pool, data))
-            console.say(f"what the network will see: {sheet}")
-        except UserError as error:
-            console.say(f"note: no sheet of what the network will see: {error}")
-        steps, settings = max(0, config.train.steps - done), config.pseudo_label
-        parts = {"": (trainer, steps)}
-        if settings.enabled and settings.select == "method":
-            after = config_of_round(config, config.train.steps)
-            parts["the round: "] = make_trainer(after, data, split, device), settings.steps
-        elif settings.enabled:
-            parts[""] = trainer, steps + settings.steps
-        lines = [name + time_training(part, steps, config, device, console) for name, (part, steps) in parts.items()]
-    print(*lines[:-1], f"{lines[-1]}, and {describe_memory(device)}", sep="\n")
-    check_disk(trainer, path)
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(picture, plot_inputs(session.trainer, session.spec.classes))
+            console.print(f"inputs of the network: {picture}")
+        except (OSError, UserError) as error:
+            console.print(f"note: no picture of the network's inputs: {error}")
+        estimate_time(session.trainer, config, console)
+    check_disk(session.trainer, folder)
+    print("check passed: ready to train")
 
 
-def time_training(trainer: Trainer, steps: int, config: Config, device: torch.device, console: Console) -> str:
-    """Take some steps, and say how long ``steps`` of them will take."""
-    select_execution_mode(trainer, list_execution_modes(config.train, device, steps), console.warn, console.busy)
-    seconds, evaluating = time_steps(trainer), time_evaluation(trainer)
-    total = steps * seconds + math.ceil(steps / config.train.eval_every) * evaluating
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+def plot_inputs(trainer: Trainer, classes: list[str]) -> bytes:
+    """Return a PNG of labeled images of each class and of unlabeled images, each followed by augmented views."""
+    dataset = trainer.dataset
+    labels = dataset.labels[dataset.split_labeled]
+    index, captions = [], list[str]()
+    for number in range(min(len(classes), NUM_CLASSES)):
+        members = dataset.split_labeled[labels == number][:NUM_PER_CLASS]
+        index.append(members)
+        captions += [class_label(classes, number)] * len(members)
+    unlabeled = dataset.split_unlabeled[:: max(1, len(dataset.split_unlabeled) // NUM_UNLABELED)][:NUM_UNLABELED]
+    shown = torch.cat([*index, unlabeled])
+    captions += ["unlabeled"] * len(unlabeled)
+    generator = torch.Generator(dataset.device).manual_seed(step_seed(trainer.sampler.seed, 0))
+    views = [trainer.augmenter.weak_views(dataset.images, shown, generator) for _ in range(NUM_VIEWS)]
+    images = torch.stack([to_float(dataset.images[shown]), *views], dim=1).flatten(0, 1)
+    all_captions = [text for caption in captions for text in (caption, *["view"] * NUM_VIEWS)]
+    return to_png(plot_grid(images.cpu().numpy(), all_captions, columns=1 + NUM_VIEWS))
+
+
+def estimate_time(trainer: Trainer, config: Config, console: Console) -> None:
+    """Try steps of the run, and of its pseudo-label stage if that has another method, and print how long all take."""
+    stage, steps = config.pseudo_label, config.train.steps - trainer.step
+    if stage.enabled and stage.method is None:
+        steps += stage.steps
+    console.print(measure(trainer, steps, config, console))
+    if stage.enabled and stage.method is not None:
+        settings = stage_config(config, config.train.steps)
+        method = METHODS[settings.method](settings.method_settings, trainer.method.context)
+        parts = trainer.dataset, trainer.sampler, trainer.augmenter, trainer.model
+        stage_trainer = Trainer(config.train, *parts, method, trainer.precision)
+        console.print(f"pseudo-label stage: {measure(stage_trainer, stage.steps, settings, console)}")
+    if trainer.device.type == "cuda":
+        memory = torch.cuda.max_memory_reserved(trainer.device)
+    else:
+        memory = psutil.Process().memory_info().rss
+    console.print(f"memory: {memory / 1e9:.1f} GB")
+
+
+def measure(trainer: Trainer, steps: int, config: Config, console: Console) -> str:
+    """Return how long ``steps`` steps and their evaluations take, from a few of them."""
+    device = trainer.device
+    modes = list_execution_modes(config.train, device, steps)
+    select_execution_mode(trainer, modes, console.warn, console.status)
+
+    def step() -> None:
+        trainer.train_step()
+        trainer.read_metrics()  # waits for the device, and raises if the loss is not finite
+
+    seconds, evaluation = seconds_per_call(step), 0.0
+    for images, _ in trainer.dataset.held_out.values():
+        part = images[:NUM_EVALUATED]
+        evaluation += seconds_per_call(lambda: trainer.predict(part).cpu(), limit=0) * len(images) / len(part)  # noqa: B023
+    total = steps * seconds + math.ceil(steps / config.train.eval_every) * evaluation
+    where = "the CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
     return (
-        f"{steps:,} steps of {describe_seconds(seconds)} and evaluations of {describe_seconds(evaluating)} will take "
-        f"{describe_seconds(total)} on {where}"
+        f"{steps:,} steps of {seconds:.2g} s and evaluations of {evaluation:.2g} s will take "
+        f"{timedelta(seconds=round(total))} on {where}"
     )
 
 
-def nearest(path: Path) -> Path:
-    """Return what is there of a path: itself, or the closest folder above it."""
-    return next(place for place in (path, *path.parents) if place.exists())
+def seconds_per_call(function: Callable[[], object], limit: float = SECONDS) -> float:
+    """Return the mean time of a call after the first two, over up to 50 calls or ``limit`` seconds."""
+    function()
+    function()
+    calls, start = 0, time.monotonic()
+    while calls < 50 and (calls == 0 or time.monotonic() < start + limit):
+        function()
+        calls += 1
+    return (time.monotonic() - start) / calls
 
 
-def look_at_place(path: Path, config: Config) -> int:
-    """See that a run can be made or continued at ``path``, and return the steps that it has done.
-
-    Raises:
-        UserError: if it cannot.
-    """
-    there = nearest(path)
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{there}: cannot be written into; use another --run-dir")
-    if not (path / "config.yml").exists():
-        return 0
-    with open_run(path, config) as run:  # which nobody else must be using
-        saved = run.load_newest()
-    done = 0 if saved is None else saved[1].step
-    print(f"{path} is there already, at step {done}")
-    return done
-
-
-def draw_sheet(pool: Pool, data: ImageData) -> bytes:
-    """Return a PNG of some labeled images of each class and some unlabeled ones: as they are, and views of each."""
-    labels = pool.labels[pool.split_labeled].tolist()
-    shown: list[tuple[int, str]] = []
-    for number in range(min(len(data.classes), SHOWN_CLASSES)):
-        members = [int(i) for i, label in zip(pool.split_labeled, labels, strict=True) if label == number]
-        shown += [(i, show_name(data.classes, number)) for i in members[:SHOWN_OF_A_CLASS]]
-    spread = pool.split_unlabeled[:: max(1, len(pool.split_unlabeled) // SHOWN_UNLABELED)][:SHOWN_UNLABELED]
-    shown += [(int(i), "unlabeled") for i in spread]
-    index = torch.tensor([i for i, _ in shown], device=pool.device)
-    generator = torch.Generator(pool.device).manual_seed(step_seed(pool.seed, 0))
-    views = [to_float(pool.images[index]), *(pool.random_views(index, generator) for _ in range(VIEWS))]
-    captions = []
-    for i, name in shown:
-        file = "" if data.files is None else show_name([Path(data.files[i]).name], 0)
-        captions += [f"{name}\n{file}", *["view"] * VIEWS]
-    images = torch.stack(views, dim=1).flatten(0, 1)
-    return to_png(draw_grid(images.cpu().numpy(), captions, columns=1 + VIEWS))
-
-
-def time_steps(trainer: Trainer) -> float:
-    """Take some steps and return how many seconds each takes."""
-    for _ in range(WARM_UP):
-        trainer.train_step()
-    trainer.read_statistics()
-    began = now = time.monotonic()
-    taken = 0
-    while taken < MOST_STEPS and now - began < SECONDS:
-        trainer.train_step()
-        taken += 1
-        trainer.read_statistics()  # waits for the device, and finds a loss that is not finite
-        now = time.monotonic()
-    return (now - began) / taken
-
-
-def time_evaluation(trainer: Trainer) -> float:
-    """Return how many seconds an evaluation takes, from a part of it."""
-    total = 0.0
-    for images, _ in trainer.pool.held_out.values():
-        part = images[:IMAGES_TIMED]
-        trainer.predict(part[:1]).cpu()
-        began = time.monotonic()
-        trainer.predict(part).cpu()
-        total += (time.monotonic() - began) * len(images) / len(part)
-    return total
-
-
-def check_disk(trainer: Trainer, path: Path) -> None:
-    """See that checkpoints will find room, and say how much they need.
-
-    Raises:
-        UserError: if they will not.
-    """
-    needed = CHECKPOINTS * sum(tensor.numel() * tensor.element_size() for tensor in trainer.state().values())
-    free = shutil.disk_usage(nearest(path)).free
-    print(f"checkpoints will take {needed / 1e6:,.0f} MB of disk, {free / 1e9:,.1f} GB are free")
+def check_disk(trainer: Trainer, folder: Path) -> None:
+    """Print the size of the checkpoints, and raise UserError if the disk is too small."""
+    copies = CHECKPOINTS_KEPT + 1  # and the best
+    needed = copies * sum(tensor.numel() * tensor.element_size() for tensor in trainer.state().values())
+    free = shutil.disk_usage(folder).free
+    print(f"checkpoints: {needed / 1e6:,.0f} MB of disk, {free / 1e9:,.1f} GB are free")
     if needed > free:
-        raise UserError(f"{path}: checkpoints take more than there is; make room, or use another --run-dir")
-
-
-def describe_memory(device: torch.device) -> str:
-    """Say how much memory has been used so far, at most."""
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_reserved(device) / 1e9:.1f} GB of its memory"
-    return f"{psutil.Process().memory_info().rss / 1e9:.1f} GB of memory"
-
-
-def describe_seconds(seconds: float) -> str:
-    """Return a duration as a person says it: ``3 h 20 min``, ``0.12 s``."""
-    if seconds < 1:
-        return f"{seconds:.2g} s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} days {hours % 24} h"
+        raise UserError(f"{folder}: not enough disk space for the checkpoints; free some, or use another --run-dir")

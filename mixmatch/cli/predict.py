@@ -1,0 +1,72 @@
+"""The command that classifies image files with a trained model."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from mixmatch.cli.common import Parser, add_run_dir, run_command
+from mixmatch.errors import UserError
+
+
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
+    parser = Parser(
+        usage="python3 predict.py (--run-dir DIRECTORY | --model FILE) [options] IMAGES ...",
+        description="Classify image files with a trained model and write a CSV row for each.\n"
+        "Files in folders named like a class count towards the accuracy that is printed.",
+    )
+    add_run_dir(parser, "directory of the run that trained the model")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="model.safetensors of a run, instead of --run-dir")
+    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGES", help="files, and folders to search for files")
+    parser.add_argument("--best", action="store_true", help="use the checkpoint with the best validation accuracy")
+    parser.add_argument("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        default=Path("predictions.csv"),
+        help="CSV file of the predictions (default: predictions.csv)",
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page of the least certain images")
+    parser.add_argument(
+        "--html-size", type=int, metavar="N", default=500, help="number of images on that page (default: 500)"
+    )
+    parser.add_argument(
+        "--copy-by-class", type=Path, metavar="DIR", help="copy each file into a folder named like its predicted class"
+    )
+    parser.add_argument("--export", type=Path, metavar="FILE", help="write the network as an ONNX file")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code, see ``run_command``."""
+    return run_command(make_parser, arguments, export_and_predict)
+
+
+def export_and_predict(options: Namespace) -> None:
+    """Do what the command line asks for.
+
+    Raises:
+        UserError: if the command line is wrong, the model cannot be loaded, or a file cannot be read or written.
+    """
+    from mixmatch.cli.predictions import check_paths, write_predictions
+    from mixmatch.config import build_config
+    from mixmatch.inference import export_onnx, load_model
+    from mixmatch.training.device import choose_device
+
+    if (options.run_dir is None) == (options.model is None):
+        raise UserError("give either --run-dir or --model; see --help")
+    if options.html_size < 1:
+        raise UserError(f"--html-size: must be 1 or more, got {options.html_size}")
+    if options.best and options.model:
+        raise UserError("--best: requires --run-dir; a model file holds one network")
+    if not options.images and options.export is None:
+        raise UserError("give images or --export; see --help")
+    check_paths(options.images, options.output, options.copy_by_class)
+    device = choose_device(build_config({"device": options.device}, "--device").device)
+    model = load_model(options.run_dir or options.model, str(device), options.best)
+    if options.export is not None:
+        export_onnx(model, options.export)
+        print(f"{options.export}: written")
+    if options.images:
+        write_predictions(model, options.images, options.output, options.html, options.html_size, options.copy_by_class)

@@ -1,0 +1,39 @@
+"""Imports run one way, and the methods need few of them."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+
+from tests.helpers import ROOT
+
+
+def imported_modules(code, names):
+    """Those of ``names`` that a module imports, in functions too, but not for type checkers only."""
+    found, skipped = set(), set()
+    for node in ast.walk(code):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            skipped.update(ast.walk(node))
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node not in skipped:
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & names
+            found |= submodules or {node.module}
+    return found & names
+
+
+def test_imports_run_one_way():
+    files = [*ROOT.glob("*.py"), *(ROOT / "mixmatch").rglob("*.py"), *(ROOT / "reproduce").rglob("*.py")]
+    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+    assert len(modules) > 30
+    imports = {name: imported_modules(ast.parse(file.read_text()), modules.keys()) for name, file in modules.items()}
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which lists the modules of a cycle
+
+
+def test_methods_import_little_but_torch():
+    script = "import torch, sys; known = set(sys.modules); import mixmatch.methods.mixmatch; "
+    script += "print(*set(sys.modules) - known)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert "mixmatch.methods.mixup" in imported
+    assert not imported & {"PIL", "matplotlib", "psutil", "sklearn", "tensorboard", "tqdm", "mixmatch.data"}
