@@ -1,13 +1,12 @@
-"""Accuracy against compute: how little of it each recipe needs to come as far as another one.
+"""Accuracy against compute: how little compute each recipe needs to reach an accuracy.
 
-    python3 benchmarks/compute.py compute --data cifar10-jpeg-16px --draw docs/compute.png
+    python3 benchmarks/compute.py compute-cifar10-jpeg-16px --plot docs/compute.png
 
-The runs are those of a table (``python3 -m reproduce``) whose rows are called "recipe, length": each is a set of
-finished runs of that length, since a curve within a run misjudges rates that fall. Compute is passes over images, 1
-forward and 2 backward, times the operations of the network for one.
+The rows of the table (``python3 -m reproduce``) are called "recipe, length": finished runs of each length, since the
+curve within a run misjudges learning rates that decay. Compute is forward passes (a backward pass counts 2) times the
+FLOPs of one.
 """
 
-import importlib.util
 import math
 import statistics
 import sys
@@ -17,13 +16,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from mixmatch.cli.common import Parser, run_command
 from mixmatch.errors import UserError
 from mixmatch.files import explain_os_errors
-from reproduce.results import MISSING, accuracies, count_seeds, passes_of, read_lines, result_file, spread
+from reproduce.render import MISSING, count_seeds, forward_passes, markdown_table, mean_std
+from reproduce.results import read_records
 from reproduce.tables import find_table, plan, read_table
 
 
@@ -31,9 +32,9 @@ class Point(NamedTuple):
     """The runs of a row."""
 
     label: str
-    compute: float  # operations
-    accuracies: list[float]  # percent, a number for each seed
-    planned: int  # seeds that the table has
+    compute: float  # FLOPs
+    accuracies: list[float]  # percent, by seed
+    planned: int  # seeds of the row
 
     @property
     def mean(self) -> float:
@@ -41,42 +42,36 @@ class Point(NamedTuple):
         return statistics.mean(self.accuracies)
 
 
-def read_points(name: str, data: str | None, results: Path | None = None) -> dict[str, list[Point]]:
-    """Return the points of each recipe of a table by its name, in the table's order, each recipe's by compute.
-
-    Runs without results, or whose results do not tell their compute, are left out.
+def read_points(name: str, file: Path | None = None) -> dict[str, list[Point]]:
+    """Return the points of each recipe of a table, by compute; runs whose compute is unknown are left out.
 
     Raises:
-        UserError: if the table is none of this kind, or nothing is left of its first row.
+        UserError: if the labels of rows do not have this form, or the first row has no results.
     """
-    table = read_table(find_table(name, data))
-    kept = read_lines(result_file(table, results))
+    table = read_table(find_table(name))
+    records = read_records(file or table.records_file)
     recipes: dict[str, list[Point]] = {}
     for row, runs in zip(table.rows, plan(table), strict=True):
         recipe, comma, _ = row.label.rpartition(", ")
         if not comma:
-            raise UserError(f"{table.file}: rows must be called 'recipe, length', got {row.label!r}")
-        outcomes = {seed: kept[run.name].results for seed, run in runs.items() if run.name in kept}
-        costs = {
-            seed: (passes_of(runs[seed], kept) or 0) * (outcome.operations_per_pass or 0)
-            for seed, outcome in outcomes.items()
-        }
-        known = {seed: value for seed, value in accuracies(outcomes, table).items() if costs[seed]}
-        if known:
-            cost = statistics.mean(costs[seed] for seed in known)
-            recipes.setdefault(recipe, []).append(Point(row.label, cost, [*known.values()], len(runs)))
+            raise UserError(f"{table.file}: labels must be 'recipe, length', got {row.label!r}")
+        accuracies, costs = [], []
+        for run in runs.values():
+            passes, results = forward_passes(run, records), records[run.name].results if run.name in records else None
+            if passes and results and results.flops_per_forward and results.test_accuracy is not None:
+                accuracies.append(results.test_accuracy)
+                costs.append(passes * results.flops_per_forward)
+        if costs:
+            recipes.setdefault(recipe, []).append(Point(row.label, statistics.mean(costs), accuracies, len(runs)))
         elif row == table.rows[0]:
-            raise UserError(
-                f"{table.file}: no run of {row.label!r}, the reference, has results that tell its compute; "
-                "train the table with python3 -m reproduce"
-            )
+            raise UserError(f"{table.file}: {row.label!r}, the reference, has no results; train it first")
     return {recipe: sorted(points, key=lambda point: point.compute) for recipe, points in recipes.items()}
 
 
 def compute_to(accuracy: float, points: Sequence[Point]) -> float | None:
     """Return the compute at which a recipe reaches ``accuracy``, interpolated in its logarithm; None: it does not.
 
-    At its shortest length at the latest: how much less would have done, these runs do not tell.
+    It is at least that of the recipe's shortest runs.
     """
     for i, point in enumerate(points):
         if point.mean < accuracy:
@@ -89,49 +84,47 @@ def compute_to(accuracy: float, points: Sequence[Point]) -> float | None:
     return None
 
 
-def render(recipes: dict[str, list[Point]], to: Sequence[float] | None) -> str:
-    """Return two tables in Markdown: the points, and the compute of each recipe to each accuracy of ``to``.
+def render(recipes: dict[str, list[Point]], goals: Sequence[float] | None) -> str:
+    """Return two tables in Markdown: the points, and the compute of each recipe to each accuracy.
 
-    The first recipe is the reference: compute is told as a share of that of its longest runs, those of the first row of
-    the table, and ``to`` are by default the accuracies that it reached.
+    The first recipe is the reference: compute is relative to its longest runs, and ``goals`` are by default the
+    accuracies that it reaches.
     """
     reference = next(iter(recipes.values()))
     whole = reference[-1].compute
-    lines = [
-        "| runs | compute, 10^12 operations | of the reference's | accuracy (%) | seeds |",
-        "|---|---|---|---|---|",
+    rows = [
+        [
+            point.label,
+            f"{point.compute / 1e12:.3g}",
+            f"{point.compute / whole:.3g}",
+            mean_std(point.accuracies),
+            count_seeds(len(point.accuracies), point.planned),
+        ]
+        for points in recipes.values()
+        for point in points
     ]
-    for point in (point for points in recipes.values() for point in points):
-        seeds = count_seeds(len(point.accuracies), point.planned)
-        cost = f"{point.compute / 1e12:.3g} | {point.compute / whole:.3g}"
-        lines.append(f"| {point.label} | {cost} | {spread(point.accuracies)} | {seeds} |")
-    goals = to or [point.mean for point in reference]
-    lines += ["", "Compute to an accuracy, of the reference's longest runs:", ""]
-    lines += [f"| recipe | {' | '.join(f'{goal:.2f}%' for goal in goals)} |", "|---" * (len(goals) + 1) + "|"]
+    goals = goals or [point.mean for point in reference]
+    shares = []
     for recipe, points in recipes.items():
         found = [compute_to(goal, points) for goal in goals]
         cells = [
             MISSING if cost is None else ("≤ " if cost == points[0].compute else "") + f"{cost / whole:.3g}"
             for cost in found
         ]
-        lines.append(f"| {recipe} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        shares.append([recipe, *cells])
+    return "\n".join(
+        [
+            markdown_table(["runs", "TFLOP", "relative to the reference", "accuracy (%)", "seeds"], rows),
+            "\nCompute to reach an accuracy, relative to the longest runs of the reference:\n",
+            markdown_table(["recipe", *(f"{goal:.2f}%" for goal in goals)], shares),
+        ]
+    )
 
 
-def draw(recipes: dict[str, list[Point]], file: Path) -> None:
-    """Draw accuracy against compute, mean and std of each point, of the recipes of several lengths, to a PNG file.
-
-    Raises:
-        UserError: if matplotlib is missing, or the file cannot be written.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("--draw: needs matplotlib; pip install matplotlib")
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4))
+def plot(recipes: dict[str, list[Point]], file: Path) -> None:
+    """Plot accuracy against compute, mean and standard deviation, of the recipes of several lengths, to a PNG file."""
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
     whole = next(iter(recipes.values()))[-1].compute
     for recipe, points in recipes.items():
         if len(points) == 1:
@@ -140,7 +133,7 @@ def draw(recipes: dict[str, list[Point]], file: Path) -> None:
         costs = [point.compute / whole for point in points]
         axes.errorbar(costs, [point.mean for point in points], deviations, marker="o", capsize=3, label=recipe)
     axes.set_xscale("log")
-    axes.set_xlabel("compute, of the reference's longest runs")
+    axes.set_xlabel("compute, relative to the longest runs of the reference")
     axes.set_ylabel("test accuracy (%)")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
@@ -150,7 +143,7 @@ def draw(recipes: dict[str, list[Point]], file: Path) -> None:
 
 
 def percent(text: str) -> float:
-    """Return the number that a command line gives for an accuracy."""
+    """Return a percentage given on the command line."""
     value = float(text)
     if not (math.isfinite(value) and 0 <= value <= 100):
         raise ValueError
@@ -159,24 +152,22 @@ def percent(text: str) -> float:
 
 def make_parser() -> Parser:
     """Return the parser of the command line."""
-    usage, description = "python3 benchmarks/compute.py TABLE [options]", __doc__ or ""
-    parser = Parser(usage=usage, description=description)
+    parser = Parser("python3 benchmarks/compute.py TABLE [options]", __doc__ or "")
     parser.add_argument("table", help="as for python3 -m reproduce")
-    parser.add_argument("--data", help="as for python3 -m reproduce")
-    parser.add_argument("--output", type=percent, nargs="+", metavar="PERCENT", help="accuracies; the first recipe's")
-    parser.add_argument("--results", type=Path, help="the folder of result files")
-    parser.add_argument("--draw", type=Path, metavar="FILE", help="a PNG with the curves (needs matplotlib)")
+    parser.add_argument("--goals", type=percent, nargs="+", metavar="PERCENT", help="default: those of the reference")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="records of runs")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="a PNG file for the curves")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables, and draw the curves if asked to. Return the exit code, see ``run_command``."""
+    """Run the command and return its exit code, see ``run_command``."""
 
     def body(options: Namespace) -> None:
-        recipes = read_points(options.table, options.data, options.results)
-        print(render(recipes, options.to))
-        if options.draw:
-            draw(recipes, options.draw)
+        recipes = read_points(options.table, options.results)
+        print(render(recipes, options.goals))
+        if options.plot:
+            plot(recipes, options.plot)
 
     return run_command(make_parser, arguments, body)
 

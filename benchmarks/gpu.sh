@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# What a borrowed GPU is asked, in two commands that fit a quarter of an hour.
+# Measure on a borrowed GPU, in two commands that fit a quarter of an hour.
 #
-#     benchmarks/gpu.sh speed FOLDER [options of benchmarks/step.py]     # 8 minutes: right? how fast, and by what?
-#     benchmarks/gpu.sh train FOLDER SECONDS [key=value ...]            # real training on CIFAR-10 (JPEG), WRN-28-2
+#     benchmarks/gpu.sh speed FOLDER [options of benchmarks/step.py]     # 8 minutes: GPU tests, and times of a step
+#     benchmarks/gpu.sh train FOLDER SECONDS [key=value ...]            # train on CIFAR-10 (JPEG), WRN-28-2
 #
-# Writes a file for each answer to FOLDER. The GPU tests and the compilations share the processor's cores; the steps are
-# timed one variant after another, when nothing else runs. PYTHON names the interpreter (default python3), IMAGES the
-# archive of CIFAR-10 (JPEG).
+# Writes its output to files in FOLDER. Tests and compilations share the CPU cores; then the variants of the step are timed
+# one by one, while nothing else runs. PYTHON is the interpreter (default python3), IMAGES the archive of CIFAR-10 (JPEG).
 set -uo pipefail
-what=${1:?"usage: benchmarks/gpu.sh speed|train FOLDER ..."}
-folder=${2:?"usage: benchmarks/gpu.sh speed|train FOLDER ..."}
+usage="usage: benchmarks/gpu.sh speed|train FOLDER ..."
+command=${1:?"$usage"}
+folder=${2:?"$usage"}
 shift 2
 cd "$(dirname "$0")/.." && mkdir -p "$folder"
 python=${PYTHON:-python3}
@@ -21,23 +21,22 @@ unpack() {
     [ -d data/cifar10-jpeg/test ] || { mkdir -p data/cifar10-jpeg && tar xf "$images" -C data/cifar10-jpeg; }
 }
 
-case $what in
+case $command in
 speed)
-    { date -u; git rev-parse HEAD; nvidia-smi -L; "$python" -c 'import torch; print(torch.__version__)'; } 2>&1 | tee "$folder/what.txt"
+    { date -u; git rev-parse HEAD; nvidia-smi -L; "$python" -c 'import torch; print(torch.__version__)'; } 2>&1 | tee "$folder/versions.txt"
     "$python" -c 'import pytest, pytest_timeout, xdist, hypothesis, sklearn, mixmatch.training.loop' || exit 2
     (
         timeout 300 "$python" -m pytest tests/test_gpu.py -n 6 -v -p no:cacheprovider >"$folder/tests.txt" 2>&1
         unpack
-        timeout 90 "$python" main.py --config configs/quick.yml --run-dir runs/first-look "${jpeg[@]}" train.steps=60 \
-            train.eval_every=60 >"$folder/first-look.txt" 2>&1
-        touch "$folder/others-done"
+        timeout 90 "$python" main.py --config configs/quick.yml --run-dir runs/short "${jpeg[@]}" train.steps=60 \
+            train.eval_every=60 >"$folder/short-run.txt" 2>&1
+        touch "$folder/tests-done"
     ) &
-    timeout 460 "$python" benchmarks/step.py --after "$folder/others-done" --variants textbook float32 bfloat16 recorded \
-        compiled captured reduce-overhead reduce-overhead-all reduce-overhead-ddp captured-autocast captured-separate \
-        captured-no-combo "$@" 2>&1 | tee "$folder/step.txt"
+    timeout 460 "$python" benchmarks/step.py --after "$folder/tests-done" --variants textbook float32 bfloat16 compiled \
+        cuda_graph compiled_cuda_graph reduce-overhead "$@" 2>&1 | tee "$folder/step.txt"
     wait
     tail -n 40 "$folder/tests.txt"
-    cat "$folder/first-look.txt"
+    cat "$folder/short-run.txt"
     ;;
 train)
     seconds=$1
@@ -45,5 +44,9 @@ train)
     unpack
     timeout --signal TERM "$seconds" "$python" main.py --config configs/quick.yml --run-dir "$folder/run" "${jpeg[@]}" \
         train.compile=true mixmatch.num_views=1 mixmatch.guess_with_ema=true "$@" 2>&1 | tee "$folder/train.txt"
+    ;;
+*)
+    echo "$usage" >&2
+    exit 2
     ;;
 esac

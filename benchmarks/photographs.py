@@ -1,8 +1,8 @@
-"""Make a folder as somebody with photographs has it, of CIFAR-10 (JPEG): few labeled, many not.
+"""Make a folder of photographs as a user has it, a few labeled and many unlabeled, from CIFAR-10 (JPEG).
 
     python3 benchmarks/photographs.py data/cifar10-jpeg data/four-classes
 
-Of each of four classes: 50 labeled (half of them for validation), 750 unlabeled, and the test photographs.
+Of each of four classes: 50 labeled photographs, 750 unlabeled ones, and the test photographs.
 """
 
 import shutil
@@ -14,7 +14,7 @@ LABELED, UNLABELED = 50, 750
 
 
 def main(source: Path, target: Path) -> None:
-    """Copy the photographs of ``source`` that a person would have into ``target``, in the order of their names."""
+    """Copy photographs of ``source`` to ``target``, in the order of their names."""
     for name in CLASSES:
         files = sorted((source / "train" / name).iterdir())
         copy(files[:LABELED], target / "train" / name)
@@ -23,7 +23,7 @@ def main(source: Path, target: Path) -> None:
 
 
 def copy(files: list[Path], folder: Path, prefix: str = "") -> None:
-    """Copy files into a folder that is made if need be."""
+    """Copy files to a folder, which is created if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         shutil.copyfile(file, folder / f"{prefix}{file.name}")

@@ -1,7 +1,4 @@
-"""The training loop as public implementations write it, and what can be done against each of its costs.
-
-benchmarks/step.py times it.
-"""
+"""The training loop as public implementations write it, and measures that make it faster; for benchmarks/step.py."""
 
 import argparse
 import itertools
@@ -12,37 +9,38 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mixmatch.data.weak_augmentation import random_views
-from mixmatch.models import WideResNet
+from mixmatch.data.augmentation import Augmenter
+from mixmatch.models import Network, WideResNet, build_network
 
 CLASSES = 10
-# What makes the step fast, one thing after another, each put into the textbook loop on top of those before it.
+# Each measure is added to the textbook loop on top of those before it.
 MEASURES = {
-    "device data": "views cut in one gather from the data set on the device, no loader",
-    "one pass": "all views guessed in one pass, the K + 1 batches trained in another",
+    "device data": "views cropped in one gather from the data set on the device, no loader",
+    "one pass": "one forward pass guesses all views, another one trains all K + 1 batches",
     "channels_last": "weights and images in channels_last order",
-    "multi-tensor": "EMA and decay for all tensors at once, losses left on the device, Adam fused on a GPU",
+    "multi-tensor": "EMA and weight decay for all tensors at once, losses stay on the device, fused Adam on a GPU",
 }
 
 
-def make_network(options: argparse.Namespace) -> WideResNet:
+def make_network(options: argparse.Namespace) -> Network:
     """Return the network that is timed."""
-    return WideResNet(WideResNet.settings_type(depth=options.depth, width=options.width), CLASSES, in_channels=3)
+    settings = WideResNet.settings_type(depth=options.depth, width=options.width)
+    return build_network(settings, CLASSES, 3, torch.Generator().manual_seed(1))
 
 
 class TwoTransforms:
-    """Apply a transform several times, as public implementations do."""
+    """Apply a transform several times, for as many views."""
 
     def __init__(self, transform: Callable, times: int) -> None:
         self.transform, self.times = transform, times
 
     def __call__(self, image: object) -> list:
-        """Return as many views."""
+        """Return the views."""
         return [self.transform(image) for _ in range(self.times)]
 
 
 class PilImages(torch.utils.data.Dataset):
-    """Images one by one, as PIL images through a transform."""
+    """Images one by one, as PIL images, transformed."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, transform: Callable) -> None:
         self.images, self.labels, self.transform = images.numpy(), labels.tolist(), transform
@@ -58,12 +56,12 @@ class PilImages(torch.utils.data.Dataset):
 
 def textbook_step(
     measures: list[str], images: torch.Tensor, labels: torch.Tensor, device: torch.device, options: argparse.Namespace
-) -> tuple[Callable[[], None], Callable[[], float], torch.dtype]:
-    """Return a step in the manner of the public implementations, its last loss, and its precision.
+) -> tuple[Callable[[], None], Callable[[], float]]:
+    """Return a step as public implementations write it, with some of ``MEASURES``; and a function for its last loss.
 
-    Image-by-image transforms in DataLoaders with workers, a pass for each view and each interleaved batch, float32
-    (TF32 where there is), a synchronisation for each logged loss, EMA and weight decay tensor by tensor; but for the
-    ``measures`` taken against it.
+    Without measures: image-by-image transforms in DataLoaders with workers, a forward pass for each view and each
+    interleaved batch, float32 (TF32 where available), a synchronization for each logged loss, EMA and weight decay
+    tensor by tensor.
     """
     batch_size, views, on_gpu = options.batch_size, options.num_views, device.type == "cuda"
     resident, joined, last, multi = (measure in measures for measure in MEASURES)
@@ -74,9 +72,8 @@ def textbook_step(
     else:
         batches_of_images = views_from_loaders(images, labels, options)
     model = make_network(options).to(device, memory_format=order_in_memory)
-    averaged = make_network(options).to(device)
-    averaged.load_state_dict(model.state_dict())
-    kernels = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    ema_model = make_network(options).to(device)
+    weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     optimizer = torch.optim.Adam(model.parameters(), lr=0.002, fused=multi and on_gpu)
     logged = {"loss": math.nan, "steps": 0}
 
@@ -93,11 +90,11 @@ def textbook_step(
                 p = sum(torch.softmax(model(view, update_statistics=False), dim=1) for view in u) / views
             q = p**2 / (p**2).sum(dim=1, keepdim=True)
         inputs, targets = torch.cat([x, *u]), torch.cat([y] + [q] * views)
-        share = torch.distributions.Beta(0.75, 0.75).sample((len(inputs),)).to(device)
-        share = torch.max(share, 1 - share)
+        lam = torch.distributions.Beta(0.75, 0.75).sample((len(inputs),)).to(device)
+        lam = torch.max(lam, 1 - lam)
         order = torch.randperm(len(inputs), device=device)
-        inputs = share.view(-1, 1, 1, 1) * inputs + (1 - share.view(-1, 1, 1, 1)) * inputs[order]
-        targets = share.view(-1, 1) * targets + (1 - share.view(-1, 1)) * targets[order]
+        inputs = lam.view(-1, 1, 1, 1) * inputs + (1 - lam.view(-1, 1, 1, 1)) * inputs[order]
+        targets = lam.view(-1, 1) * targets + (1 - lam.view(-1, 1)) * targets[order]
         if joined:
             logits = model(inputs, num_batches=views + 1, update_statistics=True)
         else:
@@ -109,23 +106,23 @@ def textbook_step(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        average_and_decay(model, averaged, kernels if multi else None)
+        update_ema_and_decay(model, ema_model, weights if multi else None)
         logged["loss"] = loss.detach()
         if not multi:
             loss.item(), loss_x.item(), loss_u.item()
         logged["steps"] += 1
 
-    return step, lambda: float(logged["loss"]), torch.float32
+    return step, lambda: float(logged["loss"])
 
 
 @torch.no_grad()
-def average_and_decay(model: nn.Module, averaged: nn.Module, kernels: list[nn.Parameter] | None) -> None:
-    """Move the averages and decay weights: ``kernels`` and averages in one operation each, or tensor by tensor."""
-    if kernels is not None:
-        torch._foreach_mul_(kernels, 1 - 0.02 * 0.002)
-        torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 0.001)
+def update_ema_and_decay(model: nn.Module, ema_model: nn.Module, weights: list[nn.Parameter] | None) -> None:
+    """Update the EMA and decay ``weights``, each in one operation; or all weights tensor by tensor."""
+    if weights is not None:
+        torch._foreach_mul_(weights, 1 - 0.02 * 0.002)
+        torch._foreach_lerp_(list(ema_model.parameters()), list(model.parameters()), 0.001)
         return
-    for slow, fast in zip(averaged.parameters(), model.parameters(), strict=True):
+    for slow, fast in zip(ema_model.parameters(), model.parameters(), strict=True):
         slow.mul_(0.999)
         slow.add_(fast * 0.001)
         fast.mul_(1 - 0.02 * 0.002)
@@ -146,7 +143,7 @@ def views_from_loaders(images: torch.Tensor, labels: torch.Tensor, options: argp
 
     def loader(part: slice, change: Callable) -> Iterator:
         dataset = PilImages(images[part], labels[part], change)
-        # Workers that stay between passes: 250 labels are a pass every 3 steps, starting workers anew would be unfair.
+        # 250 labels are an epoch every 3 steps: starting workers for each would be unfair.
         batches = torch.utils.data.DataLoader(
             dataset, options.batch_size, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True
         )
@@ -159,12 +156,13 @@ def views_from_loaders(images: torch.Tensor, labels: torch.Tensor, options: argp
 
 
 def views_on_device(images: torch.Tensor, labels: torch.Tensor, options: argparse.Namespace) -> Iterator[tuple]:
-    """Yield the same, cut from the data set on its device."""
+    """Yield the same from the data set on its device."""
+    augmenter = Augmenter(options.size, flip=True)
     generator = torch.Generator(images.device).manual_seed(1)
     batch_size, labeled = options.batch_size, max(250, options.batch_size)
     while True:
         index = torch.randint(labeled, (batch_size,), generator=generator, device=images.device)
-        x = random_views(images, index, True, options.size // 8, generator)
+        x = augmenter.weak_views(images, index, generator)
         others = torch.randint(len(images), (batch_size,), generator=generator, device=images.device)
-        views = random_views(images, others.repeat(options.num_views), True, options.size // 8, generator)
+        views = augmenter.weak_views(images, others.repeat(options.num_views), generator)
         yield x, labels[index], views.split(batch_size)

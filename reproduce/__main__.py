@@ -1,10 +1,8 @@
-"""Reproduce a table of results with one command: `python3 -m reproduce --help` says how."""
+"""The command ``python3 -m reproduce``."""
 
 import sys
 
-from mixmatch.cli.common import loading
+from reproduce.command import main
 
 if __name__ == "__main__":
-    with loading():
-        from reproduce.command import main
     sys.exit(main())

@@ -1,13 +1,13 @@
-"""Reproduce a table of results with one command: train the runs that it is made of, and print it.
+"""Train the runs of a table of results, and print the table.
 
-    python3 -m reproduce --list                             # the tables, and how much of each is there
-    python3 -m reproduce labels --data digits               # train what is not trained yet, print the table
-    python3 -m reproduce labels --data digits --minutes 9   # for so long; the same command goes on
-    python3 -m reproduce --render README.md                 # write the tables in a file anew, training nothing
-    python3 -m reproduce --compare runs/*                   # finished runs by what differs, over seeds
+    python3 -m reproduce --list                     # list the tables, and how many of their runs have results
+    python3 -m reproduce labels-digits              # train the runs that are not finished here, print the table
+    python3 -m reproduce labels-digits --minutes 9  # stop after 9 minutes; the same command continues
+    python3 -m reproduce --render README.md         # render the tables in a file again
+    python3 -m reproduce --compare runs/*           # compare finished runs, grouped by the settings that differ
 
-Runs are ordinary run directories under runs/, seed 1 of every row first. To train several at once, start the command
-several times: each takes the runs that no other has.
+Runs are ordinary run directories in runs/, trained by seed, then by row. To train several at once, start the command
+several times: each takes runs that no other process is training.
 """
 
 import math
@@ -17,180 +17,151 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixmatch.cli.common import Parser, run_command, stop_signals
+from mixmatch.cli.common import Parser, catch_stop_signals, run_command
 from mixmatch.errors import Diverged, RunInUse, TimeUp, UserError
 from mixmatch.files import write_atomically
-from mixmatch.pseudo_labels.start import start_round
+from mixmatch.pseudo_labels.start import start_stage
 from mixmatch.runs.directory import RunDirectory
 from mixmatch.training.loop import train
 from mixmatch.training.results import summarize
 from reproduce.compare import compare_runs
-from reproduce.results import RunResult, read_lines, render, render_into, result_file, save_result
-from reproduce.tables import (
-    TABLES,
-    RunSpec,
-    Table,
-    arguments_of,
-    find_table,
-    in_order,
-    read_table,
-    table_files,
-)
+from reproduce.render import render, render_into
+from reproduce.results import read_records, save_record
+from reproduce.tables import TABLES, RunSpec, find_table, read_table, runs_in_order
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code, see ``run_command``."""
 
     def body(options: Namespace) -> None:
-        if (options.list or options.render or options.compare) and options.table:
-            raise UserError("--list, --render and --compare train nothing: give no table with them")
+        if options.table and (options.list or options.render or options.compare):
+            raise UserError("--list, --render and --compare take no TABLE")
         if options.list:
             print(list_tables(options))
         elif options.render is not None:
-            render_file(options.render, options)
+            text = render_into(options.render.read_text(encoding="utf-8"), options.tables, options.results)
+            write_atomically(options.render, text.encode())
         elif options.compare:
             text, notes = compare_runs(options.compare)
             print(text, *notes, sep="\n")
         elif options.table is not None:
-            reproduce(read_table(find_table(options.table, options.data, options.tables)), options)
+            reproduce(options)
         else:
-            raise UserError("TABLE: none is given; --list lists them")
+            raise UserError("TABLE: missing; --list lists the tables")
 
     return run_command(make_parser, arguments, body)
 
 
 def make_parser() -> Parser:
     """Return the parser of the command line."""
-    usage = "python3 -m reproduce [TABLE [--data NAME] | --list | --render FILE | --compare RUN ...] [options]"
+    usage = "python3 -m reproduce [TABLE | --list | --render FILE | --compare RUN ...] [options]"
     parser = Parser(usage, __doc__ or "")
-    parser.add_argument("table", nargs="?", help="labels, pseudo, ablation, demo, or a table file (.yml) of yours")
-    parser.add_argument("--data", metavar="NAME", help="of which data (default: cifar10, or the only one there is)")
+    parser.add_argument("table", nargs="?", help="name of a table, or a table file of your own (.yml)")
     alone = parser.add_mutually_exclusive_group()
-    alone.add_argument("--list", action="store_true", help="list the tables, and train nothing")
-    alone.add_argument("--render", type=Path, metavar="FILE", help="write the tables in FILE anew, train nothing")
-    alone.add_argument("--compare", type=Path, nargs="+", metavar="RUN", help="compare finished runs, train nothing")
-    parser.add_argument("--seeds", type=int, nargs="+", help="only these of the table's seeds (default: all)")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, with a checkpoint")
-    parser.add_argument("--missing", action="store_true", help="train only runs that have no result yet")
-    parser.add_argument("--quiet", action="store_true", help="print a line for each run only")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="the run directories (default: runs)")
+    alone.add_argument("--list", action="store_true", help="list the tables")
+    alone.add_argument("--render", type=Path, metavar="FILE", help="render the tables in a Markdown file again")
+    alone.add_argument("--compare", type=Path, nargs="+", metavar="RUN", help="compare finished runs")
+    parser.add_argument("--seeds", type=int, nargs="+", help="some of the table's seeds (default: all)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time, with a checkpoint")
+    parser.add_argument("--missing", action="store_true", help="train only runs that have no record yet")
+    parser.add_argument("--quiet", action="store_true", help="print one line per run")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run directories (default: runs)")
     parser.add_argument("--tables", type=Path, default=TABLES, help="folder of table files (default: this project's)")
     parser.add_argument(
-        "--results",
-        type=Path,
-        help="folder of result files (default: the committed ones, or beside a table of yours)",
+        "--results", type=Path, metavar="FILE", help="records of runs (default: this project's, or next to your table)"
     )
     return parser
 
 
-def reproduce(table: Table, options: Namespace) -> None:
-    """Train a table's runs as the command line says, and print it.
+def reproduce(options: Namespace) -> None:
+    """Train the runs of a table, and print the table.
 
     Raises:
-        UserError: if something in the options does not work.
-        Diverged: when all the others are trained, if a run did.
+        UserError: if an option is invalid.
+        Diverged: after all other runs are trained, if a run diverged.
     """
     deadline = time.monotonic() + 60 * options.minutes
-    asked = table
+    table = read_table(find_table(options.table, options.tables))
+    options.results = options.results or table.records_file
     if options.seeds is not None:
         if not {*options.seeds} <= {*table.seeds}:
-            raise UserError(f"--seeds: the table's are {', '.join(map(str, table.seeds))}")
-        asked = table.model_copy(update={"seeds": options.seeds})
-    runs = in_order(asked)
-    file = result_file(table, options.results)
-    kept = read_lines(file)  # if it is none, that is said now
+            raise UserError(f"--seeds: must be among {', '.join(map(str, table.seeds))}")
+        table = table.model_copy(update={"seeds": options.seeds})
+    runs, records = runs_in_order(table), read_records(options.results)
     if options.missing:
-        missing = [run for run in runs if run.name not in kept]
-        parents = {run.parent.name for run in missing if run.parent is not None}
-        runs = [run for run in runs if run in missing or run.name in parents]
-    complete = train_runs(runs, table, file, options, deadline)
-    print(f"\n{render(asked, options.results)}\n")
-    print("complete" if complete else "not complete; the same command goes on")
+        missing = [run for run in runs if run.name not in records]
+        runs = [run for run in runs if run in missing or run in [stage.parent for stage in missing]]
+    complete = train_runs(runs, options, deadline)
+    print(f"\n{render(table, options.results)}\n")
+    print("complete" if complete else "not complete; the same command continues")
     print(f"curves: tensorboard --logdir {options.runs}")
 
 
-def list_tables(options: Namespace) -> str:
-    """Return a line for each table: its command, how many of its runs have results, how many of another config."""
-    lines = []
-    for file in table_files(options.tables):
-        table = read_table(file)
-        kept, runs = read_lines(result_file(table, options.results)), in_order(table)
-        done = [run for run in runs if run.name in kept]
-        old = sum(bool(kept[run.name].differing(run)) for run in done)
-        note = f", {old} of another config" if old else ""
-        lines.append(f"{arguments_of(file):<40} {len(done):>4} of {len(runs)} runs{note}")
-    return "\n".join(lines)
-
-
-def render_file(file: Path, options: Namespace) -> None:
-    """Write the tables in ``file`` anew, see ``render_into``.
-
-    Raises:
-        UserError: if that cannot be done.
-    """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from None
-    write_atomically(file, render_into(text, options.tables, options.results).encode())
-
-
-def train_runs(runs: Sequence[RunSpec], table: Table, file: Path, options: Namespace, deadline: float) -> bool:
-    """Train what is not finished, and keep the results.
+def train_runs(runs: Sequence[RunSpec], options: Namespace, deadline: float) -> bool:
+    """Train runs that are not finished, and save their records.
 
     Args:
-        runs: a run stands before the rounds on it.
-        table: that they are of.
-        file: the table's result file.
-        options: the command line.
-        deadline: the reading of time.monotonic() at which to stop.
+        runs: each after the run that it continues.
+        options: of the command line.
+        deadline: the value of time.monotonic() at which to stop.
 
     Returns:
-        Whether all of them are finished.
+        Whether all runs are finished.
 
     Raises:
-        Diverged: when all the others are trained, if some did.
+        Diverged: after all other runs are trained, if some diverged.
     """
-    left: list[RunSpec] = []
-    waiting, diverged = list(runs), []
-    while waiting:
-        left = []
-        for run in waiting:
-            if time.monotonic() >= deadline:
-                return False
-            parent = None if run.parent is None else options.runs / run.parent.name
-            if parent is not None and RunDirectory(parent).read_results() is None:
-                left.append(run)
-                continue
-            try:
-                train_run(run, table, file, options, deadline)
-            except RunInUse:
-                left.append(run)
-            except Diverged as error:
-                diverged.append(run.name)
-                print(f"{run.name}: {error}", file=sys.stderr)
-            except TimeUp as stop:
-                print(stop)
-                return False
-        if len(left) == len(waiting):
-            names = ", ".join(run.name for run in left)
-            print(f"left out, because another process has them, or the run that they go on from: {names}")
-            break
-        waiting = left
+    skipped, diverged = [], []
+    for run in runs:
+        if time.monotonic() >= deadline:
+            return False
+        try:
+            train_and_save(run, options, deadline)
+        except RunInUse:
+            skipped.append(run.name)
+        except TimeUp as stop:
+            print(stop)
+            return False
+        except Diverged as error:
+            diverged.append(run.name)
+            print(f"{run.name}: {error}", file=sys.stderr)
+    if skipped:
+        print(f"skipped, because they or the runs that they continue are in use or diverged: {', '.join(skipped)}")
     if diverged:
-        raise Diverged(f"without {', '.join(diverged)}, which diverged, the table has gaps")
-    return not left
+        raise Diverged(f"{len(diverged)} of {len(runs)} runs diverged: {', '.join(diverged)}")
+    return not skipped
 
 
-def train_run(run: RunSpec, table: Table, file: Path, options: Namespace, deadline: float) -> None:
-    """Train a run to its end, unless it is there, and keep its results. Arguments as for ``train_runs``."""
-    path = options.runs / run.name
+def train_and_save(run: RunSpec, options: Namespace, deadline: float) -> None:
+    """Train a run to its end, unless it is finished, and save its record.
+
+    Raises:
+        RunInUse: if another process trains the run, or it continues a run that is not finished.
+    """
+    path, config, start = options.runs / run.name, run.config, None
     finished = RunDirectory(path).read_results() is not None
-    config = run.config if run.parent is None else start_round(options.runs / run.parent.name, path, run.config)
+    if run.parent is not None:
+        parent = options.runs / run.parent.name
+        if RunDirectory(parent).read_results() is None:
+            raise RunInUse(f"{parent}: not finished")
+        config, start = start_stage(parent, path, config)
     quiet = options.quiet or finished
-    results = train(config, path, quiet=quiet, deadline=deadline, signals=stop_signals)
-    kept = read_lines(file).get(run.name)
-    if kept is None or kept.results != RunResult.model_validate(results):
-        save_result(path, table, file)
+    results = train(config, path, quiet=quiet, deadline=deadline, signals=catch_stop_signals, start=start)
+    record = read_records(options.results).get(run.name)
+    if record is None or record.results != results:
+        save_record(path, results, options.results)
     if options.quiet and not finished:
         print(f"{run.name}: {summarize(results)}", flush=True)
+
+
+def list_tables(options: Namespace) -> str:
+    """Return a line per table: its name, and how many of its runs have records, of the table's config or another."""
+    lines = []
+    for file in sorted(options.tables.glob("*.yml")):
+        table = read_table(file)
+        records, runs = read_records(options.results or table.records_file), runs_in_order(table)
+        done = [run for run in runs if run.name in records]
+        outdated = sum(bool(run.differing_keys(records[run.name].config)) for run in done)
+        note = f", {outdated} with another config" if outdated else ""
+        lines.append(f"{table.name:<32} {len(done):>4} of {len(runs)} runs{note}")
+    return "\n".join(lines)
