@@ -4,11 +4,12 @@ BIN := .venv/bin
 .PHONY: demo test format
 
 demo: .venv/installed
-	$(BIN)/python -m reproduce demo --data digits --seeds 1 --results runs
+	$(BIN)/python -m reproduce demo-digits --seeds 1 --results runs/demo.jsonl
 
 test: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
 format: .venv/installed
