@@ -128,7 +128,7 @@ def test_a_checkpoint_is_of_its_step_however_far_training_is_when_it_is_fetched(
 
 @pytest.mark.timeout(600)
 def test_the_message_between_ranks_can_be_recorded(tmp_path):
-    """One process stands for two: what it sends comes back halved, in the recorded step as in the eager one."""
+    """One process stands for two: its messages come back halved, in the CUDA graph as in the eager step."""
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=0, world_size=1)
     try:

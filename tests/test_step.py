@@ -313,27 +313,27 @@ def test_the_scheduled_learning_rate_reaches_the_optimizer():
 
 
 def test_preview_shows_the_next_batch_and_changes_nothing():
-    trainer, twin = make_toy_trainer(), make_toy_trainer()
+    trainer, other = make_toy_trainer(), make_toy_trainer()
     shown = trainer.preview()
     assert shown["views"].shape == (2, 5, 3, 8, 8) and shown["guesses"].shape == (5, 3)
     assert shown["images"].shape == (15, 3, 8, 8) and shown["targets"].shape == (15, 3)
     for _ in range(2):
         trainer.train_step()
         trainer.preview()
-        twin.train_step()
-    state, expected = trainer.state(), twin.state()
+        other.train_step()
+    state, expected = trainer.state(), other.state()
     assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
 def test_training_continues_exactly_from_its_state():
-    trainer, twin = make_toy_trainer(), make_toy_trainer()
+    trainer, other = make_toy_trainer(), make_toy_trainer()
     for _ in range(3):
         trainer.train_step()
-    twin.load_state({name: value.clone() for name, value in trainer.state().items()}, trainer.step)
+    other.load_state({name: value.clone() for name, value in trainer.state().items()}, trainer.step)
     for _ in range(3):
         trainer.train_step()
-        twin.train_step()
-    state, other = trainer.state(), twin.state()
+        other.train_step()
+    state, other = trainer.state(), other.state()
     assert state.keys() == other.keys()
     assert all(state[name].stride() == other[name].stride() for name in state)  # moments stay channels_last
     assert all(torch.equal(state[name], other[name]) for name in state)
@@ -348,12 +348,12 @@ def test_labeled_batches_use_every_label_equally():
 
 
 def test_true_labels_of_unlabeled_images_do_not_affect_training():
-    trainer, twin = make_toy_trainer(), make_toy_trainer()
-    twin.dataset.labels[9:] = -1
+    trainer, other = make_toy_trainer(), make_toy_trainer()
+    other.dataset.labels[9:] = -1
     for _ in range(3):
         trainer.train_step()
-        twin.train_step()
-    for a, b in zip(trainer.model.parameters(), twin.model.parameters(), strict=True):
+        other.train_step()
+    for a, b in zip(trainer.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(a, b)
     assert 0 <= trainer.read_metrics()["guess_accuracy"] <= 100
 

@@ -37,7 +37,7 @@ class Sampler:
         """Return this process's part of the batch of step ``step``.
 
         Args:
-            dataset: says which images are labeled now.
+            dataset: the images, and which of them are labeled now.
             step: completed steps.
             num_labeled, num_unlabeled: B and M of all processes together, multiples of their number; M may be 0.
         """
