@@ -13,7 +13,7 @@ folder=${2:?"$usage"}
 shift 2
 cd "$(dirname "$0")/.." && mkdir -p "$folder"
 python=${PYTHON:-python3}
-images=${IMAGES:-.carry/cifar10-jpeg.tar.xz}
+images=${IMAGES:-data/cifar10-jpeg.tar.xz}
 export TORCHINDUCTOR_COMPILE_THREADS=${TORCHINDUCTOR_COMPILE_THREADS:-2} PYTHONUNBUFFERED=1
 jpeg=(data.dataset=folder data.root=data/cifar10-jpeg data.image_size=32 data.num_validation=1000)
 
