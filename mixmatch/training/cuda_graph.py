@@ -32,7 +32,8 @@ def capture(step: Callable[[], None], generator: Generator) -> torch.cuda.CUDAGr
             step()
     usual.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 14):  # later versions find generators
+    registering = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 14)
+    if registering:  # later versions find the generators of a graph
         graph.register_generator_state(generator)
     try:
         with (
@@ -42,7 +43,11 @@ def capture(step: Callable[[], None], generator: Generator) -> torch.cuda.CUDAGr
         ):
             step()
     except BaseException:
-        torch.cuda.set_stream(usual)  # a broken capture leaves its own stream current
+        # A broken capture leaves its own stream current, and on earlier versions its generators waiting for its end.
+        torch.cuda.set_stream(usual)
+        if registering:
+            for each in (generator, torch.cuda.default_generators[device.index or 0]):
+                each.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
         raise
     return graph
 
