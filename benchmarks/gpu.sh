@@ -2,7 +2,7 @@
 # Measure on a borrowed GPU, in two commands that fit a quarter of an hour.
 #
 #     benchmarks/gpu.sh speed FOLDER [options of benchmarks/step.py]     # 8 minutes: GPU tests, and times of a step
-#     benchmarks/gpu.sh train FOLDER SECONDS [key=value ...]            # train on CIFAR-10 (JPEG), WRN-28-2
+#     benchmarks/gpu.sh train FOLDER SECONDS [key=value ...]            # FreeMatch on CIFAR-10 (JPEG), WRN-28-2
 #
 # Writes its output to files in FOLDER. Tests and compilations share the CPU cores; then the variants of the step are timed
 # one by one, while nothing else runs. PYTHON is the interpreter (default python3), IMAGES the archive of CIFAR-10 (JPEG).
@@ -32,9 +32,18 @@ speed)
             train.eval_every=60 >"$folder/short-run.txt" 2>&1
         touch "$folder/tests-done"
     ) &
-    timeout 460 "$python" benchmarks/step.py --after "$folder/tests-done" --variants textbook float32 bfloat16 compiled \
-        cuda_graph compiled_cuda_graph reduce-overhead "$@" 2>&1 | tee "$folder/step.txt"
+    rm -f "$folder"/*-done
+    time_steps() { # NAME AFTER options ...: compiles now, times its variants when the file of AFTER exists
+        local name=$1 after=$2
+        shift 2
+        timeout 460 "$python" benchmarks/step.py --after "$folder/$after-done" "$@" >"$folder/$name.txt" 2>&1
+        touch "$folder/$name-done"
+    }
+    time_steps step tests --variants textbook float32 bfloat16 compiled cuda_graph compiled_cuda_graph reduce-overhead "$@" &
+    time_steps muon step --variants compiled_cuda_graph --set train.optimizer=muon mixmatch.num_views=1 &
+    time_steps freematch muon --variants compiled_cuda_graph --set method=freematch train.optimizer=sgd &
     wait
+    cat "$folder"/{step,muon,freematch}.txt
     tail -n 40 "$folder/tests.txt"
     cat "$folder/short-run.txt"
     ;;
@@ -42,8 +51,8 @@ train)
     seconds=$1
     shift
     unpack
-    timeout --signal TERM "$seconds" "$python" main.py --config configs/quick.yml --run-dir "$folder/run" "${jpeg[@]}" \
-        train.compile=true mixmatch.num_views=1 mixmatch.guess_with_ema=true "$@" 2>&1 | tee "$folder/train.txt"
+    timeout --signal TERM "$seconds" "$python" main.py --config configs/freematch.yml --run-dir "$folder/run" "${jpeg[@]}" \
+        train.compile=true "$@" 2>&1 | tee "$folder/train.txt"
     ;;
 *)
     echo "$usage" >&2

@@ -4,6 +4,7 @@
     python3 benchmarks/step.py --depth 10 --width 1 --size 16 --steps 50
     python3 benchmarks/step.py --variants compiled_cuda_graph --processes 1 2 4 8    # share the device
     python3 benchmarks/step.py --variants bfloat16 --profile    # where the time goes
+    python3 benchmarks/step.py --variants compiled --set method=freematch train.optimizer=sgd    # another configuration
 
 Every variant runs in a process of its own on the same random images, and must compute a finite loss.
 """
@@ -27,7 +28,7 @@ import torch  # noqa: E402 - its import is part of the start-up time
 from textbook import CLASSES, MEASURES, make_network, textbook_step  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
-from mixmatch.config import build_config  # noqa: E402 - after the path is set
+from mixmatch.config import apply_overrides, build_config  # noqa: E402 - after the path is set
 from mixmatch.data import ImageData  # noqa: E402
 from mixmatch.data.split import make_split  # noqa: E402
 from mixmatch.training.build import make_trainer  # noqa: E402
@@ -81,6 +82,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--processes", type=int, nargs="+", help="time the last variant in several processes at once")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of our variants")
     parser.add_argument("--profile", action="store_true", help="print the slowest operators of the first variant")
     parser.add_argument("--after", type=Path, help="start and compile now, time when this file exists")
     parser.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -96,6 +98,8 @@ def print_table(variants: list[str], options: argparse.Namespace) -> None:
     peak = measure_peak(options.device)
     name = f"WRN-{options.depth}-{options.width:g}, B = {options.batch_size}, K = {options.num_views}"
     print(f"{name}, {options.size}x{options.size}, on {device}, torch {torch.__version__}")
+    if options.set:
+        print(f"ours with {' '.join(options.set)}; TFLOP are those of the default configuration")
     print(f"a step is {flops / 1e12:.3f} TFLOP; a large matrix product reaches {peak / 1e12:.2f} TFLOP/s\n")
     head = (
         "variant,ms a step,host (ms),synchronized (ms),steps/s,speedup,TFLOP/s,of the peak,memory (GB),first step (s)"
@@ -141,7 +145,8 @@ def start(options: argparse.Namespace, variant: str) -> subprocess.Popen:
     """Start a process that prepares one variant, prints ``ready``, and times it after a line of input."""
     sizes = [text for name in SIZES for text in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
     pipe = subprocess.PIPE
-    command = [sys.executable, __file__, *sizes, "--one", variant]
+    settings = ["--set", *options.set] if options.set else []
+    command = [sys.executable, __file__, *sizes, *settings, "--one", variant]
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
@@ -214,6 +219,7 @@ def our_step(variant: str, options: argparse.Namespace) -> tuple[Trainer, Callab
             "train": {"batch_size": options.batch_size},
         }
     )
+    config = apply_overrides(config, options.set)
     images, labels = random_images(options)
     data = ImageData("random", [str(number) for number in range(CLASSES)], images, labels, None, None, flip=True)
     precision = variant if variant in ("float32", "bfloat16") else None
