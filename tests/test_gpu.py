@@ -62,7 +62,9 @@ def test_each_mode_equals_the_eager_step(mode, optimizer):
 def test_each_method_equals_its_eager_step(mode, method):
     eager, fast = gpu_trainer(EAGER, method=method), gpu_trainer(mode, method=method)
     a, b = losses(eager, 20), losses(fast, 20)
-    torch.testing.assert_close(a[:3], b[:3], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(a[:2], b[:2], rtol=1e-3, atol=1e-3)
+    # Rounding may tip a pseudo-label between two classes: of 7 x 16 images, one changes the loss by about 0.01.
+    torch.testing.assert_close(a[2], b[2], rtol=1e-3, atol=0.03)
     torch.testing.assert_close(a.mean(), b.mean(), rtol=0.2, atol=0.2)
 
 
