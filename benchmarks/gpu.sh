@@ -28,7 +28,7 @@ speed)
     (
         timeout 300 "$python" -m pytest tests/test_gpu.py -n 6 -v -p no:cacheprovider >"$folder/tests.txt" 2>&1
         unpack
-        timeout 90 "$python" main.py --config configs/quick.yml --run-dir runs/short "${jpeg[@]}" train.steps=60 \
+        timeout 90 "$python" main.py --config quick --run-dir runs/short "${jpeg[@]}" train.steps=60 \
             train.eval_every=60 >"$folder/short-run.txt" 2>&1
         touch "$folder/tests-done"
     ) &
@@ -51,7 +51,7 @@ train)
     seconds=$1
     shift
     unpack
-    timeout --signal TERM "$seconds" "$python" main.py --config configs/freematch.yml --run-dir "$folder/run" "${jpeg[@]}" \
+    timeout --signal TERM "$seconds" "$python" main.py --config freematch --run-dir "$folder/run" "${jpeg[@]}" \
         train.compile=true "$@" 2>&1 | tee "$folder/train.txt"
     ;;
 *)

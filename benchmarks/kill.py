@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     options = parser.parse_args()
     rng = random.Random(options.seed)  # noqa: S311 - not a secret
-    config = ["--config", str(ROOT / "configs" / "digits.yml"), "train.eval_every=1", "train.log_every=1"]
+    config = ["--config", "digits", "train.eval_every=1", "train.log_every=1"]
     config += [f"train.steps={options.steps}", f"train.checkpoint_every={options.checkpoint_every}"]
     labels = ["select=top", "fraction=0.5", "refresh_every=50", f"steps={options.steps}"]
     with tempfile.TemporaryDirectory() as name:
@@ -132,7 +132,7 @@ def kill_tables(folder: Path, kills: int, options: argparse.Namespace, rng: rand
     table = {
         "data": "digits",
         "about": "benchmarks/kill.py",
-        "config": "configs/digits.yml",
+        "config": "digits",
         "set": ["train.precision=float32", "train.checkpoint_every=4", *settings],
         "seeds": [1, 2],
         "rows": [{"label": "MixMatch"}, {"label": "stage", "stage": ["select=top"]}],

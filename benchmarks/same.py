@@ -47,10 +47,10 @@ def main() -> int:
     parser.add_argument("--ignore", nargs="+", default=[], help="metrics whose definition has changed")
     parser.add_argument("--former-losses", action="store_true", help="use the loss formulas of 2f5f5b4 in this tree")
     options = parser.parse_args()
-    images = {"digits": ["--config", "configs/digits.yml"]}
+    images = {"digits": ["--config", "digits"]}
     if options.photographs:
         root = f"data.root={options.photographs.resolve()}"
-        images["photographs"] = ["--config", "configs/cifar10-jpeg-16px.yml", root]
+        images["photographs"] = ["--config", "cifar10-jpeg-16px", root]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         other = folder / "checkout"

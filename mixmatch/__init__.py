@@ -2,7 +2,7 @@
 
     import mixmatch
 
-    config = mixmatch.load_config("configs/digits.yml", ["seed=2"])
+    config = mixmatch.load_config("digits", ["seed=2"])
     results = mixmatch.train(config, "runs/mine")
     model = mixmatch.load_model("runs/mine")
     print(results.test_accuracy, model.classes, model.predict(images))

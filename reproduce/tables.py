@@ -47,7 +47,7 @@ class Table(Settings):
     file: str
     data: str  # heading of the first column, such as CIFAR-10 (JPEG)
     about: str  # printed above the table
-    config: str  # a config file; the path is relative to the table file or to the repository
+    config: str  # the name of a config, or a file relative to the table file
     set: list[str] = Field([])
     seeds: list[int] = Field(min_length=1)
     control: str | None = None  # label of the row that the others are compared with, seed by seed
@@ -144,10 +144,9 @@ def plan(table: Table) -> list[dict[int, RunSpec]]:
 
 
 def _plan_run(table: Table, row: Row, seed: int) -> RunSpec:
-    file = Path(table.file).parent / (row.config or table.config)
-    if not file.exists():
-        file = ROOT / (row.config or table.config)
-    config = load_config(file, [*table.set, *row.set, f"seed={seed}"])
+    source = row.config or table.config
+    file = Path(table.file).parent / source
+    config = load_config(file if file.is_file() else source, [*table.set, *row.set, f"seed={seed}"])
     # Another table may need the same run: what this one sets of pseudo_label belongs to its stages.
     run = RunSpec(config.run_name(), config.model_copy(update={"pseudo_label": PseudoLabelSettings()}))
     if row.stage is None:

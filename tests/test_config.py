@@ -23,7 +23,7 @@ from mixmatch.errors import UserError
 from mixmatch.settings import list_keys
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").rglob("*.yml"))
+CONFIGS = sorted((ROOT / "mixmatch" / "configs").rglob("*.yml"))
 DEFAULTS = load_config(None)
 KEYS = [key for key, _ in list_keys(type(DEFAULTS))]
 
@@ -52,7 +52,7 @@ def test_configs_contain_only_what_differs_and_read_back(path, tmp_path):
 
 
 def test_overrides_replace_values_of_the_file():
-    config = load_config(ROOT / "configs" / "digits.yml", ["data.num_labeled=all", "seed=2", "train.lr=1e-3", "name=x"])
+    config = load_config("digits", ["data.num_labeled=all", "seed=2", "train.lr=1e-3", "name=x"])
     assert (config.data.num_labeled, config.seed, config.train.lr, config.name) == ("all", 2, 0.001, "x")
     assert config.data.dataset == "digits" and config.run_name() == "x-seed2"
     assert load_config(None, ["method=supervised"]).run_name() == "cifar10-250-supervised-seed1"
@@ -148,7 +148,7 @@ def test_an_invalid_override_is_a_one_line_error(override, message):
         (b"1: 2\n", "Keys should be strings, got 1"),
         (b"\x00", "not valid YAML"),
         (b"\xff\xfe\x00", "is not UTF-8 text; give a YAML file"),
-        (None, "No such file or directory; give a YAML file"),
+        (None, "no such file; give a YAML file"),
     ],
 )
 def test_an_invalid_file_is_a_one_line_error(tmp_path, content, message):

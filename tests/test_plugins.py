@@ -186,18 +186,17 @@ def test_a_method_without_guesses_trains_and_a_wrong_declaration_is_an_error(reg
 
 
 def test_configs_can_be_pickled():
-    for config in (load_config(None), load_config(ROOT / "configs" / "digits.yml", ["model.width=0.5"])):
+    for config in (load_config(None), load_config("digits", ["model.width=0.5"])):
         assert pickle.loads(pickle.dumps(config)) == config
 
 
 def test_a_run_without_plugins_loads_without_the_import(tmp_path, registries):
     import_file(PLUGIN)
-    digits = ROOT / "configs" / "digits.yml"
-    plain, mine = to_yaml(load_config(digits)), to_yaml(load_config(digits, ["method=toy"]))
+    plain, mine = to_yaml(load_config("digits")), to_yaml(load_config("digits", ["method=toy"]))
     assert "toy" not in plain and "supervised:" not in plain and "\ntoy:\n" in mine and str(PLUGIN) not in mine
     (tmp_path / "plain.yml").write_text(plain)
     del METHODS["toy"]
-    assert load_config(tmp_path / "plain.yml") == load_config(digits)
+    assert load_config(tmp_path / "plain.yml") == load_config("digits")
 
 
 def test_the_installed_package_works_in_another_project(tmp_path):

@@ -24,7 +24,7 @@ def write_table(path, **values):
     content = {
         "data": "digits",
         "about": "A table of the tests.",
-        "config": "configs/digits.yml",
+        "config": "digits",
         "set": [setting for setting in SMALL if setting != "data.dataset=digits"] + ["pseudo_label.steps=4"],
         "seeds": [1, 2],
         "control": "nothing",

@@ -152,7 +152,7 @@ def test_the_run_directory_alone_continues_with_its_config(tmp_path, monkeypatch
     monkeypatch.undo()
     assert main.main(["--run-dir", str(tmp_path / "run")]) == 0
     assert "continuing" in capsys.readouterr().out
-    assert main.main(["--run-dir", str(tmp_path / "run"), "--config", str(ROOT / "configs" / "digits.yml")]) == 2
+    assert main.main(["--run-dir", str(tmp_path / "run"), "--config", "digits"]) == 2
 
 
 def test_guess_accuracy_excludes_labeled_images(tmp_path):

@@ -1,6 +1,14 @@
 """The configuration of a run: its schema, how files and overrides are loaded, and what may change on resume."""
 
-from mixmatch.config.load import all_keys, apply_overrides, build_config, flatten, load_config, to_yaml
+from mixmatch.config.load import (
+    all_keys,
+    apply_overrides,
+    build_config,
+    config_names,
+    flatten,
+    load_config,
+    to_yaml,
+)
 from mixmatch.config.resume import (
     INTERVAL_KEYS,
     RESUMABLE_KEYS,
@@ -19,6 +27,7 @@ __all__ = [
     "all_keys",
     "apply_overrides",
     "build_config",
+    "config_names",
     "differing_keys",
     "differing_pseudo_label_keys",
     "flatten",

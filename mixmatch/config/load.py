@@ -17,19 +17,46 @@ from mixmatch.models import MODELS, NetworkSettings
 from mixmatch.settings import Settings, describe_validation_error, list_keys, short_repr
 
 
-def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def load_config(source: Path | str | None, overrides: Sequence[str] = ()) -> Config:
     """Return the config in a YAML file, with overrides applied.
 
     Args:
-        path: a YAML file with the keys that differ from the defaults; None for the defaults.
+        source: a YAML file with the keys that differ from the defaults, or the name of a config of this package, such
+            as ``digits``; None for the defaults.
         overrides: such as ``train.lr=0.03``; the value is YAML.
 
     Raises:
         UserError: if the file cannot be read, or a key or value is invalid.
     """
-    values = {} if path is None else read_yaml(Path(path))
+    values = {} if source is None else read_yaml(find_config(source))
     _override(values, overrides)
-    return build_config(values, "config" if path is None or overrides else str(path))
+    return build_config(values, "config" if source is None or overrides else str(source))
+
+
+def find_config(source: Path | str) -> Path:
+    """Return the file of a config.
+
+    Args:
+        source: a path, or a name from ``config_names``.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    path, packaged = Path(source), CONFIGS / f"{source}.yml"
+    if path.is_file() or not packaged.is_file():
+        if not path.exists():
+            names = ", ".join(name for name in config_names() if "/" not in name)
+            raise UserError(f"{path}: no such file; give a YAML file or one of {names}")
+        return path
+    return packaged
+
+
+def config_names() -> list[str]:
+    """Return the names of the configs of this package."""
+    return sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yml"))
 
 
 def build_config(values: dict[str, Any], source: str = "config") -> Config:

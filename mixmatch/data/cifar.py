@@ -20,7 +20,7 @@ def load_cifar(settings: DataSettings, device: torch.device, quiet: bool) -> Ima
     check_download(60_000, 32, 3, settings, device)
     root = Path(settings.root)
     archive = [(source.filename, source.tgz_md5)]
-    with explain_download_errors(title, root, archive, "; configs/digits.yml needs no download"):
+    with explain_download_errors(title, root, archive, "; --config digits needs no download"):
         train, test = (source(root, train=part, download=True) for part in (True, False))
     images, test_images = torch.from_numpy(train.data), torch.from_numpy(test.data)
     labels, test_labels = torch.tensor(train.targets), torch.tensor(test.targets)
