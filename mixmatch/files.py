@@ -99,7 +99,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     text = json.dumps(meta)
-    header = {"version": str(FORMAT_VERSION), "meta": text, "sha256": _checksum(tensors, text)}
+    header = {"version": str(FORMAT_VERSION), "meta": text, "sha256": checksum(tensors, text)}
     write_atomically(path, save(tensors, header))
 
 
@@ -120,12 +120,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if version != str(FORMAT_VERSION):
         raise DamagedFile(f"has format version {version!r}, this program reads {FORMAT_VERSION}")
     text = header.get("meta", "")
-    if header.get("sha256") != _checksum(tensors, text):
+    if header.get("sha256") != checksum(tensors, text):
         raise DamagedFile("fails its checksum")
     return tensors, json.loads(text)
 
 
-def _checksum(tensors: dict[str, Tensor], meta: str) -> str:
+def checksum(tensors: dict[str, Tensor], meta: str) -> str:
+    """Return a digest of tensors on the CPU, in their order, and of a text."""
     digest = hashlib.sha256(meta.encode())
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,6 +1,7 @@
 """A trained network for inference: load, predict, save, export."""
 
 import importlib.util
+import json
 import warnings
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from mixmatch.config import build_config
 from mixmatch.data.dataset import ImageSpec
 from mixmatch.errors import UserError, describe_error
 from mixmatch.evaluation import predict_probabilities
-from mixmatch.files import DamagedFile, explain_os_errors, load_tensors, save_tensors
+from mixmatch.files import DamagedFile, checksum, explain_os_errors, load_tensors, save_tensors
 from mixmatch.models import Network, NetworkSettings, build_network
 from mixmatch.runs.directory import RunDirectory
 
@@ -39,7 +40,9 @@ class Classifier(nn.Module):
         self.eval()
 
     def __repr__(self) -> str:
-        names = ", ".join(self.classes[:10]) + ", ..." * (len(self.classes) > 10)
+        names = ", ".join(self.classes)
+        if len(names) > 60:
+            names = ", ".join([*names[:60].split(", ")[:-1], "..."])
         size = f"{self.spec.size}x{self.spec.size}x{self.spec.channels}"
         return f"Classifier({self.settings.display_name()}, {size} images, {len(self.classes)} classes: {names})"
 
@@ -88,7 +91,7 @@ def load_model(path: Path | str, device: str = "cpu", best: bool = False) -> Cla
     config = run.read_config()
     saved = run.load_best() if best else run.load_newest()
     if saved is None:
-        raise UserError(f"{path}: has no checkpoint; train it first with main.py --run-dir {path}")
+        raise UserError(f"{path}: has no checkpoint; train it first")
     state, progress = saved
     weights: dict[str, Tensor] = {}
     for part in ("model.", "ema."):  # the EMA has parameters only, its BatchNorm statistics are the model's
@@ -103,12 +106,21 @@ def save_model(classifier: Classifier, path: Path) -> None:
     Raises:
         UserError: if it cannot be written.
     """
-    meta = {
+    save_tensors(path, classifier.network.state_dict(), _metadata(classifier))
+
+
+def fingerprint(classifier: Classifier) -> str:
+    """Return a digest of all that predictions depend on: weights, architecture, precision, images and classes."""
+    weights = {name: tensor.cpu() for name, tensor in classifier.network.state_dict().items()}
+    return checksum(weights, json.dumps(_metadata(classifier)))
+
+
+def _metadata(classifier: Classifier) -> dict[str, Any]:
+    return {
         "model": classifier.settings.model_dump(),
         "images": asdict(classifier.spec),
         "precision": classifier.precision,
     }
-    save_tensors(path, classifier.network.state_dict(), meta)
 
 
 def _load_file(path: Path, device: str) -> Classifier:

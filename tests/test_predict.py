@@ -1,10 +1,11 @@
 """The command predict.py on the files that people have."""
 
 import csv
-import itertools
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -13,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mixmatch.cli import predict, train
-from mixmatch.cli.predictions import copy_to_class_folder, predict_files
+from mixmatch.cli import predict, predictions, train
+from mixmatch.cli.part_file import PartFile
+from mixmatch.cli.predictions import copy_to_class_folder
 from mixmatch.errors import UserError
 from mixmatch.files import load_tensors
-from mixmatch.inference import load_model
+from mixmatch.inference import fingerprint, load_model
 from tests.helpers import ROOT, SMALL
 
 SETTINGS = [
@@ -193,15 +195,22 @@ def test_the_html_page_shows_the_least_certain_first_and_has_no_code(photos, com
     assert f'title="{rows[0]["path"]}"' in page
 
 
-def test_copies_by_class_never_overwrite(photos, command, tmp_path):
-    source, copies = photos / "unlabeled", tmp_path / "sorted"
+def test_copies_by_class_are_made_once_and_never_overwrite(photos, command, tmp_path):
+    source, copies = tmp_path / "new", tmp_path / "sorted"
+    shutil.copytree(photos / "unlabeled", source / "a")
+    assert command(source / "a", "--copy-by-class", copies) == 0
+    assert len([path for path in copies.rglob("*") if path.is_file()]) == 20
+    shutil.copytree(source / "a", source / "b")
+    for path in (source / "b").iterdir():
+        with open(path, "ab") as file:
+            file.write(b"x")  # other content, the same picture
     for _ in range(2):
         assert command(source, "--copy-by-class", copies) == 0
-    assert len([path for path in copies.rglob("*") if path.is_file()]) == 40 and len(list(source.iterdir())) == 20
+        assert len([path for path in copies.rglob("*") if path.is_file()]) == 40
     for row in read_rows(tmp_path / "p.csv"):
-        name = row["path"].split("/")[-1]
-        for copy in (name, name.replace(".jpg", "-2.jpg")):
-            assert (copies / row["class"].strip("'") / copy).read_bytes() == (source / name).read_bytes()
+        folder, name = row["path"].split("/")[-2:]
+        copy = name if folder == "a" else name.replace(".jpg", "-2.jpg")
+        assert (copies / row["class"].strip("'") / copy).read_bytes() == (source / folder / name).read_bytes()
     with pytest.raises(UserError):
         copy_to_class_folder(copies, "cat", tmp_path / "gone.png")
     assert not list((copies / "cat").iterdir())
@@ -243,18 +252,12 @@ def test_bad_input_gives_one_line(trained, photos, tmp_path, capsys, monkeypatch
     assert message in error and error.count("\n") == 1
 
 
-def test_files_are_listed_as_they_are_needed(trained, photos):
-    taken, image = [], photos / "unlabeled" / "0.jpg"
-    files = ((image, None) for i in itertools.count() if taken.append(i) is None)
-    assert next(predict_files(load_model(trained), files)).file == image
-    assert len(taken) <= 1000
-
-
 def test_an_existing_table_stays_until_the_new_one_is_complete(photos, command, tmp_path):
     table = tmp_path / "p.csv"
     table.write_text("mine")
     assert command(tmp_path / "mistyped") == 2
-    assert command(photos / "test", "--copy-by-class", "/dev/null/sorted") == 2  # fails after the first row
+    assert command(photos / "test", "--copy-by-class", "/dev/null/sorted") == 2
+    assert command(photos / "test", "--html", "/dev/null") == 2
     assert table.read_text() == "mine" and list(tmp_path.iterdir()) == [table]
     os.symlink(table, tmp_path / "link.csv")
     assert command(photos / "test", "--output", tmp_path / "link.csv") == 0
@@ -269,3 +272,211 @@ def test_the_table_can_be_piped_and_a_closed_pipe_ends_silently(trained, photos)
         process.stdout.close()
         assert "error" not in process.stderr.read()
     assert process.returncode == 141
+
+
+# Interruptions.
+
+BATCH = 8
+SCRIPT = f"""
+import os, sys
+from mixmatch.cli import predict, predictions
+from tests.test_predict import signal_after
+predictions.BATCH_SIZE = {BATCH}
+signal_after(int(sys.argv.pop(1)), 9)
+sys.exit(predict.main())
+"""
+
+
+def signal_after(batches, number, setattr=setattr):
+    """Let the command get a signal when it has predicted some batches."""
+    remaining, predict_batch = iter(range(batches)), predictions.predict_batch
+
+    def predict_or_stop(model, files):
+        if next(remaining, None) is None:
+            os.kill(os.getpid(), number)
+        return predict_batch(model, files)
+
+    setattr(predictions, "predict_batch", predict_or_stop)
+
+
+@pytest.fixture
+def new(photos, tmp_path):
+    """A folder of 40 files."""
+    for folder in ("a", "b"):
+        shutil.copytree(photos / "unlabeled", tmp_path / "new" / folder)
+    (tmp_path / "new" / "a" / "7.jpg").write_text("not an image")
+    return tmp_path / "new"
+
+
+@pytest.fixture
+def out(tmp_path):
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def part(out):
+    return out / ".p.csv.part"
+
+
+@pytest.fixture
+def finish(command, new, out, monkeypatch, capsys):
+    """Runs the command to its end, and returns what it prints and its table."""
+    monkeypatch.setattr(predictions, "BATCH_SIZE", BATCH)
+
+    def call(*arguments, output=out / "p.csv"):
+        capsys.readouterr()
+        assert command("--output", output, *(arguments or [new])) == 0
+        assert not list(output.parent.glob(".*"))
+        return capsys.readouterr().out, output.read_bytes()
+
+    return call
+
+
+@pytest.fixture
+def stop(command, new, out, monkeypatch, capsys):
+    """Runs the command until it gets a signal after some batches, and returns what it prints."""
+    monkeypatch.setattr(predictions, "BATCH_SIZE", BATCH)
+
+    def call(batches, *arguments, number=signal.SIGINT):
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            signal_after(batches, number, patch.setattr)
+            assert command("--output", out / "p.csv", *(arguments or [new])) == 128 + number
+        return "".join(capsys.readouterr())
+
+    return call
+
+
+@pytest.mark.slow
+def test_a_killed_command_continues_and_has_the_same_outputs(photos, trained, new, out, part, finish, tmp_path):
+    for name in CLASSES:
+        shutil.copytree(photos / "test" / name, new / name)  # 18 files of known classes
+    options = [new, "--html", tmp_path / "page.html", "--copy-by-class", tmp_path / "sorted"]
+    for batches in (2, 3):
+        command = [
+            sys.executable,
+            "-c",
+            SCRIPT,
+            str(batches),
+            "--run-dir",
+            trained,
+            "--output",
+            out / "p.csv",
+            *options,
+        ]
+        assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "page.html").exists() and not (tmp_path / "sorted").exists()
+    printed, table = finish(*options)
+    assert f"continuing {part}: 40 of 58 files are done\n" in printed and list(out.iterdir()) == [out / "p.csv"]
+    page, copies = (tmp_path / "page.html").read_bytes(), sorted((tmp_path / "sorted").rglob("*"))
+    expected, same_table = finish(*options, output=tmp_path / "p.csv")
+    assert table == same_table and page == (tmp_path / "page.html").read_bytes()
+    assert copies == sorted((tmp_path / "sorted").rglob("*"))
+    report = expected[: expected.index(" images classified")]
+    assert "continuing" not in report and "of 18 files whose class is known" in report and report in printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_prints_what_is_done(stop, finish, out, tmp_path, number):
+    assert stop(1, number=number) == "interrupted: 8 of 40 files are done; the same command continues\n"
+    printed, table = finish()
+    assert "8 of 40 files are done" in printed and table == finish(output=tmp_path / "p.csv")[1]
+    assert "interrupted: 0 of 40" in stop(0, number=number) and list(out.iterdir()) == [out / "p.csv"]
+
+
+def test_interrupted_copies_continue(stop, finish, new, tmp_path, monkeypatch):
+    options = [new, "--copy-by-class", tmp_path / "sorted"]
+    with monkeypatch.context() as patch:
+        copyfile = shutil.copyfile
+        patch.setattr(shutil, "copyfile", lambda *paths: (copyfile(*paths), os.kill(os.getpid(), signal.SIGINT)))
+        assert "interrupted: 40 of 40 files are done" in stop(99, *options)
+    assert not [path for path in (tmp_path / "sorted").rglob("*") if path.is_file()]
+    printed, _ = finish(*options)
+    assert "40 of 40 files are done" in printed and "39 images classified: " in printed
+    assert len([path for path in (tmp_path / "sorted").rglob("*") if path.is_file()]) == 20
+
+
+@pytest.mark.parametrize("torn", [b'["/x.png", 0, [0.12', b"\0" * 99], ids=["a line", "zeros"])
+def test_an_incomplete_batch_is_dropped(stop, finish, part, tmp_path, torn):
+    stop(2)
+    lines = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(b"".join(lines[:-3]) + torn)  # two rows of the second batch are missing
+    printed, table = finish()
+    assert "8 of 40 files are done" in printed and table == finish(output=tmp_path / "p.csv")[1]
+
+
+def test_the_table_has_the_files_that_are_there_now(stop, finish, new, out, tmp_path):
+    stop(3)
+    (new / "a" / "0.jpg").unlink()
+    make_image(1, 5).save(new / "a" / "00.png")
+    os.rename(new / "a" / "1.jpg", new / "z.jpg")
+    assert "22 of 40 files are done" in finish()[0]
+    finish(output=tmp_path / "p.csv")
+    rows, others = read_rows(out / "p.csv"), read_rows(tmp_path / "p.csv")
+    assert [row["path"] for row in rows] == [row["path"] for row in others]
+    for row, other in zip(rows, others, strict=True):  # other batches can differ in the last digit
+        assert float(row["confidence"] or 0) == pytest.approx(float(other["confidence"] or 0), abs=2e-6)
+
+
+def test_equal_relative_paths_in_other_folders_are_other_files(stop, finish, new, tmp_path, monkeypatch):
+    shutil.copytree(new, tmp_path / "elsewhere" / "new")
+    monkeypatch.chdir(tmp_path)
+    stop(3, "new")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert "continuing" not in finish("new")[0]
+
+
+def test_rows_of_another_model_are_not_used(stop, finish, trained, new, part, tmp_path):
+    model, other = load_model(trained), tmp_path / "other"
+    shutil.copytree(trained, other)
+    images = json.loads((other / "images.json").read_text())
+    (other / "images.json").write_text(json.dumps(images | {"fit": "stretch"}))  # the same weights
+    stop(2, "--run-dir", other, new)
+    printed, table = finish()
+    assert printed.startswith(f"starting again: {part} was written with another model\n")
+    assert "continuing" not in printed and table == finish(output=tmp_path / "p.csv")[1]
+    with torch.no_grad():
+        model.network.dense.bias[0] += 1
+    assert len({fingerprint(each) for each in (model, load_model(trained), load_model(other))}) == 3
+
+
+def test_rows_of_another_version_are_not_used(stop, finish, part):
+    stop(2)
+    part.write_bytes(part.read_bytes().replace(b"format 1", b"format 0", 1))
+    assert finish()[0].startswith(f"starting again: {part} was written with another version of this program\n")
+
+
+def test_a_file_of_another_kind_or_in_use_is_left_alone(command, photos, tmp_path, capsys):
+    part = tmp_path / ".p.csv.part"
+    part.write_text("mine")
+    assert command(photos / "test") == 2
+    assert "was not written by this command" in capsys.readouterr().err
+    assert part.read_text() == "mine" and list(tmp_path.iterdir()) == [part]
+    part.unlink()
+    with PartFile(part, [], "model"):
+        content = part.read_bytes()
+        assert command(photos / "test") == 2
+        assert "another command is writing it" in capsys.readouterr().err
+        assert part.read_bytes() == content
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_keeps_the_rows(command, stop, finish, new, out, part, tmp_path, capsys):
+    (out / "p.csv").write_text("mine")
+    stop(1)
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    size = part.stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + size * 3 // 2, limits[1]))  # in the third batch
+    try:
+        assert command("--output", out / "p.csv", new) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    error = capsys.readouterr().err
+    assert (
+        ".p.csv.part: cannot be written (File too large); 16 of 40 files are done" in error and error.count("\n") == 1
+    )
+    assert (out / "p.csv").read_text() == "mine"
+    printed, table = finish()
+    assert "16 of 40 files are done" in printed and table == finish(output=tmp_path / "p.csv")[1]

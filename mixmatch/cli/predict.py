@@ -4,14 +4,14 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixmatch.cli.common import Parser, add_run_dir, run_command
+from mixmatch.cli.common import Parser, add_run_dir, command_line, run_command
 from mixmatch.errors import UserError
 
 
 def make_parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(
-        usage="python3 predict.py (--run-dir DIRECTORY | --model FILE) [options] IMAGES ...",
+        usage=f"{command_line('predict')} (--run-dir DIRECTORY | --model FILE) [options] IMAGES ...",
         description="Classify image files with a trained model and write a CSV row for each.\n"
         "Files in folders named like a class count towards the accuracy that is printed.",
     )
@@ -48,8 +48,9 @@ def export_and_predict(options: Namespace) -> None:
 
     Raises:
         UserError: if the command line is wrong, the model cannot be loaded, or a file cannot be read or written.
+        Stopped: after a signal; the same command continues.
     """
-    from mixmatch.cli.predictions import check_paths, write_predictions
+    from mixmatch.cli.predictions import Outputs, check_inputs, write_predictions
     from mixmatch.config import build_config
     from mixmatch.inference import export_onnx, load_model
     from mixmatch.training.device import choose_device
@@ -62,11 +63,12 @@ def export_and_predict(options: Namespace) -> None:
         raise UserError("--best: requires --run-dir; a model file holds one network")
     if not options.images and options.export is None:
         raise UserError("give images or --export; see --help")
-    check_paths(options.images, options.output, options.copy_by_class)
+    outputs = Outputs(options.output, options.html, options.html_size, options.copy_by_class)
+    check_inputs(options.images, outputs)
     device = choose_device(build_config({"device": options.device}, "--device").device)
     model = load_model(options.run_dir or options.model, str(device), options.best)
     if options.export is not None:
         export_onnx(model, options.export)
         print(f"{options.export}: written")
     if options.images:
-        write_predictions(model, options.images, options.output, options.html, options.html_size, options.copy_by_class)
+        write_predictions(model, options.images, outputs)

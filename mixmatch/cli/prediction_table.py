@@ -1,0 +1,104 @@
+"""The CSV table of predictions, and what is computed from its rows."""
+
+import bisect
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from io import TextIOWrapper
+from typing import BinaryIO
+
+from sklearn.metrics import accuracy_score, classification_report, recall_score
+
+from mixmatch.cli.part_file import UNREADABLE, ListedFile, Prediction
+from mixmatch.errors import single_line
+from mixmatch.files import csv_path, csv_text
+
+
+@dataclass
+class Summary:
+    """What is needed of the rows when the table is complete.
+
+    Attributes:
+        labels: the predicted class of each file, or UNREADABLE.
+        num_multi_page: number of files with several pages.
+        least_certain: predictions with the lowest confidence, lowest first.
+    """
+
+    labels: list[int] = field(default_factory=list)
+    num_multi_page: int = 0
+    least_certain: list[Prediction] = field(default_factory=list)
+
+    @property
+    def num_images(self) -> int:
+        """Number of files that could be read."""
+        return len(self.labels) - self.labels.count(UNREADABLE)
+
+    def add(self, prediction: Prediction, num_least_certain: int) -> None:
+        """Add a row; keep the ``num_least_certain`` predictions with the lowest confidence."""
+        self.labels.append(prediction.label)
+        if prediction.problem:
+            return
+        self.num_multi_page += prediction.pages > 1
+        bisect.insort(self.least_certain, prediction, key=lambda other: other.confidence)
+        del self.least_certain[num_least_certain:]
+
+
+def write_table(
+    file: BinaryIO, predictions: Iterable[Prediction], classes: Sequence[str], num_least_certain: int
+) -> Summary:
+    """Write the CSV table and return its summary, with ``num_least_certain`` predictions in it."""
+    summary, text = Summary(), TextIOWrapper(file, encoding="utf-8", newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["path", "class", "confidence", "true_class", "problem", *map(csv_text, classes)])
+    for prediction in predictions:
+        table.writerow(to_row(prediction, classes))
+        summary.add(prediction, num_least_certain)
+    text.detach()  # flushes without closing
+    return summary
+
+
+def to_row(prediction: Prediction, classes: Sequence[str]) -> list[str]:
+    """Return a row of the table: path, class, confidence, true class, problem, and the probability of each class.
+
+    A cell that a spreadsheet would take for a formula is prefixed: a path with ``./``, other text with an apostrophe.
+    """
+    path, true_label = csv_path(prediction.file.path), prediction.file.true_label
+    true_class = "" if true_label is None else csv_text(classes[true_label])
+    if prediction.problem:
+        return [path, "", "", true_class, csv_text(prediction.problem), *[""] * len(classes)]
+    probabilities = [f"{probability:.6f}" for probability in prediction.probabilities]
+    return [path, csv_text(classes[prediction.label]), max(probabilities), true_class, "", *probabilities]
+
+
+def print_summary(files: Sequence[ListedFile], summary: Summary, classes: Sequence[str]) -> None:
+    """Print the accuracy on files whose class is known, and the numbers of files with several pages and unreadable."""
+    labels = [
+        (file.true_label, label)
+        for file, label in zip(files, summary.labels, strict=True)
+        if file.true_label is not None and label != UNREADABLE
+    ]
+    if labels:
+        print(describe_accuracy(labels, classes))
+    if summary.num_multi_page:
+        print(f"files with several pages, of which the first was used: {summary.num_multi_page}")
+    if num_unreadable := len(files) - summary.num_images:
+        print(f"{num_unreadable} of {len(files)} files could not be read; see the column problem")
+
+
+def describe_accuracy(labels: Sequence[tuple[int, int]], classes: Sequence[str]) -> str:
+    """Return accuracy, balanced accuracy, and precision and recall of each class.
+
+    Args:
+        labels: true and predicted label of each file.
+        classes: names.
+    """
+    true, predicted = zip(*labels, strict=True)
+    # Balanced accuracy is the mean recall of the classes that have files.
+    balanced = recall_score(true, predicted, labels=sorted(set(true)), average="macro")
+    present = sorted({*true, *predicted})
+    names = [single_line(classes[label]) for label in present]
+    report = classification_report(true, predicted, labels=present, target_names=names, digits=3, zero_division=0)
+    return (
+        f"accuracy {100 * accuracy_score(true, predicted):.2f}% of {len(labels)} files whose class is known, "
+        f"balanced accuracy {100 * balanced:.2f}%\n{report}"
+    )
