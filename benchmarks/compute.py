@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from mixmatch.cli.common import Parser, run_command
 from mixmatch.errors import UserError
 from mixmatch.files import explain_os_errors
-from reproduce.render import MISSING, count_seeds, forward_passes, markdown_table, mean_std
+from mixmatch.markdown import MISSING, markdown_table, mean_std
+from reproduce.render import count_seeds, forward_passes
 from reproduce.results import read_records
 from reproduce.tables import find_table, plan, read_table
 

@@ -4,12 +4,12 @@
     python3 -m reproduce labels-digits              # train the runs that are not finished here, print the table
     python3 -m reproduce labels-digits --minutes 9  # stop after 9 minutes; the same command continues
     python3 -m reproduce --render README.md         # render the tables in a file again
-    python3 -m reproduce --compare runs/*           # compare finished runs, grouped by the settings that differ
 
 Runs are ordinary run directories in runs/, trained by seed, then by row. To train several at once, start the command
 several times: each takes runs that no other process is training.
 """
 
+import logging
 import math
 import sys
 import time
@@ -17,14 +17,14 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixmatch.cli.common import Parser, catch_stop_signals, run_command
+from mixmatch.cli.common import Parser, run_command
 from mixmatch.errors import Diverged, RunInUse, TimeUp, UserError
 from mixmatch.files import write_atomically
+from mixmatch.output import log
 from mixmatch.pseudo_labels.start import start_stage
 from mixmatch.runs.directory import RunDirectory
 from mixmatch.training.loop import train
 from mixmatch.training.results import summarize
-from reproduce.compare import compare_runs
 from reproduce.render import render, render_into
 from reproduce.results import read_records, save_record
 from reproduce.tables import TABLES, RunSpec, find_table, read_table, runs_in_order
@@ -34,16 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code, see ``run_command``."""
 
     def body(options: Namespace) -> None:
-        if options.table and (options.list or options.render or options.compare):
-            raise UserError("--list, --render and --compare take no TABLE")
+        if options.table and (options.list or options.render):
+            raise UserError("--list and --render take no TABLE")
         if options.list:
             print(list_tables(options))
         elif options.render is not None:
             text = render_into(options.render.read_text(encoding="utf-8"), options.tables, options.results)
             write_atomically(options.render, text.encode())
-        elif options.compare:
-            text, notes = compare_runs(options.compare)
-            print(text, *notes, sep="\n")
         elif options.table is not None:
             reproduce(options)
         else:
@@ -54,13 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """Return the parser of the command line."""
-    usage = "python3 -m reproduce [TABLE | --list | --render FILE | --compare RUN ...] [options]"
+    usage = "python3 -m reproduce [TABLE | --list | --render FILE] [options]"
     parser = Parser(usage, __doc__ or "")
     parser.add_argument("table", nargs="?", help="name of a table, or a table file of your own (.yml)")
     alone = parser.add_mutually_exclusive_group()
     alone.add_argument("--list", action="store_true", help="list the tables")
     alone.add_argument("--render", type=Path, metavar="FILE", help="render the tables in a Markdown file again")
-    alone.add_argument("--compare", type=Path, nargs="+", metavar="RUN", help="compare finished runs")
     parser.add_argument("--seeds", type=int, nargs="+", help="some of the table's seeds (default: all)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time, with a checkpoint")
     parser.add_argument("--missing", action="store_true", help="train only runs that have no record yet")
@@ -146,7 +142,8 @@ def train_and_save(run: RunSpec, options: Namespace, deadline: float) -> None:
             raise RunInUse(f"{parent}: not finished")
         config, start = start_stage(parent, path, config)
     quiet = options.quiet or finished
-    results = train(config, path, quiet=quiet, deadline=deadline, signals=catch_stop_signals, start=start)
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    results = train(config, path, quiet=quiet, deadline=deadline, start=start)
     record = read_records(options.results).get(run.name)
     if record is None or record.results != results:
         save_record(path, results, options.results)

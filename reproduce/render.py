@@ -1,17 +1,15 @@
 """Tables in Markdown, rendered from the records of runs alone."""
 
 import re
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from scipy.stats import ttest_1samp
 
 from mixmatch.errors import UserError
+from mixmatch.markdown import MISSING, markdown_table, mean, mean_std
 from reproduce.results import ResultRecord, read_records
 from reproduce.tables import TABLES, Row, RunSpec, Table, plan, read_table
-
-MISSING = "-"  # the cell of what has not been run
 
 
 def render(table: Table, file: Path | None = None) -> str:
@@ -98,12 +96,6 @@ def render_into(text: str, tables: Path = TABLES, file: Path | None = None) -> s
     return pattern.sub(lambda m: f"{m[1]}{render(read_table(tables / f'{m[2]}.yml'), file)}\n{m[3]}", text)
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-
-
 def accuracies(runs: dict[int, RunSpec], records: dict[str, ResultRecord]) -> dict[int, float]:
     """Return the test accuracies of a row in percent, by seed."""
     values = {seed: records[run.name].results.test_accuracy for seed, run in runs.items() if run.name in records}
@@ -129,18 +121,6 @@ def forward_passes(run: RunSpec, records: dict[str, ResultRecord]) -> int | None
 def count_seeds(count: int, planned: int) -> str:
     """Return the number of seeds, such as ``2 of 5`` if some are missing."""
     return str(count) if count in (0, planned) else f"{count} of {planned}"
-
-
-def mean(values: Iterable[float | None], spec: str = ".2f") -> str:
-    """Return the mean of the values that are known."""
-    known = [value for value in values if value is not None]
-    return format(statistics.mean(known), spec) if known else MISSING
-
-
-def mean_std(values: Iterable[float | None]) -> str:
-    """Return mean ± standard deviation of the values that are known."""
-    known = [value for value in values if value is not None]
-    return mean(known) + (f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else "")
 
 
 def mean_interval(differences: Sequence[float]) -> str:

@@ -150,4 +150,5 @@ def test_a_pseudo_label_stage_in_two_processes(tmp_path):
     code, out, err = finish(torchrun("main.py", "--run-dir", tmp_path / "run", *SMALL, *settings))
     assert code == 0, err
     assert "pseudo-label stage from step 12 to 16" in out
+    assert out.count("predict: ") == 1 and f"predict: python3 predict.py --run-dir {tmp_path / 'run-top-0.1'} " in out
     assert json.loads((tmp_path / "run-top-0.1" / "results.json").read_text())["processes"] == 2

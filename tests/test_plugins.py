@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -197,29 +196,3 @@ def test_a_run_without_plugins_loads_without_the_import(tmp_path, registries):
     (tmp_path / "plain.yml").write_text(plain)
     del METHODS["toy"]
     assert load_config(tmp_path / "plain.yml") == load_config("digits")
-
-
-def test_the_installed_package_works_in_another_project(tmp_path):
-    checkout = tmp_path / "checkout"
-    shutil.copytree(ROOT / "mixmatch", checkout / "mixmatch", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, checkout)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    (site,) = (tmp_path / "venv").rglob("site-packages")
-    (site / "dependencies.pth").write_text(next(path for path in sys.path if path.endswith("site-packages")))
-    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", *options, "."]
-    subprocess.run(pip, cwd=checkout, check=True)
-    assert (site / "mixmatch" / "py.typed").exists()
-    for name in ("models", "data"):  # the other project has folders of these names
-        (tmp_path / "project" / name).mkdir(parents=True)
-        (tmp_path / "project" / name / "__init__.py").write_text("raise RuntimeError('wrong package')")
-    script = """
-import mixmatch
-config = mixmatch.build_config({"data": {"dataset": "digits", "num_labeled": 20}, "model": {"depth": 10, "width": 0.5},
-                                "train": {"steps": 2, "batch_size": 8}})
-print(mixmatch.train(config, "run", quiet=True).steps, mixmatch.load_model("run").classes[3], mixmatch.__version__)
-"""
-    done = subprocess.run([python, "-c", script], cwd=tmp_path / "project", capture_output=True, text=True)
-    assert done.stdout == "2 3 0.1.0\n", done.stderr

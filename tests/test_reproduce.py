@@ -1,7 +1,6 @@
 """Tables: the runs that they plan, what they render, and how the command trains them."""
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +12,6 @@ from scipy import stats
 
 from mixmatch.config import build_config
 from reproduce.command import main
-from reproduce.compare import compare_runs
 from reproduce.render import forward_passes, mean_interval, render, render_into
 from reproduce.results import read_records
 from reproduce.tables import RECORDS, TABLES, plan, read_table, runs_in_order
@@ -198,14 +196,13 @@ def test_missing_trains_runs_without_records_and_those_that_they_continue(done, 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["labels-digits", "--list"], "--list, --render and --compare take no TABLE"),
+        (["labels-digits", "--list"], "--list and --render take no TABLE"),
         (["--list", "--render", "README.md"], "not allowed with argument --list"),
         ([], "TABLE: missing; --list lists the tables"),
         (["labels-mnist"], "unknown table 'labels-mnist'; --list lists the tables"),
         (["labels-digits", "--seeds", "6"], "--seeds: must be among 1, 2, 3, 4, 5"),
         (["nowhere.yml"], "unknown table 'nowhere.yml'"),
         (["--render", "nowhere.md"], "No such file or directory: 'nowhere.md'"),
-        (["--compare", "nowhere"], "none of these is a finished run"),
         (["labels-digits", "--minutes", "soon"], "argument --minutes: invalid float value"),
     ],
 )
@@ -290,29 +287,6 @@ def test_rendering_rewrites_the_tables_and_nothing_else(done, tmp_path, capsys):
     file.write_text("<!-- table small -->\nno end")
     assert command(done, "--render", file, "--tables", done) == 2
     assert "has no '<!-- end of table -->' line" in capsys.readouterr().err
-
-
-def test_runs_are_compared_by_the_settings_that_differ(done, tmp_path):
-    shutil.copytree(done / "runs", tmp_path / "runs")
-    (tmp_path / "runs" / "page.html").touch()
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    text, notes = compare_runs([*sorted((tmp_path / "runs").iterdir()), tmp_path])
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-    assert len(notes) == 1 and notes[0].startswith(f"left out: {tmp_path}: ")
-    head, _, *rows = cells(text)
-    assert head[:3] == ["method", "train.steps", "stage"]
-    assert head[-4:] == ["test accuracy (%)", "best validation (%)", "seeds", "seconds"]
-    expected = [
-        ("mixmatch", "12", "-", ""),
-        ("mixmatch", "16", "none", "-control"),
-        ("mixmatch", "16", "top", "-top-1"),
-    ]
-    expected += [("supervised", "12", "-", "-supervised")]
-    assert len(rows) == 4
-    for row, (method, steps, stage, suffix) in zip(sorted(rows), expected, strict=True):
-        name = "digits-20{1}-seed{0}" if suffix == "-supervised" else "digits-20-seed{0}{1}"
-        assert row[:3] == [method, steps, stage] and row[-2] == "1, 2"
-        assert row[-4] == mean_std(accuracies(done, *(name.format(seed, suffix) for seed in (1, 2))))
 
 
 def test_the_committed_tables_and_records_agree():

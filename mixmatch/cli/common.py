@@ -1,16 +1,52 @@
-"""What all commands share: arguments, ``--import``, signals and exit codes."""
+"""What all commands share: arguments, ``--import``, printed log records and exit codes."""
 
 import argparse
 import importlib.util
 import os
+import shlex
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from mixmatch.errors import Diverged, Interrupted, PendingSignals, Stopped, UserError, single_line
+from mixmatch.errors import Diverged, Interrupted, Stopped, UserError, single_line
+from mixmatch.output import print_log
+
+if TYPE_CHECKING:
+    from mixmatch.runs.results import RunResults  # imports torch
+
+SCRIPTS = {"train": "main.py", "pseudo-label": "pseudo_label.py", "predict": "predict.py"}  # of a checkout
+MAX_LABELS_FOR_STAGE = 250  # the most with which docs/results.md shows a significant gain of a SoftMatch stage
+
+
+def command_line(subcommand: str) -> str:
+    """Return how the user starts a subcommand: ``mixmatch predict``, or ``python3 predict.py`` in a checkout."""
+    program = Path(sys.argv[0])
+    if program.name in SCRIPTS.values() and subcommand in SCRIPTS:
+        script = Path(SCRIPTS[subcommand])
+        if program.parent.resolve() != Path.cwd():
+            script = program.parent / script
+        return f"python3 {shlex.quote(str(script))}"
+    if program.stem == "mixmatch":
+        is_on_path = shutil.which("mixmatch") == sys.argv[0]
+        return f"{'mixmatch' if is_on_path else shlex.quote(str(program))} {subcommand}"
+    return f"python3 -m mixmatch {subcommand}"
+
+
+def next_steps(results: "RunResults", run_dir: Path) -> list[str]:
+    """Return the commands that go on from a finished run, one per line."""
+    directory = shlex.quote(str(run_dir))
+    lines = [f"predict: {command_line('predict')} --run-dir {directory} IMAGES"]
+    best = results.best_validation
+    if best is not None and best.step != results.steps:
+        lines.append(f"predict with the best checkpoint by validation accuracy, step {best.step}: add --best")
+    if results.pseudo_label is None and results.method != "softmatch" and results.num_labeled <= MAX_LABELS_FOR_STAGE:
+        stage = f"{command_line('pseudo-label')} --run-dir {directory} pseudo_label.method=softmatch"
+        lines.append(f"continue with SoftMatch: {stage}")
+    lines.append(f"curves: tensorboard --logdir {shlex.quote(str(run_dir.parent))}")
+    return lines
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,26 +117,6 @@ def import_file(path: Path) -> None:
         raise UserError(f"{path}: cannot be imported ({type(error).__name__}: {error})") from error
 
 
-@contextmanager
-def catch_stop_signals() -> Iterator[PendingSignals]:
-    """Collect SIGINT and SIGTERM, so that training stops after the current step; a second SIGINT stops it at once."""
-    pending = PendingSignals()
-
-    def handle(number: int, frame: object) -> None:
-        if pending.at_once or (pending and number == signal.SIGINT):
-            raise Interrupted(number)
-        pending.append(number)
-
-    # A shell starts background jobs with SIGINT ignored.
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield pending
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def run_command(
     make_parser: Callable[[], Parser], arguments: Sequence[str] | None, body: Callable[[argparse.Namespace], object]
 ) -> int:
@@ -120,9 +136,10 @@ def run_command(
             stream.reconfigure(errors="backslashreplace")  # names of any kind can be printed
     rank = os.environ.get("RANK", "0")  # set by torchrun
     try:
-        for path in Parser(add_help=False).parse_known_args(arguments)[0].imports:
-            import_file(path)
-        body(make_parser().parse_intermixed_args(arguments))
+        with print_log():
+            for path in Parser(add_help=False).parse_known_args(arguments)[0].imports:
+                import_file(path)
+            body(make_parser().parse_intermixed_args(arguments))
     except Stopped as stop:
         if rank == "0":
             print(stop)

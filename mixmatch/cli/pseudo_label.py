@@ -4,17 +4,17 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixmatch.cli.common import Parser, add_run_dir, catch_stop_signals, run_command
+from mixmatch.cli.common import Parser, add_run_dir, command_line, next_steps, run_command
 
 
 def make_parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(
-        usage="python3 pseudo_label.py --run-dir DIRECTORY [--output-dir DIRECTORY] [options] [key=value ...]",
-        description="Continue a trained run with a pseudo-label stage: its confident predictions become labels. "
+        usage=f"{command_line('pseudo-label')} --run-dir DIRECTORY [--output-dir DIRECTORY] [options] [key=value ...]",
+        description="Continue a trained run with a pseudo-label stage: its confident\npredictions become labels. "
         "The same command resumes an unfinished stage.",
-        overrides="overrides of the config: pseudo_label.select=top; main.py --help lists the keys of pseudo_label and "
-        "of the method that pseudo_label.method names, others cannot be changed",
+        overrides="overrides of the config: pseudo_label.select=top; keys of pseudo_label, and of the method that "
+        f"pseudo_label.method names, see `{command_line('train')} --help`; others cannot be changed",
     )
     add_run_dir(parser, "directory of the trained run", required=True)
     parser.add_argument(
@@ -44,4 +44,6 @@ def train_stage(options: Namespace) -> None:
         config, start = distributed.broadcast_from_main(
             lambda: start_stage(options.run_dir, path, config, options.allow_unfinished)
         )
-        train(config, path, distributed, start=start, signals=catch_stop_signals)
+        results = train(config, path, distributed, start=start)
+        if distributed.is_main:
+            print(*next_steps(results, path), sep="\n")

@@ -5,29 +5,40 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixmatch.cli.common import Parser, add_run_dir, catch_stop_signals, run_command
+from mixmatch.cli.common import Parser, add_run_dir, command_line, next_steps, run_command
 
-DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "config.yml"
+DESCRIPTIONS = {
+    "train": "Train a model on few labels. The same command resumes an unfinished run;\nso does --run-dir alone.",
+    "check": "Read all data, try a few steps, report problems and the expected time.\nNothing is trained.",
+}
 
 
-def make_parser() -> Parser:
-    """Return the parser of the command line; its help lists every key."""
+def make_parser(default_config: Path | None = None, subcommand: str = "train") -> Parser:
+    """Return the parser of the command line; its help lists every key. Arguments as for ``main``."""
+    check = " [--check]" * (subcommand == "train")
+    fallback = "config.yml in the current directory if there is one, or the paper's CIFAR-10 run"
+    if default_config is not None:
+        fallback = f"{default_config.name} of the checkout"
     parser = Parser(
-        usage="python3 main.py [--config FILE] [--run-dir DIRECTORY] [--check] [--import FILE] [key=value ...]",
-        description="Train a model on few labels. The same command resumes an unfinished run; so does --run-dir alone.",
+        usage=f"{command_line(subcommand)} [--config CONFIG] [--run-dir DIRECTORY]{check} [--import FILE] "
+        "[key=value ...]",
+        description=DESCRIPTIONS[subcommand],
         overrides="overrides of the config: train.lr=0.03",
         epilog=f"keys, defaults and meanings:\n{describe_keys()}",
     )
     parser.add_argument(
         "--config",
         type=Path,
-        metavar="FILE",
-        help="YAML with overrides of the defaults (default: the config stored in the run directory, or config.yml)",
+        metavar="CONFIG",
+        help=f"YAML file with the keys that differ from the defaults, or a name that `{command_line('list')}` lists "
+        f"(default: the config stored in the run directory, or {fallback})",
     )
     add_run_dir(parser, "directory of the run (default: runs/<name>-seed<seed>)")
-    parser.add_argument(
-        "--check", action="store_true", help="read all data, try a few steps, report problems and the expected time"
-    )
+    if subcommand == "train":
+        parser.add_argument(
+            "--check", action="store_true", help="read all data, try a few steps, report problems and the expected time"
+        )
+    parser.set_defaults(check=subcommand == "check", default_config=default_config)
     return parser
 
 
@@ -43,9 +54,15 @@ def describe_keys() -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code, see ``run_command``."""
-    return run_command(make_parser, arguments, train_or_check)
+def main(arguments: Sequence[str] | None = None, default_config: Path | None = None, subcommand: str = "train") -> int:
+    """Run the command and return its exit code, see ``run_command``.
+
+    Args:
+        arguments: of the command line; None for ``sys.argv``.
+        default_config: used without ``--config``; None: config.yml in the current directory if there is one.
+        subcommand: ``train`` or ``check``.
+    """
+    return run_command(lambda: make_parser(default_config, subcommand), arguments, train_or_check)
 
 
 def train_or_check(options: Namespace) -> None:
@@ -57,10 +74,12 @@ def train_or_check(options: Namespace) -> None:
     from mixmatch.cli.check import check
     from mixmatch.config import load_config
     from mixmatch.distributed import init_distributed
+    from mixmatch.pseudo_labels.start import stage_path
     from mixmatch.runs.directory import RunDirectory
     from mixmatch.training.loop import train
 
-    source = options.config or DEFAULT_CONFIG
+    in_folder = Path("config.yml")
+    source = options.config or options.default_config or (in_folder if in_folder.exists() else None)
     if options.run_dir and not options.config:
         run = RunDirectory(options.run_dir)
         # Before the first checkpoint, other overrides replace those that the run was started with.
@@ -72,4 +91,7 @@ def train_or_check(options: Namespace) -> None:
         check(config, path)
         return
     with init_distributed(config.device) as distributed:
-        train(config, path, distributed, signals=catch_stop_signals)
+        results = train(config, path, distributed)
+        if distributed.is_main:
+            stage = config.pseudo_label
+            print(*next_steps(results, stage_path(path, stage) if stage.enabled else path), sep="\n")

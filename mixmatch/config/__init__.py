@@ -6,6 +6,7 @@ from mixmatch.config.load import (
     build_config,
     config_names,
     flatten,
+    hyperparameters,
     load_config,
     to_yaml,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "differing_keys",
     "differing_pseudo_label_keys",
     "flatten",
+    "hyperparameters",
     "load_config",
     "merge_for_resume",
     "to_yaml",

@@ -69,7 +69,7 @@ class MixMatchSettings(Settings):
 
 
 class MixMatch(Method[MixMatchSettings]):
-    """Algorithm 1 of the paper, and the loss of its output."""
+    """Averaged and sharpened guesses, and MixUp of labeled and unlabeled images: algorithm 1 of the paper."""
 
     settings_type = MixMatchSettings
     loss_names = ("loss_labeled", "loss_unlabeled")

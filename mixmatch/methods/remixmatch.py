@@ -41,7 +41,10 @@ class ReMixMatchSettings(Settings):
 
 
 class ReMixMatch(Method[ReMixMatchSettings]):
-    """Algorithm 1 of the paper. State: running mean of predictions. Head: features to rotations, if predicted."""
+    """MixMatch with distribution alignment and strong views: algorithm 1 of the paper.
+
+    State: running mean of predictions. Head: features to rotations, if predicted.
+    """
 
     settings_type = ReMixMatchSettings
     loss_names: tuple[str, ...] = ("loss_labeled", "loss_unlabeled", "loss_strong", "loss_rotation")

@@ -24,7 +24,10 @@ class SoftMatchSettings(WeakToStrongSettings):
 
 
 class SoftMatch(WeakToStrong[SoftMatchSettings]):
-    """Gaussian weights. State: running mean and variance of the confidence, running mean of the predictions."""
+    """Gaussian weights of pseudo-labels.
+
+    State: running mean and variance of the confidence, running mean of the predictions.
+    """
 
     settings_type = SoftMatchSettings
 

@@ -19,6 +19,7 @@ from mixmatch.config import (
     load_config,
 )
 from mixmatch.errors import UserError
+from mixmatch.output import log
 from mixmatch.runs.directory import RunDirectory
 from mixmatch.runs.progress import Progress
 
@@ -119,7 +120,7 @@ def start_stage(
 
     saved = run.load_newest()
     if saved is None:
-        raise UserError(f"{parent}: has no checkpoint; train it first: main.py --run-dir {parent}")
+        raise UserError(f"{parent}: has no checkpoint; train it first")
     state, progress = saved
     results = run.read_results()
     if not allow_unfinished and (results is None or progress.step < results.steps):
@@ -155,7 +156,7 @@ def _continued_config(stage: RunDirectory, progress: Progress, parent: RunDirect
         )
     newest = parent.newest_step()
     if newest > start_step:
-        print(f"note: {stage.path} starts from step {start_step} of {parent.path}, which is now at step {newest}")
+        log.info(f"note: {stage.path} starts from step {start_step} of {parent.path}, which is now at step {newest}")
     config = stage_config(config, start_step)
     check_stage(stage.path, stage.read_config(), config, start_step, method if parent_exists else "")
     return config

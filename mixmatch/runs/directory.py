@@ -28,6 +28,7 @@ from mixmatch.data.split import Split
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 from mixmatch.errors import RunInUse, UserError, describe_error
 from mixmatch.files import DamagedFile, explain_os_errors, load_tensors, read_file, save_tensors, write_atomically
+from mixmatch.output import log
 from mixmatch.runs.progress import HistoryEntry, Progress
 from mixmatch.runs.results import RunResults
 
@@ -100,6 +101,22 @@ class RunDirectory:
                 f"{self.images_file}: cannot be read ({describe_error(error)}); continue the run to write it again"
             ) from None
 
+    def read_metrics(self) -> list[HistoryEntry]:
+        """Return the evaluations, none if there is no metrics.jsonl.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        file = self.path / "metrics.jsonl"
+        try:
+            return [HistoryEntry.model_validate(json.loads(line)) for line in read_file(file).splitlines()]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{file}: cannot be read ({describe_error(error)}); continue the run to write it again"
+            ) from None
+
     def load_newest(self) -> tuple[dict[str, Tensor], Progress] | None:
         """Return the newest valid checkpoint, with a warning about corrupt ones; None if there are no checkpoints.
 
@@ -115,7 +132,7 @@ class RunDirectory:
                 damaged.append(f"{path.name} {error}")
                 continue
             if damaged:
-                print(f"warning: {'; '.join(damaged)}: continuing from step {step}, the newest valid checkpoint")
+                log.warning(f"{'; '.join(damaged)}: continuing from step {step}, the newest valid checkpoint")
             return checkpoint
         if damaged:
             raise UserError(

@@ -1,14 +1,15 @@
 """Pictures for TensorBoard and reports, drawn by Matplotlib without its global state."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-# Matplotlib is imported where it is used: that takes half a second, which predict.py and start-up need not wait.
+# Matplotlib is imported where it is used: that takes half a second, which predictions and start-up need not wait.
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -20,6 +21,9 @@ CAPTION_PIXELS = 34  # two lines
 CELL_INCHES = 0.3  # of a confusion matrix, if that makes it at most MAX_INCHES wide
 MAX_INCHES = 8.0
 LABEL_INCHES = 1.5
+LINE_STYLES = ("-", "--", ":", "-.")
+CURVES_INCHES = 8.0, 4.5
+LEGEND_LETTERS = 110  # of a line
 # Matplotlib takes each letter from the first of these that has it. Families that are not installed are left out.
 FONT_FAMILIES = [
     "DejaVu Sans",
@@ -106,6 +110,65 @@ def plot_confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Image.I
             color = "white" if share > 0.5 else "black"
             axes.text(column, row, f"{100 * share:.0f}", color=color, size=8, ha="center", va="center")
     return _render(figure)
+
+
+class Curves(NamedTuple):
+    """The accuracies of runs that differ only in the seed.
+
+    Attributes:
+        label: for the legend.
+        runs: accuracy in percent by step, of each run.
+        mean: of the runs, by step.
+    """
+
+    label: str
+    runs: list[dict[int, float]]
+    mean: dict[int, float]
+
+
+def plot_curves(groups: Sequence[Curves], accuracy: str) -> Image.Image:
+    """Plot accuracy over steps: a thick line for the mean of each group, and a thin one for each of its runs.
+
+    Args:
+        groups: one color each.
+        accuracy: name of the axis.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import StrMethodFormatter
+
+    labels = [textwrap.fill(group.label, LEGEND_LETTERS, subsequent_indent="    ") for group in groups]
+    width, height = CURVES_INCHES
+    lines = sum(label.count("\n") + 1 for label in labels)
+    figure = Figure(figsize=(width, height + 0.17 * lines), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel=f"{accuracy} (%)")
+    for number, (group, label) in enumerate(zip(groups, labels, strict=True)):
+        color, line = colormaps["tab10"](number % 10), LINE_STYLES[number // 10 % len(LINE_STYLES)]
+        for curve in group.runs:
+            axes.plot(
+                [*curve],
+                [*curve.values()],
+                color=color,
+                linestyle=line,
+                linewidth=0.8,
+                alpha=0.5,
+                marker=_marker(curve),
+            )
+        mean = group.mean
+        axes.plot(
+            [*mean], [*mean.values()], color=color, linestyle=line, linewidth=2, marker=_marker(mean), label=label
+        )
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.grid(alpha=0.3)
+    legend = figure.legend(loc="outside lower left", frameon=False, prop={"family": _find_fonts()[0], "size": 8})
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return _render(figure)
+
+
+def _marker(curve: dict[int, float]) -> str | None:
+    """Return a marker for a single point, which has no line."""
+    return "o" if len(curve) == 1 else None
 
 
 def describe_guess(probabilities: np.ndarray, classes: Sequence[str]) -> str:

@@ -1,10 +1,8 @@
 """The results of a finished run, and how they are printed."""
 
-import shlex
 import statistics
 import subprocess
 from functools import cache
-from pathlib import Path
 
 import torch
 from scipy.stats import binomtest
@@ -62,26 +60,17 @@ def summarize(results: RunResults) -> str:
     return ", ".join(parts)
 
 
-def describe_results(results: RunResults, path: Path) -> list[str]:
-    """Return the last lines of a run: accuracy with its 95% interval, the worst confusion, and commands to go on."""
+def describe_results(results: RunResults) -> list[str]:
+    """Return the last lines of a run: accuracy with its 95% interval, and the worst confusion."""
     lines = []
     for name, details in (("test", results.test), ("validation", results.validation)):
         if details is not None:
             lines += describe_accuracy(name, details)
-    best, run_dir = results.best_validation, shlex.quote(str(path))
-    if best is not None and best.step != results.steps:
-        lines.append(f"best checkpoint by validation accuracy: step {best.step} (predict.py --best)")
     if not lines:
         lines.append(
             "accuracy unknown: no image was held out; set data.num_validation=N, or put labeled images into "
             "test/<class>/"
         )
-    lines.append(f"predict: python3 predict.py --run-dir {run_dir} IMAGES")
-    if results.pseudo_label is None and results.method != "softmatch":
-        lines.append(
-            f"continue with SoftMatch: python3 pseudo_label.py --run-dir {run_dir} pseudo_label.method=softmatch"
-        )
-    lines.append(f"curves: tensorboard --logdir {shlex.quote(str(path.parent))}")
     return lines
 
 
