@@ -7,12 +7,14 @@
     model = mixmatch.load_model("runs/mine")
     print(results.test_accuracy, model.classes, model.predict(images))
 
-The images are (n, size, size, channels) uint8.
+The images are (n, size, size, channels) uint8. ``METHODS``, ``MODELS`` and ``DATASETS`` take methods, networks and data
+sets of your own; errors that the user can fix are ``UserError``.
 """
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from mixmatch.config import build_config as build_config
@@ -38,11 +40,6 @@ _MODULES = {
     "train": "mixmatch.training.loop",
 }
 __all__ = list(_MODULES)
-
-try:
-    __version__ = version("mixmatch")
-except PackageNotFoundError:  # run from a checkout
-    __version__ = "unknown"
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - type checkers see the imports above

@@ -21,34 +21,28 @@ class Diverged(Exception):
     """A loss or weight is not finite. Commands print it in one line and exit with code 1."""
 
 
-class Stopped(Exception):
-    """Training stopped after a signal and has written a checkpoint."""
-
-    def __init__(self, signal: int, message: str) -> None:
-        super().__init__(message)
-        self.signal = signal
-
-
 class TimeUp(Exception):
     """The time given for training is over, and a checkpoint is written."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that ends the process at once."""
-
-    def __init__(self, signal: int) -> None:
-        super().__init__()
-        self.signal = signal
-
-
-class PendingSignals(list[int]):
-    """Numbers of the signals received; they stop training after the current step.
+    """Ended at once by a signal. It is not an Exception, so that a loop over runs that catches those ends, too.
 
     Attributes:
-        at_once: whether a signal raises Interrupted instead.
+        signal: its number.
     """
 
-    at_once = False
+    def __init__(self, signal: int, message: str = "interrupted; start it again to continue") -> None:
+        super().__init__(message)
+        self.signal = signal
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows instead of a traceback."""
+        return [str(self)]
+
+
+class Stopped(Interrupted):
+    """Stopped by a signal; what is done is saved, and the same command or call continues."""
 
 
 def single_line(value: object) -> str:

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -18,6 +18,20 @@ class Settings(BaseModel):
     """A section of the config. Unknown keys and values of another type are errors; nothing is converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """Yield what pydantic shows in ``repr``: the values that differ from the defaults."""
+        yield from non_default_values(self)
+
+
+def non_default_values(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a section and its subsections that differ from the defaults, by dotted key."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from non_default_values(value, f"{prefix}{name}.")
+        elif value != field.get_default(call_default_factory=True):
+            yield prefix + name, value
 
 
 def list_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

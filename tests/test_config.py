@@ -106,7 +106,7 @@ def test_a_run_whose_schedules_depend_on_its_length_keeps_it():
         ("train.lr=.nan", "train.lr: must be a finite number, got nan"),
         ("train.stps=3", "train.stps: unknown key; did you mean train.steps?"),
         ("lr=3", "lr: unknown key; did you mean train.lr?"),
-        ("zzz=3", "zzz: unknown key; main.py --help lists the keys"),
+        ("zzz=3", "zzz: unknown key; --help lists the keys"),
         ("a.b.c.d=1", "a: unknown key"),
         ("seed=true", "seed: must be a valid integer, got True"),
         ("seed=1.5", "seed: must be a valid integer, got 1.5"),

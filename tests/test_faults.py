@@ -86,7 +86,7 @@ def test_a_signal_stops_after_the_step_and_a_checkpoint(tmp_path, start, number,
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code and "error" not in err
-    assert f"stopped by {number.name} at step" in out and "the same command continues" in out
+    assert f"stopped by {number.name} at step" in out and "start it again to continue" in out
     saved = int(checkpoints(tmp_path / "run")[-1].stem.removeprefix("step-"))
     assert saved == int(out.split("at step ")[-1].split(";")[0])
 
@@ -151,8 +151,8 @@ def test_a_corrupt_checkpoint_is_skipped(whole, tmp_path, capsys, spoil):
     newest = checkpoints(path)[-1]
     spoil(newest)
     assert run(path, "train.steps=40") == 0
-    out = capsys.readouterr().out
-    assert out.count(f"warning: {newest.name}") == 1 and "continuing from step 36" in out
+    error = capsys.readouterr().err
+    assert error.count(f"warning: {newest.name}") == 1 and "continuing from step 36" in error
     assert_same_run(whole, path)
     assert_same_curves(whole, path)
     assert not list(tmp_path.rglob("sprung"))

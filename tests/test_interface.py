@@ -9,11 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import mixmatch
 from mixmatch.data import load_data
+from mixmatch.errors import Stopped
 from tests.factories import make_toy_trainer
-from tests.helpers import ROOT, SMALL, assert_same_run, run
+from tests.helpers import ROOT, SMALL, assert_same_run, curves, final, run, signal_after
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,8 @@ def test_a_loaded_model_is_the_evaluated_one(trained):
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     assert model.classes == [str(digit) for digit in range(10)]
     assert repr(model) == "Classifier(WRN-10-0.5, 8x8x1 images, 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9)"
+    model.classes = [f"class {i}" for i in range(100)]
+    assert repr(model).endswith("100 classes: class 0, class 1, class 2, class 3, class 4, class 5, ...)")
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(400))
     normalized = (data.test_images.float() - model.spec.mean) / model.spec.std
     torch.testing.assert_close(model(normalized.movedim(3, 1)).softmax(dim=1), probabilities)
@@ -111,6 +115,50 @@ def test_a_pseudo_label_stage_follows_if_the_config_enables_it(tmp_path):
     results = mixmatch.train(mixmatch.load_config(None, [*SMALL, *settings]), tmp_path / "run", quiet=True)
     assert results.steps == 16 and results.pseudo_label.start_step == 12
     assert (tmp_path / "run" / "results.json").exists() and (tmp_path / "run-top-0.1" / "results.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_call_and_the_same_call_continues(tmp_path, monkeypatch, number):
+    config, path = mixmatch.load_config(None, SMALL), tmp_path / "run"
+    handler = signal.getsignal(number)
+    signal_after(monkeypatch, 7, number)
+    with pytest.raises(Stopped) as stopped:
+        mixmatch.train(config, path, quiet=True)
+    assert not isinstance(stopped.value, Exception)  # a loop over runs that catches Exception ends
+    shown_in_notebooks = [f"stopped by {number.name} at step 7; start it again to continue"]
+    assert stopped.value._render_traceback_() == shown_in_notebooks
+    assert signal.getsignal(number) is handler
+    assert final(path)[1]["step"] == 7
+    monkeypatch.undo()
+    assert mixmatch.train(config, path, quiet=True).steps == 12
+
+
+def test_hparams_are_those_of_the_last_session_and_of_the_stage(tmp_path):
+    def hparams(path):
+        content = curves(path)[1].PluginTagToContent("hparams")["_hparams_/session_start_info"]
+        values = HParamsPluginData.FromString(content).session_start_info.hparams
+        return {key: value.string_value or value.number_value for key, value in values.items()}
+
+    path = tmp_path / "run"
+    mixmatch.train(mixmatch.load_config(None, SMALL), path, quiet=True)
+    assert {"seed": 1, "method": "mixmatch", "train.steps": 12, "train.eval_every": 6}.items() <= hparams(path).items()
+    assert "train.lr" not in hparams(path)  # the default
+    stage = ["pseudo_label.enabled=true", "pseudo_label.steps=4", "pseudo_label.method=supervised"]
+    longer = mixmatch.load_config(None, [*SMALL, "train.steps=14", "train.eval_every=7", *stage])
+    mixmatch.train(longer, path, quiet=True)
+    assert {"method": "mixmatch", "train.steps": 14, "train.eval_every": 7}.items() <= hparams(path).items()
+    assert "pseudo_label.steps" not in hparams(path)
+    expected = {"method": "supervised", "train.steps": 18, "pseudo_label.steps": 4}
+    assert expected.items() <= hparams(tmp_path / "run-supervised").items()
+
+
+def test_reprs_are_short(trained):
+    config = mixmatch.load_config(None, ["method=fixmatch", "data.dataset=digits", "train.steps=600"])
+    assert repr(config) == "Config(method='fixmatch', data.dataset='digits', train.steps=600)"
+    assert repr(mixmatch.build_config({})) == "Config()"
+    _, results, _ = trained
+    assert repr(results).startswith(f"RunResults(test_accuracy={results.test_accuracy}, best_validation=")
+    assert len(repr(results)) < 150
 
 
 def test_public_names(tmp_path):

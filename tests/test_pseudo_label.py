@@ -19,8 +19,8 @@ from mixmatch.data import DATASETS
 from mixmatch.data.split import Split
 from mixmatch.pseudo_labels.calibration import expected_calibration_error
 from mixmatch.pseudo_labels.rules import describe_selection, select, to_csv
+from mixmatch.runs.comparison import group_runs, read_run
 from mixmatch.runs.directory import LockedRun
-from reproduce.compare import compare_runs
 from tests.factories import make_toy_trainer, toy_data
 from tests.helpers import (
     ROOT,
@@ -288,8 +288,8 @@ def test_a_stage_by_another_method_belongs_to_its_parent(parent, tmp_path, capsy
     settings = [*STAGE[:1], "pseudo_label.method=supervised"]
     for name in ("run", "other"):
         assert stage(tmp_path / name, None, *settings) == 0
-    lines = compare_runs([tmp_path / "run-supervised", tmp_path / "other-supervised"])[0].splitlines()
-    assert len(lines) == 4  # the runs are in two rows, as their parents differ
+    runs = [read_run(tmp_path / f"{name}-supervised") for name in ("run", "other")]
+    assert len(group_runs(runs)) == 2  # their parents differ
     replace_in_config(tmp_path / "run", old, new)
     capsys.readouterr()
     assert stage(tmp_path / "run", None, *settings) == 2

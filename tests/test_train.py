@@ -71,8 +71,8 @@ def test_files_and_output_of_a_run(tmp_path, capsys, method):
     assert "of 400 images (95% interval " in printed
     confused = test["most_confused"]
     assert f"confused: {confused['true']} predicted as {confused['predicted']}, {confused['images']} of 40" in printed
-    assert f"python3 predict.py --run-dir '{path}' IMAGES" in printed
-    assert f"python3 pseudo_label.py --run-dir '{path}' pseudo_label.method=softmatch" in printed
+    assert f"predict: python3 -m mixmatch predict --run-dir '{path}' IMAGES" in printed
+    assert f"python3 -m mixmatch pseudo-label --run-dir '{path}' pseudo_label.method=softmatch" in printed
 
     # Killed before the results were written, it evaluates again.
     (path / "results.json").unlink()
@@ -181,7 +181,7 @@ def test_a_run_stopped_anywhere_continues_to_the_same_weights(tmp_path, monkeypa
     for stop_at, number in ((2, signal.SIGTERM), (7, signal.SIGINT)):
         signal_after(monkeypatch, stop_at, number)
         assert run(tmp_path / "cut", *settings) == 128 + number
-        assert f"at step {stop_at}; the same command continues" in capsys.readouterr().out
+        assert f"at step {stop_at}; start it again to continue" in capsys.readouterr().out
         monkeypatch.undo()
     assert run(tmp_path / "cut", *settings) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
@@ -258,13 +258,14 @@ class Example(Callback):
         return {"steps_seen": self.state["seen"]}
 
 
-def test_a_callback_prints_measures_warns_and_joins_the_results(tmp_path, capsys):
+def test_a_callback_prints_measures_warns_and_joins_the_results(tmp_path, caplog):
+    caplog.set_level("INFO", "mixmatch")
     config = load_config(None, SMALL)
     with pytest.raises(KeyboardInterrupt):
         mixmatch.train(config, tmp_path / "run", callbacks=[Example(interrupt_at=5)])  # after the checkpoint at step 4
     results = mixmatch.train(config, tmp_path / "run", callbacks=[Example()])
-    printed = capsys.readouterr()
-    assert "\nhalfway\n" in printed.out and "warning: step 12 is beyond 10\n" in printed.err
+    records = [(record.levelname, record.message) for record in caplog.records]
+    assert ("INFO", "halfway") in records and ("WARNING", "step 12 is beyond 10") in records
     assert [entry["step_squared"] for entry in metrics(tmp_path / "run")] == [36, 144]
     assert curves(tmp_path / "run")[0]["train/step_squared"] == [(6, 36), (12, 144)]
     assert results.steps_seen == 12 == results_of(tmp_path / "run")["steps_seen"]
@@ -288,7 +289,7 @@ def test_own_photographs_few_labeled_and_many_unlabeled(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--config", "nowhere.yml"], "nowhere.yml: No such file or directory"),
+        (["--config", "nowhere.yml"], "nowhere.yml: no such file; give a YAML file"),
         (["--confg", "x"], "unrecognized arguments: --confg"),
         (["train.lr"], "train.lr=0.03"),
         (["data.num_labeled=55"], "data.num_labeled: must be divisible by the 10 classes of digits"),

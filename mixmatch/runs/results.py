@@ -1,5 +1,8 @@
 """The contents of results.json."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 from mixmatch.runs.progress import BestEvaluation, Percent, Seconds, Step
@@ -64,3 +67,9 @@ class RunResults(BaseModel):
     test: HeldOutResults | None = None
     validation: HeldOutResults | None = None
     pseudo_label: StageResults | None = None
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """Yield what pydantic shows in ``repr``: a few of the values."""
+        for name in ("test_accuracy", "test_accuracy_median20", "best_validation", "steps", "seconds"):
+            if getattr(self, name) is not None:
+                yield name, getattr(self, name)

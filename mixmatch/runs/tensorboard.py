@@ -1,15 +1,18 @@
 """Curves, pictures and settings of a run in TensorBoard."""
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from mixmatch.files import explain_os_errors
+from mixmatch.files import explain_os_errors, write_atomically
 
 # Shown on TensorBoard's page of texts; methods add those of their own curves.
 DESCRIPTIONS = {
@@ -28,6 +31,9 @@ GROUPS = {
     **dict.fromkeys(["confidence", "guess_accuracy", "max_class_frequency", "effective_num_classes"], "guesses"),
     **dict.fromkeys(["validation_accuracy", "test_accuracy"], "accuracy"),
 }
+# TensorBoard shows the first HParams that it reads, in the order of names. So they have a file of their own, which each
+# session replaces.
+HPARAMS_FILE = "events.out.tfevents.0.hparams"
 
 
 class TensorBoardWriter:
@@ -44,24 +50,31 @@ class TensorBoardWriter:
         self.is_new_run = not any(path.glob("events.out.tfevents.*"))
         with explain_os_errors(path):
             self._writer = SummaryWriter(str(path), purge_step=step + 1 if step else 0)
-        self._file_writer: Any = self._writer.file_writer  # torch declares it as None
+        self._settings: dict[str, Any] = {}
 
     def start(self, settings: Mapping[str, Any], descriptions: Mapping[str, str]) -> None:
-        """Add the settings to the HParams page, and the descriptions of the method's curves, by name, to the texts."""
-        if not self.is_new_run:
-            return
-        plain = (bool, int, float)
-        values = {key: value if isinstance(value, plain) else str(value) for key, value in settings.items()}
-        rows = [f"| {name} | {text} |" for name, text in {**DESCRIPTIONS, **descriptions}.items()]
-        with explain_os_errors(self.path):
-            # Not add_hparams, which makes a run of its own for them.
-            self._file_writer.add_summary(hparams(values, {})[1])
-            self._writer.add_text("curves", "\n".join(["| curve | meaning |", "| --- | --- |", *rows]), 0)
+        """Show the settings on the HParams page, and the descriptions of the method's curves, by name, as a text."""
+        # torch would turn True into 1.
+        self._settings = {key: value if type(value) in (int, float) else str(value) for key, value in settings.items()}
+        self._write_hparams(finished=False)
+        if self.is_new_run:
+            rows = [f"| {name} | {text} |" for name, text in {**DESCRIPTIONS, **descriptions}.items()]
+            with explain_os_errors(self.path):
+                self._writer.add_text("curves", "\n".join(["| curve | meaning |", "| --- | --- |", *rows]), 0)
 
     def finish(self) -> None:
         """Mark the run as finished on the HParams page."""
-        with explain_os_errors(self.path):
-            self._file_writer.add_summary(hparams({}, {})[2])
+        self._write_hparams(finished=True)
+
+    def _write_hparams(self, finished: bool) -> None:
+        _, start, end = hparams(self._settings, {})
+        content = BytesIO()
+        records = RecordWriter(content)
+        records.write(Event(file_version="brain.Event:2").SerializeToString())
+        for summary in [start, end] if finished else [start]:
+            # Before step 0, from which on a new session purges what was there.
+            records.write(Event(step=-1, summary=summary).SerializeToString())
+        write_atomically(self.path / HPARAMS_FILE, content.getvalue())
 
     def scalars(self, values: Mapping[str, Any], step: int) -> None:
         """Add a point to the curve of each number in ``values``."""

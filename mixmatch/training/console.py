@@ -1,33 +1,29 @@
-"""Terminal output of a run."""
+"""What a run prints: log records, and a progress bar where one is shown."""
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from tqdm import tqdm
-
-from mixmatch.errors import single_line
+from mixmatch.output import log, shows_bars, tqdm
 
 
 class Console:
-    """A progress bar on a terminal, else one line per evaluation.
+    """Logs lines and warnings in the main process, and shows a progress bar on a terminal or in a notebook.
 
     Attributes:
         hide_bars: whether progress bars are hidden.
     """
 
     def __init__(self, quiet: bool = False, is_main: bool = True) -> None:
-        """Set what is printed.
+        """Set what is shown.
 
         Args:
-            quiet: print warnings only.
-            is_main: False: print nothing at all.
+            quiet: hide progress bars.
+            is_main: False: log and show nothing.
         """
         self._is_main = is_main
-        self._quiet = quiet or not is_main
-        self.hide_bars = self._quiet or not sys.stderr.isatty()
+        self.hide_bars = quiet or not is_main or not shows_bars()
         self._bar: tqdm[NoReturn] | None = None
 
     @contextmanager
@@ -46,7 +42,7 @@ class Console:
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
-        """Show what takes long: with a running clock on a terminal, else in a line."""
+        """Show what takes long: with a running clock where bars are shown, else in a line."""
         if self.hide_bars:
             self.print(f"{text} ...")
             yield
@@ -77,17 +73,11 @@ class Console:
             self._bar.set_postfix_str(text, refresh=False)
 
     def print(self, line: str) -> None:
-        """Print a line, above the bar if there is one."""
-        if not self._quiet:
-            tqdm.write(_printable(line))
-            sys.stdout.flush()
+        """Log a line of the run."""
+        if self._is_main:
+            log.info(line)
 
     def warn(self, line: str) -> None:
-        """Print a warning, even if quiet."""
+        """Log a warning."""
         if self._is_main:
-            tqdm.write(f"warning: {_printable(line)}", file=sys.stderr)
-
-
-def _printable(line: str) -> str:
-    """Return a line that any terminal prints, whatever names it quotes; spaces stay if nothing must be replaced."""
-    return line if line.isprintable() else single_line(line)
+            log.warning(line)

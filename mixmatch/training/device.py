@@ -11,6 +11,7 @@ from mixmatch.data.dataset import free_memory
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 from mixmatch.errors import UserError
 from mixmatch.models import MODELS, NetworkSettings
+from mixmatch.output import log
 
 COPIES = 5  # of the weights: weights, gradients, two moments, EMA
 
@@ -18,8 +19,8 @@ COPIES = 5  # of the weights: weights, gradients, two moments, EMA
 def choose_device(name: str, distributed: DistributedContext = SINGLE_PROCESS) -> torch.device:
     """Turn the config's ``device`` into a device that exists and works.
 
-    Each process on a machine gets a GPU of its own. ``auto`` is the CPU, with a note, where this build of torch has no
-    kernels for the GPU.
+    Each process on a machine gets a GPU of its own. ``auto`` is the CPU, with a warning, where this build of torch
+    has no kernels for the GPU.
 
     Raises:
         UserError: if the device does not exist or cannot be used.
@@ -42,7 +43,7 @@ def choose_device(name: str, distributed: DistributedContext = SINGLE_PROCESS) -
         if name != "auto":
             raise UserError(f"device: {line}; use device=cpu, or install a build of torch for this GPU") from None
         if distributed.is_main:
-            print(f"note: {line}: training on the CPU")
+            log.warning(f"{line}: training on the CPU")
         return torch.device("cpu")
     torch.cuda.set_device(device)  # streams and graphs are created on the current device
     return device

@@ -6,7 +6,6 @@ A mode that fails to compile or to record is skipped with one line, and the run 
 import importlib.util
 import shutil
 import subprocess
-import sys
 import sysconfig
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,6 +16,7 @@ import torch
 
 from mixmatch.config.schema import TrainSettings
 from mixmatch.errors import single_line
+from mixmatch.output import log
 
 if TYPE_CHECKING:
     from mixmatch.training.trainer import Trainer
@@ -103,7 +103,7 @@ def _failure(trainer: "Trainer", stage: Callable[[], None]) -> str | None:
     if not trainer.distributed.all_reduce_max([cause is not None])[0]:
         return None
     if cause is not None and not trainer.distributed.is_main:  # only the main process warns otherwise
-        print(f"warning: rank {trainer.distributed.rank}: {cause}", file=sys.stderr)
+        log.warning(f"rank {trainer.distributed.rank}: {cause}")
     return cause or "it failed in another process"
 
 

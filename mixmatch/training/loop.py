@@ -3,33 +3,29 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixmatch.config import Config, PseudoLabelSettings, TrainSettings, flatten
+from mixmatch.config import Config, PseudoLabelSettings, hyperparameters
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
-from mixmatch.errors import PendingSignals, Stopped, TimeUp
+from mixmatch.errors import Stopped, TimeUp
 from mixmatch.inference import Classifier, save_model
 from mixmatch.methods import METHODS
+from mixmatch.output import print_log_unless_configured
 from mixmatch.pseudo_labels.start import StageStart, check_stage, stage_path, start_stage
 from mixmatch.runs.directory import LockedRun, open_run
 from mixmatch.runs.progress import HistoryEntry
 from mixmatch.runs.results import RunResults
 from mixmatch.runs.writer import RunWriter
+from mixmatch.signals import PendingSignals, catch_stop_signals
 from mixmatch.training.callbacks import Callback
 from mixmatch.training.console import Console
 from mixmatch.training.device import choose_device, explain_out_of_memory
+from mixmatch.training.duration import DurationEstimator, Recurring
 from mixmatch.training.execution import list_execution_modes, select_execution_mode
 from mixmatch.training.results import code_commit, collect_results, describe_results, summarize
 from mixmatch.training.setup import TrainingSession, find_results, prepare, stored_config
-
-
-@contextmanager
-def ignore_signals() -> Iterator[PendingSignals]:
-    """Leave signals to the caller, such as a notebook."""
-    yield PendingSignals()
 
 
 def train(
@@ -40,22 +36,24 @@ def train(
     quiet: bool = False,
     deadline: float = math.inf,
     callbacks: Sequence[Callback] = (),
-    signals: Callable[[], AbstractContextManager[PendingSignals]] = ignore_signals,
     start: StageStart | None = None,
 ) -> RunResults:
     """Train a run to its end, continuing it if ``path`` contains a part of it.
 
     With ``pseudo_label.enabled`` a pseudo-label stage follows, in a directory next to ``path``.
 
+    Lines and warnings go to the logger ``mixmatch``. If the program has not configured logging, they are printed.
+
+    In the main thread, SIGINT (Ctrl-C, a notebook's stop button) and SIGTERM end training after the current step, with
+    a checkpoint; a second SIGINT ends it at once.
+
     Args:
         config: from ``load_config`` or ``build_config``.
         path: the run directory.
         distributed: the processes that train together.
-        quiet: print warnings only.
+        quiet: show no progress bars, and print nothing if the program has not configured logging.
         deadline: value of time.monotonic() at which to stop.
         callbacks: called by the loop, after those of every run.
-        signals: entered around the loop; gives the list of received signals, which stop the run after the current
-            step. ``cli.common.catch_stop_signals`` is one.
         start: the first checkpoint, if the run is a pseudo-label stage, see ``start_stage``.
 
     Returns:
@@ -64,23 +62,24 @@ def train(
     Raises:
         UserError: if config, data or run directory are invalid or cannot be used.
         Diverged: if a loss or weight is not finite; the last checkpoint is from before.
-        Stopped: after a signal and a checkpoint.
+        Stopped: after a signal and a checkpoint. It is a KeyboardInterrupt, not an Exception.
         TimeUp: after the deadline and a checkpoint.
     """
 
     def run(config: Config, path: Path, start: StageStart | None) -> RunResults:
-        return train_run(config, path, distributed, quiet, deadline, callbacks, signals, start)
+        return train_run(config, path, distributed, quiet, deadline, callbacks, start)
 
     path, settings = Path(path), config.pseudo_label
-    if not settings.enabled:
-        return run(config, path, start)
-    without_stage: dict[str, Any] = {"pseudo_label": PseudoLabelSettings()}
-    if settings.method is not None and settings.method != config.method:
-        without_stage[settings.method] = METHODS[settings.method].settings_type()  # its section is for the stage
-    run(config.model_copy(update=without_stage), path, None)
-    stage = stage_path(path, settings)
-    config, start = distributed.broadcast_from_main(lambda: start_stage(path, stage, config))
-    return run(config, stage, start)
+    with print_log_unless_configured(quiet):
+        if not settings.enabled:
+            return run(config, path, start)
+        without_stage: dict[str, Any] = {"pseudo_label": PseudoLabelSettings()}
+        if settings.method is not None and settings.method != config.method:
+            without_stage[settings.method] = METHODS[settings.method].settings_type()  # its section is for the stage
+        run(config.model_copy(update=without_stage), path, None)
+        stage = stage_path(path, settings)
+        config, start = distributed.broadcast_from_main(lambda: start_stage(path, stage, config))
+        return run(config, stage, start)
 
 
 def train_run(
@@ -90,7 +89,6 @@ def train_run(
     quiet: bool,
     deadline: float,
     callbacks: Sequence[Callback],
-    signals: Callable[[], AbstractContextManager[PendingSignals]],
     start: StageStart | None,
 ) -> RunResults:
     """Train one run; arguments as for ``train``."""
@@ -115,17 +113,17 @@ def train_run(
 
         # Train.
         num_steps = config.train.steps
-        with signals() as pending, RunWriter(run, trainer.step, num_steps, distributed.is_main) as writer:
+        with catch_stop_signals() as pending, RunWriter(run, trainer.step, num_steps, distributed.is_main) as writer:
             for line in session.messages:
                 console.print(line)
-            writer.start(flatten(config), trainer.method.descriptions)
+            writer.start(hyperparameters(config), trainer.method.descriptions)
             modes = list_execution_modes(config.train, device, num_steps - trainer.step)
             pending.at_once = len(modes) > 1  # compiling takes minutes
             select_execution_mode(trainer, modes, console.warn, console.status)
             pending.at_once = False
             with console.bar(trainer.step, num_steps):
                 console.set_postfix(_short_accuracies(session.progress.history[-1:]))
-                run_steps(session, config.train, writer, console, path, pending, deadline)
+                run_steps(session, config, writer, console, path, pending, deadline)
                 for callback in session.callbacks:
                     for line in callback.finish(num_steps, writer):
                         console.print(line)
@@ -139,7 +137,7 @@ def train_run(
             save_model(network, run.path / "model.safetensors")
             run.write_results(results)
         console.print(f"done: {summarize(results)}")
-        for line in describe_results(results, path):
+        for line in describe_results(results):
             console.print(line)
         return results
 
@@ -160,7 +158,7 @@ def write_first_files(run: LockedRun, stored: Config, session: TrainingSession, 
 
 def run_steps(
     session: TrainingSession,
-    settings: TrainSettings,
+    config: Config,
     writer: RunWriter,
     console: Console,
     path: Path,
@@ -168,32 +166,40 @@ def run_steps(
     deadline: float,
 ) -> None:
     """Take the remaining steps: train, log, evaluate, save, and stop when asked to. Raises as ``train``."""
-    trainer, progress = session.trainer, session.progress
+    trainer, progress, settings = session.trainer, session.progress, config.train
+    on_cpu = trainer.device.type == "cpu"
     clock = logged_at = time.monotonic()
     logged_step = trainer.step
+    duration = DurationEstimator(clock, trainer.step, settings.steps, recurring(config, progress.start_step))
     while trainer.step < settings.steps:
         for callback in session.callbacks:
             for line in callback.before_step(trainer.step, writer):
                 console.print(line)
+        if duration.is_due("selection", trainer.step):
+            duration.add("selection", time.monotonic())
 
         trainer.train_step()
         step = trainer.step
         last = step == settings.steps
         evaluating = last or step % settings.eval_every == 0
         saving = last or step % settings.checkpoint_every == 0
+        logging = evaluating or step % settings.log_every == 0
 
-        if evaluating or step % settings.log_every == 0:
+        if logging:
             values = trainer.read_metrics()
             values["steps_per_second"] = (step - logged_step) / (time.monotonic() - logged_at)
             writer.scalars(values, step)
             logged_step = step
         console.advance(step)
+        if logging or on_cpu:  # a GPU may be steps behind until their metrics are read
+            duration.add_steps(step, time.monotonic())
 
         if evaluating:
             trainer.check_finite()
             best = progress.best_validation()
             evaluate(session, values, writer, console, settings.steps)
             saving = saving or progress.best_validation() != best
+            duration.add("evaluation", time.monotonic())
 
         # Read once, by all processes together: a signal that arrives later waits for the next step.
         stop, time_up = trainer.distributed.all_reduce_max([max(pending, default=0), time.monotonic() >= deadline])
@@ -202,7 +208,11 @@ def run_steps(
             now = time.monotonic()
             progress.seconds, clock = progress.seconds + now - clock, now
             progress.step = step
+            duration.add_steps(step, now)
             writer.checkpoint(trainer.state(), progress)
+            duration.add("checkpoint", time.monotonic())
+        for line in duration.announcement(evaluating, on_cpu):
+            console.print(line)
         if step == logged_step:
             logged_at = time.monotonic()  # steps_per_second excludes evaluations and checkpoints
 
@@ -210,8 +220,18 @@ def run_steps(
             writer.wait()
             if stop:
                 name = signal.Signals(stop).name
-                raise Stopped(stop, f"stopped by {name} at step {step}; the same command continues")
-            raise TimeUp(f"{path}: time is up at step {step}; the same command continues")
+                raise Stopped(stop, f"stopped by {name} at step {step}; start it again to continue")
+            raise TimeUp(f"{path}: time is up at step {step}; start it again to continue")
+
+
+def recurring(config: Config, start_step: int) -> dict[str, Recurring]:
+    """Return what happens besides steps in a run or, if ``start_step`` is above 0, in a pseudo-label stage."""
+    settings, stage = config.train, config.pseudo_label
+    events = {"evaluation": Recurring(settings.eval_every), "checkpoint": Recurring(settings.checkpoint_every)}
+    if start_step and stage.method is None:
+        every = stage.refresh_every or stage.steps  # null: once, before the first step
+        events["selection"] = Recurring(every, start_step, at_end=False)
+    return events
 
 
 def evaluate(

@@ -166,9 +166,7 @@ def find_split(run: RunDirectory, config: Config, data: ImageData, start: StageS
         return replace(make_split(data, config.data, config.seed), test_fingerprint=data.test_fingerprint())
     split = read_split(file, data)
     if split.test_fingerprint not in (None, data.test_fingerprint()):
-        raise UserError(
-            f"{run.path}: its test images have changed; restore them, or evaluate on the new ones with predict.py"
-        )
+        raise UserError(f"{run.path}: its test images have changed; restore them, or predict the new ones")
     return replace(split, test_fingerprint=data.test_fingerprint())
 
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mixmatch.data.dataset import ImageData, check_memory
 from mixmatch.data.folder.decode import HAS_HEIF, Unreadable, decode_all
@@ -16,6 +15,7 @@ from mixmatch.data.folder.index import FolderIndex, index_folder
 from mixmatch.data.folder.settings import FolderSettings
 from mixmatch.errors import UserError
 from mixmatch.files import DamagedFile, load_tensors, save_tensors
+from mixmatch.output import tqdm
 
 DEFAULT_SIZE = 32
 

@@ -1,0 +1,138 @@
+"""How long the rest of a run will take, estimated from the times measured so far."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+WARM_UP_STEPS, MIN_STEPS, MIN_SECONDS = 2, 3, 5.0  # steps not measured, and what the first estimate needs
+SHORTEST_RUN = 30.0  # seconds; nothing is printed about shorter ones
+SMALL_CHANGE = 0.25  # of the total, after which it is not printed again
+LONG_ON_CPU = 2 * 3600.0  # seconds
+
+SHORT_ON_CPU = (
+    "on a CPU these configs end in minutes: --config digits, --config fashion-mnist, --config quick train.steps=1000"
+)
+
+
+@dataclass(frozen=True)
+class Recurring:
+    """What happens at regular steps, such as evaluations.
+
+    Attributes:
+        every: steps in between.
+        start: the first one would be at this step.
+        at_end: whether it also happens after the last step; if not, it happens before a step.
+    """
+
+    every: int
+    start: int = 0
+    at_end: bool = True
+
+    def remaining(self, step: int, num_steps: int) -> int:
+        """Return how often it will happen in a run of ``num_steps``, of which ``step`` are done."""
+        done, end = step - self.start, num_steps - self.start
+        if self.at_end:
+            return -(-end // self.every) - done // self.every if step < num_steps else 0
+        return -(-end // self.every) - -(-done // self.every)
+
+
+class DurationEstimator:
+    """Adds up the times of steps and of what recurs, and estimates the time that the rest takes.
+
+    Times are seconds, values of time.monotonic(). The first steps, which warm up, are not measured.
+    """
+
+    def __init__(self, now: float, step: int, num_steps: int, recurring: Mapping[str, Recurring]) -> None:
+        """Begin to measure.
+
+        Args:
+            now: the time.
+            step: completed steps.
+            num_steps: of the whole run.
+            recurring: what happens besides steps, by name.
+        """
+        self.num_steps, self.recurring = num_steps, dict(recurring)
+        self._started = self._now = now
+        self._first = self._step = step
+        self._steps, self._step_seconds = 0, 0.0
+        self._seconds: dict[str, list[float]] = {name: [] for name in recurring}
+        self._announced: float | None = None
+
+    def is_due(self, name: str, step: int) -> bool:
+        """Return whether the recurring ``name`` happens when ``step`` steps are done."""
+        event = self.recurring.get(name)
+        return event is not None and (step - event.start) % event.every == 0
+
+    def add_steps(self, step: int, now: float) -> None:
+        """Add the time since the last call, in which the steps up to ``step`` were done."""
+        if self._step - self._first >= WARM_UP_STEPS:
+            self._steps += step - self._step
+            self._step_seconds += now - self._now
+        self._step, self._now = step, now
+
+    def add(self, name: str, now: float) -> None:
+        """Add the time since the last call, in which the recurring ``name`` happened."""
+        self._seconds[name].append(now - self._now)
+        self._now = now
+
+    def remaining(self) -> float:
+        """Return the estimate of the remaining seconds; NaN before anything is measured."""
+        if not self._steps:
+            return math.nan
+        seconds = (self.num_steps - self._step) * self._step_seconds / self._steps
+        for name, measured in self._seconds.items():
+            if measured:
+                count = self.recurring[name].remaining(self._step, self.num_steps)
+                seconds += count * sum(measured) / len(measured)
+        return seconds
+
+    def announcement(self, evaluated: bool, on_cpu: bool) -> list[str]:
+        """Return lines to print: once, as soon as there is an estimate, and after it has changed much.
+
+        Args:
+            evaluated: whether there was an evaluation after the last step; changes are printed only then.
+            on_cpu: whether the run is on a CPU.
+        """
+        if self._announced is not None and not evaluated:
+            return []
+        if self._steps < MIN_STEPS or self._step_seconds < MIN_SECONDS or self._step == self.num_steps:
+            return []
+        remaining = self.remaining()
+        total = self._now - self._started + remaining
+        if total < SHORTEST_RUN:
+            return []
+        if self._announced is not None and abs(total - self._announced) <= SMALL_CHANGE * self._announced:
+            return []
+        lines = [self._describe(remaining)]
+        if on_cpu and self._announced is None and total > LONG_ON_CPU:
+            lines.append(SHORT_ON_CPU)
+        self._announced = total
+        return lines
+
+    def _describe(self, remaining: float) -> str:
+        left = self.num_steps - self._step
+        included = "included" if self._seconds.get("evaluation") else "not included"
+        return (
+            f"about {describe_seconds(remaining)} for the remaining {left:,} step{'s' * (left > 1)} "
+            f"({describe_step(self._step_seconds / self._steps)} a step), evaluations {included}"
+        )
+
+
+def describe_seconds(seconds: float) -> str:
+    """Return a duration for people: ``50 s``, ``12 min``, ``3 h 20 min`` or ``2 days 5 h``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(minutes / 60)
+    return f"{hours // 24} days {hours % 24} h"
+
+
+def describe_step(seconds: float) -> str:
+    """Return the duration of a step: ``1.2 s``, ``35 ms`` or ``3.2 ms``."""
+    if seconds < 0.995:
+        return f"{1000 * seconds:.{1 if seconds < 0.00995 else 0}f} ms"
+    return f"{seconds:.1f} s"
