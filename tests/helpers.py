@@ -1,9 +1,13 @@
-"""Small whole runs for the tests, and how to compare them."""
+"""Small whole runs for the tests, how to compare them, and how to start commands."""
 
 import json
 import os
+import signal
+import subprocess
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import torch
 from hypothesis import HealthCheck, settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -14,7 +18,7 @@ from mixmatch.training.trainer import Trainer
 
 # More with FUZZ_CASES=20000 python -m pytest -k "any_"
 FUZZ = settings(
-    max_examples=int(os.environ.get("FUZZ_CASES", "1000")),
+    max_examples=int(os.environ.get("FUZZ_CASES", "200")),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 ROOT = Path(__file__).parent.parent
@@ -92,3 +96,26 @@ def assert_same_curves(a, b):
     for tag in ours:
         if tag != "train/steps_per_second":
             assert ours[tag] == theirs[tag], tag
+
+
+@contextmanager
+def process_starter():
+    """Yield a function that starts a command. At the end, the commands and all that they started are killed."""
+    processes = []
+
+    def start(*command, **options):
+        options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        process = subprocess.Popen([*map(str, command)], start_new_session=True, **options)
+        processes.append(process)
+        return process
+
+    try:
+        yield start
+    finally:
+        for process in processes:
+            with process:  # closes its pipes, and waits
+                with suppress(psutil.NoSuchProcess):  # torchrun starts its workers in process groups of their own
+                    for child in psutil.Process(process.pid).children(recursive=True):
+                        child.kill()
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)

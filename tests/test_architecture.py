@@ -1,9 +1,11 @@
-"""Imports run one way, and the methods need few of them."""
+"""Imports run one way, and the methods and data sets need few of them."""
 
 import ast
 import graphlib
 import subprocess
 import sys
+
+import pytest
 
 from tests.helpers import ROOT
 
@@ -30,10 +32,12 @@ def test_imports_run_one_way():
     graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which lists the modules of a cycle
 
 
-def test_methods_import_little_but_torch():
-    script = "import torch, sys; known = set(sys.modules); import mixmatch.methods.mixmatch; "
-    script += "print(*set(sys.modules) - known)"
+@pytest.mark.slow
+def test_methods_and_data_sets_import_little_but_torch():
+    script = "import torch, sys; known = set(sys.modules); "
+    script += "import mixmatch.methods.mixmatch; print(*set(sys.modules) - known); "
+    script += "import mixmatch.data; print(*set(sys.modules) - known)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    imported = set(done.stdout.split())
-    assert "mixmatch.methods.mixup" in imported
-    assert not imported & {"PIL", "matplotlib", "psutil", "sklearn", "tensorboard", "tqdm", "mixmatch.data"}
+    by_methods, by_both = (set(line.split()) for line in done.stdout.splitlines())
+    assert "mixmatch.methods.mixup" in by_methods and "mixmatch.data" in by_both - by_methods
+    assert not by_both & {"PIL", "matplotlib", "psutil", "sklearn", "tensorboard", "torchvision", "tqdm"}

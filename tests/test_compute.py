@@ -26,6 +26,7 @@ def test_compute_is_relative_to_the_longest_runs_of_the_first_recipe():
     assert rows[4:] == [["recipe", "45.00%", "60.00%"], ["---"] * 3, ["a", "0.4", "-"], ["b", "≤ 0.1", "-"]]
 
 
+@pytest.mark.slow
 def test_the_command_reads_and_plots_the_records_of_a_table(tmp_path, capsys):
     rows = [
         {"label": "long, 12 steps"},

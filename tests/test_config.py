@@ -1,11 +1,10 @@
 """The configuration: defaults, files, overrides, and one line for whatever is invalid."""
 
 import pickle
-from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mixmatch.config import (
@@ -21,8 +20,8 @@ from mixmatch.config import (
 )
 from mixmatch.errors import UserError
 from mixmatch.settings import list_keys
+from tests.helpers import FUZZ, ROOT
 
-ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "mixmatch" / "configs").rglob("*.yml"))
 DEFAULTS = load_config(None)
 KEYS = [key for key, _ in list_keys(type(DEFAULTS))]
@@ -172,7 +171,8 @@ values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(s
 keys = st.sampled_from([*KEYS, "data", "train", "x", "train.x"]) | st.text()
 
 
-@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@pytest.mark.slow
+@FUZZ
 @given(
     text=st.text() | st.dictionaries(keys, values).map(lambda tree: yaml.safe_dump(tree, allow_unicode=True)),
     overrides=st.lists(st.tuples(keys, st.text() | values.map(str)).map("=".join), max_size=3),

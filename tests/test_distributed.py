@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -19,36 +18,31 @@ from mixmatch.errors import UserError
 from mixmatch.inference import load_model
 from mixmatch.training.device import choose_device
 from tests.distributed_worker import STEPS, make_trainer
-from tests.helpers import ROOT, SMALL, assert_same_run, run
+from tests.helpers import ROOT, SMALL, assert_same_run, process_starter, run
 
 LONG = [*SMALL, "train.steps=60", "train.checkpoint_every=5"]
 
 
-def torchrun(*arguments):
+def torchrun(start, *arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [*command, *map(str, arguments)], cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True
-    )
+    return start(*command, *arguments, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
 def finish(process):
-    try:
-        out, err = process.communicate(timeout=240)
-    finally:
-        process.kill()
+    out, err = process.communicate(timeout=240)
     return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
-    code, _, err = finish(torchrun(ROOT / "tests" / "distributed_worker.py", folder))
+    with process_starter() as start:
+        code, _, err = finish(torchrun(start, ROOT / "tests" / "distributed_worker.py", folder))
     assert code == 0, err
     return [torch.load(folder / f"rank-{rank}.pt") for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_the_state_is_identical_in_both_processes(saved):
     a, b = (each["state"] for each in saved)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -56,12 +50,14 @@ def test_the_state_is_identical_in_both_processes(saved):
     assert saved[0]["gathered"] == saved[1]["gathered"] == [0, 1]
 
 
+@pytest.mark.slow
 def test_gradients_are_the_mean_of_those_of_the_processes(saved):
     for first, second, *averaged in zip(*(each[k] for k in ("local", "averaged") for each in saved), strict=True):
         assert not torch.equal(first, second) and torch.equal(*averaged)
         torch.testing.assert_close(averaged[0], (first + second) / 2, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_evaluation_in_two_processes_equals_one_in_a_single_process(saved):
     trainer = make_trainer(DistributedContext())
     trainer.load_state(saved[0]["state"], STEPS)
@@ -69,6 +65,7 @@ def test_an_evaluation_in_two_processes_equals_one_in_a_single_process(saved):
         torch.testing.assert_close(each["predictions"], trainer.predict(trainer.dataset.images[:9]))
 
 
+@pytest.mark.slow
 def test_no_gloo_thread_outlives_the_group(saved):
     """It could abort the process when the interpreter exits."""
     assert not [name for each in saved for name in each["threads"] if "gloo" in name]
@@ -110,14 +107,19 @@ def wait_for_checkpoint(path, process):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_in_two_processes_resumes_after_a_kill_and_a_signal_and_in_one_process(tmp_path, capsys):
-    code, out, err = finish(torchrun("main.py", "--run-dir", tmp_path / "whole", *LONG))
+def test_a_run_in_two_processes_resumes_after_a_kill_and_a_signal_and_in_one_process(tmp_path, start, capsys):
+    stage = ["pseudo_label.enabled=true", "pseudo_label.select=top", "pseudo_label.steps=4"]
+    code, out, err = finish(torchrun(start, "main.py", "--run-dir", tmp_path / "whole", *LONG, *stage))
     assert code == 0, err
-    assert "in 2 processes" in out and out.count("done: test accuracy") == 1 and out.count("step 6 of 60") == 1
+    assert "pseudo-label stage from step 60 to 64" in out
+    assert json.loads((tmp_path / "whole-top-0.1" / "results.json").read_text())["processes"] == 2
+    assert out.count("predict: ") == 1 and f"--run-dir {tmp_path / 'whole-top-0.1'} " in out
+    assert "in 2 processes" in out and out.count("done: test accuracy") == 2 and out.count("step 6 of 60") == 1
 
     cut = tmp_path / "cut"
-    process = torchrun("main.py", "--run-dir", cut, *LONG)
+    process = torchrun(start, "main.py", "--run-dir", cut, *LONG)
     wait_for_checkpoint(cut, process)
     children = psutil.Process(process.pid).children()
     next(child for child in children if child.environ().get("RANK") == "1").kill()
@@ -127,13 +129,13 @@ def test_a_run_in_two_processes_resumes_after_a_kill_and_a_signal_and_in_one_pro
     assert "another process has ended; the same command continues" in err or "Signal 15" in err
     shutil.copytree(cut, tmp_path / "single")
 
-    process = torchrun("main.py", "--run-dir", cut, *LONG)
+    process = torchrun(start, "main.py", "--run-dir", cut, *LONG)
     assert "continuing" in process.stdout.readline()
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     code, out, _ = finish(process)
     assert code != 0 and out.count("stopped by SIGTERM at step") == 1
-    code, out, err = finish(torchrun("main.py", "--run-dir", cut, *LONG))
+    code, out, err = finish(torchrun(start, "main.py", "--run-dir", cut, *LONG))
     assert code == 0 and "continuing" in out, err
     assert_same_run(tmp_path / "whole", cut)
 
@@ -143,12 +145,3 @@ def test_a_run_in_two_processes_resumes_after_a_kill_and_a_signal_and_in_one_pro
     data = load_data(load_config(tmp_path / "whole" / "config.yml").data, torch.device("cpu"))
     right = load_model(tmp_path / "whole").predict(data.test_images).argmax(1) == data.test_labels
     assert results["processes"] == 2 and results["test_accuracy"] == pytest.approx(100 * right.float().mean().item())
-
-
-def test_a_pseudo_label_stage_in_two_processes(tmp_path):
-    settings = ["pseudo_label.enabled=true", "pseudo_label.select=top", "pseudo_label.steps=4"]
-    code, out, err = finish(torchrun("main.py", "--run-dir", tmp_path / "run", *SMALL, *settings))
-    assert code == 0, err
-    assert "pseudo-label stage from step 12 to 16" in out
-    assert out.count("predict: ") == 1 and f"predict: python3 predict.py --run-dir {tmp_path / 'run-top-0.1'} " in out
-    assert json.loads((tmp_path / "run-top-0.1" / "results.json").read_text())["processes"] == 2

@@ -15,6 +15,7 @@ from tests.helpers import final, run, signal_after
 
 MODES = [EAGER, CUDA_GRAPH, COMPILED_CUDA_GRAPH]
 pytestmark = [
+    pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     pytest.mark.filterwarnings("default"),  # set_sync_debug_mode warns that it is there, compilers of this and that
 ]

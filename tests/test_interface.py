@@ -81,6 +81,7 @@ def test_images_of_another_shape_or_type_are_an_error(trained):
             model.predict(images)
 
 
+@pytest.mark.slow
 def test_threads_train_to_the_same_weights_as_alone(tmp_path):
     for seed in (1, 2):
         assert run(tmp_path / f"alone-{seed}", f"seed={seed}") == 0
@@ -97,6 +98,7 @@ def test_threads_train_to_the_same_weights_as_alone(tmp_path):
         assert_same_run(tmp_path / f"alone-{seed}", tmp_path / f"thread-{seed}")
 
 
+@pytest.mark.slow
 def test_threads_build_the_same_initial_weights_as_alone():
     """Methods with a head and networks sample from generators of their own, so threads do not interfere."""
 
@@ -106,10 +108,11 @@ def test_threads_build_the_same_initial_weights_as_alone():
 
     alone = {seed: build(seed) for seed in (1, 2)}
     with ThreadPoolExecutor(2) as pool:
-        for seed, state in zip((1, 2) * 60, pool.map(build, (1, 2) * 60), strict=True):
+        for seed, state in zip((1, 2) * 15, pool.map(build, (1, 2) * 15), strict=True):
             assert all(torch.equal(state[name], value) for name, value in alone[seed].items())
 
 
+@pytest.mark.slow
 def test_a_pseudo_label_stage_follows_if_the_config_enables_it(tmp_path):
     settings = ["pseudo_label.enabled=true", "pseudo_label.select=top", "pseudo_label.steps=4"]
     results = mixmatch.train(mixmatch.load_config(None, [*SMALL, *settings]), tmp_path / "run", quiet=True)
@@ -168,6 +171,7 @@ def test_public_names(tmp_path):
         _ = mixmatch.nonsense
 
 
+@pytest.mark.slow
 def test_type_checkers_see_the_signatures(tmp_path):
     (tmp_path / "user.py").write_text(
         "import mixmatch\nreveal_type(mixmatch.train)\nreveal_type(mixmatch.load_model)\n"

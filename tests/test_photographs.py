@@ -279,6 +279,7 @@ def test_check_finds_what_training_would_fail_with(photos, tmp_path, capsys, ove
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_check_of_an_existing_run(tmp_path, capsys):
     assert main.main(["--run-dir", str(tmp_path / "run"), *SMALL]) == 0
     capsys.readouterr()
@@ -292,6 +293,7 @@ def test_check_of_an_existing_run(tmp_path, capsys):
 # Changed photographs and init_from
 
 
+@pytest.mark.slow
 def test_a_run_refuses_changed_photographs(photos, tmp_path, capsys):
     assert train(photos, tmp_path / "run") == 0
     split = json.loads((tmp_path / "run" / "split.json").read_text())
@@ -308,6 +310,7 @@ def test_a_run_refuses_changed_photographs(photos, tmp_path, capsys):
     assert "init_from=RUN" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [".", "model.safetensors"])
 def test_init_from_starts_with_the_saved_weights(photos, tmp_path, source):
     assert train(photos, tmp_path / "run") == 0
@@ -318,6 +321,7 @@ def test_init_from_starts_with_the_saved_weights(photos, tmp_path, source):
         assert torch.allclose(old, new, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_init_from_with_another_class_replaces_the_last_layer(photos, tmp_path, capsys):
     assert train(photos, tmp_path / "run") == 0
     (photos / "train" / "owl").mkdir()
@@ -330,6 +334,7 @@ def test_init_from_with_another_class_replaces_the_last_layer(photos, tmp_path, 
     assert train(photos, tmp_path / "next", start, "train.steps=14") == 0  # resumes without the first run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", ["model.depth=16", "model.width=1"])
 def test_init_from_another_network_is_refused(photos, tmp_path, capsys, override):
     assert train(photos, tmp_path / "run") == 0
@@ -350,6 +355,7 @@ def test_runs_are_named_after_folder_and_method():
     assert build_config({"data": data | {"root": "猫"}}).run_name() == "folder-64px-all-seed1"
 
 
+@pytest.mark.slow
 def test_rotations_are_for_methods_that_do_not_learn_them(photos, tmp_path, capsys):
     (photos / "notes.txt").write_text("by me")
     assert train(photos, tmp_path / "run", "data.rotate=true") == 0

@@ -5,7 +5,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from mixmatch.methods import METHODS, Method
 from mixmatch.methods.base import Examples, Loss
 from mixmatch.models import MODELS
 from tests.factories import make_toy_trainer
-from tests.helpers import ROOT, assert_same_curves, assert_same_run, curves, final, metrics
+from tests.helpers import ROOT, assert_same_curves, assert_same_run, curves, final, metrics, signal_after
 
 PLUGIN = ROOT / "tests" / "fixtures" / "plugin.py"
 SETTINGS = [
@@ -36,30 +35,20 @@ SETTINGS = [
     "train.ema_decay=0.9",
     "train.batch_size=8",
     "train.eval_every=20",
-    "train.checkpoint_every=4",
+    "train.checkpoint_every=20",
     "train.log_every=10",
     "toy.weight=2.0",
 ]
 
 
-def test_plugins_train_by_the_command_and_survive_kills(tmp_path, registries):
-    def command(name):
-        path = str(tmp_path / name)
-        return [sys.executable, "main.py", "--import", str(PLUGIN), "--run-dir", path, *SETTINGS]
+@pytest.mark.slow
+def test_plugins_train_by_the_command_and_resume(tmp_path, registries, monkeypatch):
+    def arguments(name):
+        return ["--import", str(PLUGIN), "--run-dir", str(tmp_path / name), *SETTINGS]
 
-    done = subprocess.run(command("whole"), cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "main.py", *arguments("whole")], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "toy, stripes 8x8, 2 classes: 8 labeled, 182 unlabeled, 10 validation, 40 test images; tiny" in done.stdout
-    for pause in (0.2, 0.1):
-        with subprocess.Popen(command("cut"), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-            process.stdout.readline()
-            time.sleep(pause)
-            process.kill()
-        assert process.returncode == -signal.SIGKILL
-    subprocess.run(command("cut"), cwd=ROOT, capture_output=True, check=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
-    assert_same_curves(tmp_path / "whole", tmp_path / "cut")
-
     scalars = curves(tmp_path / "whole")[0]
     assert len(scalars["train/distance"]) == 20 and scalars["train/toy_weight"][-1] == (200, 2.0)
     assert {"distance", "toy_weight", "guess_accuracy"} <= metrics(tmp_path / "whole")[0].keys()
@@ -71,7 +60,12 @@ def test_plugins_train_by_the_command_and_survive_kills(tmp_path, registries):
     # A run does not import the file by itself.
     with pytest.raises(UserError, match=r"config.yml: method: must be .*, got 'toy'; --import FILE"):
         load_model(tmp_path / "whole")
-    import_file(PLUGIN)
+    signal_after(monkeypatch, 50, signal.SIGTERM)
+    assert train.main(arguments("cut")) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert train.main(arguments("cut")) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_same_curves(tmp_path / "whole", tmp_path / "cut")
     model = load_model(tmp_path / "whole")
     assert model.classes == ["horizontal", "vertical"] and model.network.conv.out_channels == 6
     stage = ["--run-dir", str(tmp_path / "whole"), "--output-dir", str(tmp_path / "stage"), "pseudo_label.steps=20"]

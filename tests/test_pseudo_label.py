@@ -181,6 +181,7 @@ def pseudo_labels(path):
     return final(path)[0]["pseudo.index"]
 
 
+@pytest.mark.slow
 def test_a_stage_selects_prints_and_records(parent, tmp_path, capsys):
     before = contents(parent)
     path = tmp_path / "stage"
@@ -203,6 +204,7 @@ def test_a_stage_selects_prints_and_records(parent, tmp_path, capsys):
     assert before == contents(parent)
 
 
+@pytest.mark.slow
 def test_the_control_is_the_parent_trained_longer(parent, tmp_path, capsys):
     assert stage(parent, tmp_path / "control", *STAGE, "pseudo_label.select=none") == 0
     assert run(tmp_path / "longer", *QUICK, "train.steps=42") == 0
@@ -215,6 +217,7 @@ def test_the_control_is_the_parent_trained_longer(parent, tmp_path, capsys):
     assert values[0] == values[1] == values[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -250,6 +253,7 @@ def test_another_method_trains_a_stage_and_resumes_it(parent, tmp_path, monkeypa
     assert_same_curves(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_an_interrupted_stage_ends_in_the_same_weights(parent, tmp_path, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
@@ -274,6 +278,7 @@ def replace_in_config(run, old, new):
     (run / "config.yml").write_text(text.replace(old, new, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "old, new, message",
     [
@@ -297,6 +302,7 @@ def test_a_stage_by_another_method_belongs_to_its_parent(parent, tmp_path, capsy
     assert message in error and "use another --output-dir" in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_method_starts_a_stage_with_its_initial_state(parent, tmp_path, monkeypatch):
     seen = []
     after_each_step(monkeypatch, lambda trainer: seen.append(trainer.method.state["mean"].item()))
@@ -310,6 +316,7 @@ def test_a_method_starts_a_stage_with_its_initial_state(parent, tmp_path, monkey
     assert (tmp_path / "stage-twice-softmatch" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_a_method_forgets_the_labels_of_a_former_stage(parent, tmp_path):
     assert stage(parent, tmp_path / "labeled", *STAGE[:1], "pseudo_label.threshold=0.05") == 0
     assert len(pseudo_labels(tmp_path / "labeled")) > 1000
@@ -317,6 +324,7 @@ def test_a_method_forgets_the_labels_of_a_former_stage(parent, tmp_path):
     assert len(pseudo_labels(tmp_path / "stage")) == 0
 
 
+@pytest.mark.slow
 def test_schedules_and_outputs_of_the_method(parent, tmp_path, registries):
     import_file(ROOT / "tests" / "fixtures" / "plugin.py")
     remixmatch = ["pseudo_label.method=remixmatch", "remixmatch.num_strong_views=1", "remixmatch.ramp_up_steps=30"]
@@ -336,6 +344,7 @@ def test_schedules_and_outputs_of_the_method(parent, tmp_path, registries):
     assert [entry["toy_weight"] for entry in metrics(tmp_path / "toy")] == pytest.approx([0.25, 0.5])
 
 
+@pytest.mark.slow
 def test_a_schedule_over_the_whole_run_stays_at_its_end(tmp_path):
     assert run(tmp_path / "run", "mixmatch.ramp_up_steps=null", "mixmatch.lambda_u=8") == 0
     assert [entry["lambda_u"] for entry in metrics(tmp_path / "run")] == pytest.approx([4, 8])
@@ -347,6 +356,7 @@ def test_a_schedule_over_the_whole_run_stays_at_its_end(tmp_path):
     assert [entry["lambda_u"] for entry in metrics(tmp_path / "new")] == pytest.approx([4, 8])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "muon"])
 def test_a_new_head_joins_an_optimizer_with_state(tmp_path, optimizer):
     assert run(tmp_path / "run", f"train.optimizer={optimizer}") == 0
@@ -356,6 +366,7 @@ def test_a_new_head_joins_an_optimizer_with_state(tmp_path, optimizer):
     assert all(entry["loss_rotation"] > 0 for entry in metrics(tmp_path / "stage"))
 
 
+@pytest.mark.slow
 def test_main_runs_a_stage_on_a_finished_run(tmp_path, capsys):
     assert run(tmp_path / "run", *QUICK) == 0
     arguments = [*QUICK, *SOFTMATCH, "pseudo_label.enabled=true"]
@@ -371,6 +382,7 @@ def test_main_runs_a_stage_on_a_finished_run(tmp_path, capsys):
     assert run(tmp_path / "run", *QUICK) == 0
 
 
+@pytest.mark.slow
 def test_true_labels_are_used_for_statistics_only(parent, tmp_path, monkeypatch):
     assert stage(parent, tmp_path / "stage") == 0
     split = json.loads((parent / "split.json").read_text())
@@ -396,6 +408,7 @@ def test_true_labels_are_used_for_statistics_only(parent, tmp_path, monkeypatch)
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_stage_without_true_labels(tmp_path, capsys):
     for part, count in (("train/cat", 4), ("train/dog", 4), ("unlabeled", 20)):
         (tmp_path / "photos" / part).mkdir(parents=True)
@@ -458,6 +471,7 @@ def test_runs_that_are_refused(parent, tmp_path, capsys):
     assert "an ordinary run, not a pseudo-label stage" in refused(parent, "--output-dir", parent)
 
 
+@pytest.mark.slow
 def test_a_stage_continues_without_its_parent_and_keeps_its_settings(parent, tmp_path, monkeypatch, capsys):
     shutil.copytree(parent, tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()

@@ -23,6 +23,7 @@ from mixmatch.files import DamagedFile, load_tensors
 from mixmatch.runs.directory import RunDirectory
 from tests.helpers import SMALL, after_each_step, at_step, metrics, without_times
 
+pytestmark = pytest.mark.hostile
 TINY = [*SMALL, "data.num_labeled=10", "data.num_validation=10", "train.steps=6", "train.eval_every=3"]
 TINY += ["train.checkpoint_every=2", "train.batch_size=2", "mixmatch.num_views=1"]
 STAGE = ["pseudo_label.steps=4", "pseudo_label.select=top"]

@@ -62,7 +62,7 @@ def assert_same(trainer, reference, gradients):
 
 
 @pytest.mark.parametrize("guess_with_ema", [False, True])
-@pytest.mark.parametrize("num_views", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_views", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mode", MODES)
 def test_mixmatch_step_equals_the_reference(float64, mode, num_views, guess_with_ema):
     method = {"mixup": mode, "num_views": num_views, "guess_with_ema": guess_with_ema, "ramp_up_steps": 4}
@@ -364,6 +364,7 @@ def test_supervised_mixup_mixes_labeled_images():
     assert ((shown["targets"] > 0) & (shown["targets"] < 1)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("joint", [False, True])  # joint as on a GPU
 def test_the_compiled_step_equals_the_eager_step(joint):
@@ -379,6 +380,7 @@ def test_the_compiled_step_equals_the_eager_step(joint):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_follows_float32_and_keeps_a_float32_state():
     plain, half = make_toy_trainer(), make_toy_trainer(train={"precision": "bfloat16"})
     for _ in range(20):

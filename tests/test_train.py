@@ -83,6 +83,7 @@ def test_files_and_output_of_a_run(tmp_path, capsys, method):
     }
 
 
+@pytest.mark.slow
 def test_the_median_is_that_of_20_evaluations(tmp_path, capsys):
     assert run(tmp_path / "run", "train.steps=21", "train.eval_every=1") == 0
     accuracies, results = [entry["test_accuracy"] for entry in metrics(tmp_path / "run")], results_of(tmp_path / "run")
@@ -91,6 +92,7 @@ def test_the_median_is_that_of_20_evaluations(tmp_path, capsys):
     assert f"median of the last 20 evaluations {results['test_accuracy_median20']:.2f}%" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_finished_run_stays_as_it_is_and_another_config_is_refused(tmp_path, capsys):
     assert run(tmp_path / "run") == 0
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*") if "lock" not in file.name}
@@ -103,6 +105,7 @@ def test_a_finished_run_stays_as_it_is_and_another_config_is_refused(tmp_path, c
     assert all(file.stat().st_mtime_ns == time for file, time in before.items())
 
 
+@pytest.mark.slow
 def test_a_longer_run_is_identical_to_one_that_was_that_long_from_the_start(tmp_path, monkeypatch, capsys):
     path = tmp_path / "run"
     assert run(tmp_path / "whole", "train.steps=20") == 0
@@ -125,6 +128,7 @@ def test_a_longer_run_is_identical_to_one_that_was_that_long_from_the_start(tmp_
     assert "is finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [["train.lr_schedule=cosine"], ["mixmatch.ramp_up_steps=null"]])
 def test_a_run_whose_schedules_depend_on_its_length_keeps_it(tmp_path, capsys, settings):
     assert run(tmp_path / "run", *settings) == 0
@@ -133,6 +137,7 @@ def test_a_run_whose_schedules_depend_on_its_length_keeps_it(tmp_path, capsys, s
     assert "its schedules depend on its length" in error and "init_from=RUN" in error
 
 
+@pytest.mark.slow
 def test_intervals_may_change_when_a_run_continues(tmp_path, monkeypatch):
     assert run(tmp_path / "whole") == 0
     signal_after(monkeypatch, 7, signal.SIGTERM)
@@ -146,6 +151,7 @@ def test_intervals_may_change_when_a_run_continues(tmp_path, monkeypatch):
     assert (stored["eval_every"], stored["checkpoint_every"], stored["log_every"]) == (3, 5, 1)
 
 
+@pytest.mark.slow
 def test_the_run_directory_alone_continues_with_its_config(tmp_path, monkeypatch, capsys):
     signal_after(monkeypatch, 5, signal.SIGTERM)
     assert run(tmp_path / "run", "train.lr=0.004") == 128 + signal.SIGTERM
@@ -155,6 +161,7 @@ def test_the_run_directory_alone_continues_with_its_config(tmp_path, monkeypatch
     assert main.main(["--run-dir", str(tmp_path / "run"), "--config", "digits"]) == 2
 
 
+@pytest.mark.slow
 def test_guess_accuracy_excludes_labeled_images(tmp_path):
     assert run(tmp_path / "all", "data.num_labeled=all", "data.labeled_as_unlabeled=true") == 0
     assert [entry["guess_accuracy"] for entry in metrics(tmp_path / "all")] == [None, None]
@@ -162,6 +169,7 @@ def test_guess_accuracy_excludes_labeled_images(tmp_path):
     assert all(entry["guess_accuracy"] is not None for entry in metrics(tmp_path / "few"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -188,6 +196,7 @@ def test_a_run_stopped_anywhere_continues_to_the_same_weights(tmp_path, monkeypa
     assert_same_curves(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused(tmp_path, monkeypatch):
     step, answers = Trainer.train_step, []
 
@@ -203,6 +212,7 @@ def test_a_second_process_is_refused(tmp_path, monkeypatch):
     assert f"is in use by process {os.getpid()} on " in answers[0].stderr and answers[0].stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_start_without_a_checkpoint_does_not_block_another_config(tmp_path, monkeypatch):
     signal_after(monkeypatch, 2, signal.SIGTERM)
     assert run(tmp_path / "run", "seed=2") == 128 + signal.SIGTERM
@@ -212,6 +222,7 @@ def test_a_start_without_a_checkpoint_does_not_block_another_config(tmp_path, mo
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_split_file_can_be_given(tmp_path):
     assert run(tmp_path / "first", "seed=5") == 0
     split = tmp_path / "first" / "split.json"
@@ -258,6 +269,7 @@ class Example(Callback):
         return {"steps_seen": self.state["seen"]}
 
 
+@pytest.mark.slow
 def test_a_callback_prints_measures_warns_and_joins_the_results(tmp_path, caplog):
     caplog.set_level("INFO", "mixmatch")
     config = load_config(None, SMALL)

@@ -154,6 +154,7 @@ with RunWriter(run, 0, 1) as writer:
 """
 
 
+@pytest.mark.slow
 def test_its_thread_starts_no_threads_that_compete_with_training(tmp_path):
     """OpenMP threads that waited busily for the writer's work made training 2.6 times slower."""
     environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
