@@ -19,6 +19,7 @@ import main
 import mixmatch.training.loop
 from mixmatch.config import all_keys
 from mixmatch.data import DATASETS, DatasetEntry
+from mixmatch.runs.results import RunResults
 from mixmatch.training.evaluators import Accuracy
 from mixmatch.training.trainer import Trainer
 from tests.helpers import FUZZ, SMALL, assert_same_curves, assert_same_run, at_step, run
@@ -264,7 +265,8 @@ arguments = st.lists(
 @FUZZ
 @given(arguments)
 def test_any_command_line_trains_or_ends_in_one_line(monkeypatch, capsys, given_arguments):
-    monkeypatch.setattr(mixmatch.training.loop, "train", lambda *args, **options: None)
+    results = RunResults.model_construct(method="mixmatch", num_labeled=20, steps=1)
+    monkeypatch.setattr(mixmatch.training.loop, "train", lambda *args, **options: results)
     code = main.main([argument for argument in given_arguments if not argument.startswith(("-h", "--h"))])
     error = capsys.readouterr().err
     assert code in (0, 2)
