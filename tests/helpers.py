@@ -114,8 +114,11 @@ def process_starter():
     finally:
         for process in processes:
             with process:  # closes its pipes, and waits
+                children = []
                 with suppress(psutil.NoSuchProcess):  # torchrun starts its workers in process groups of their own
-                    for child in psutil.Process(process.pid).children(recursive=True):
+                    children = psutil.Process(process.pid).children(recursive=True)
+                for child in children:
+                    with suppress(psutil.NoSuchProcess):
                         child.kill()
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
