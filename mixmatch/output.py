@@ -26,7 +26,7 @@ class PrintHandler(logging.Handler):
     def __init__(self, level: int = logging.INFO) -> None:
         super().__init__(level)
         self.thread = threading.get_ident()
-        self.level_before = logging.NOTSET  # of the logger
+        self.before = log.level, log.propagate
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record is of this thread."""
@@ -48,22 +48,24 @@ def print_log(quiet: bool = False) -> Iterator[None]:
     """Print the log records of this thread, or drop them if ``quiet``."""
     handler = PrintHandler(logging.CRITICAL + 1 if quiet else logging.INFO)
     with _lock:
-        handler.level_before = next((other.level_before for other in _print_handlers()), log.level)
+        handler.before = next((other.before for other in _print_handlers()), handler.before)
         log.addHandler(handler)
         log.setLevel(logging.INFO)
+        log.propagate = False  # or a program's own handler for warnings would print the lines once more
     try:
         yield
     finally:
         with _lock:
             log.removeHandler(handler)
             if not _print_handlers():
-                log.setLevel(handler.level_before)
+                level, log.propagate = handler.before
+                log.setLevel(level)
 
 
 def print_log_unless_configured(quiet: bool = False) -> AbstractContextManager[None]:
-    """Print the log records of this thread, or drop them if ``quiet``, unless the program handles them."""
+    """Print the log records of this thread, or drop them if ``quiet``, unless the program handles them at INFO."""
     others = {handler for handler in _print_handlers() if handler.thread != threading.get_ident()}
-    configured = {*log.handlers, *logging.getLogger().handlers} - others
+    configured = {*log.handlers, *logging.getLogger().handlers} - others and log.isEnabledFor(logging.INFO)
     return nullcontext() if configured else print_log(quiet)
 
 

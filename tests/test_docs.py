@@ -29,7 +29,7 @@ SCRIPTS = {"main.py": "train", "pseudo_label.py": "pseudo-label", "predict.py": 
 
 
 def without_code(text):
-    return re.sub(r"`[^`\n]*`", "", re.sub(r"```.*?```|^    .*$", "", text, flags=re.DOTALL | re.MULTILINE))
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"```(?s:.*?)```|^    .*$", "", text, flags=re.MULTILINE))
 
 
 def anchors(page):

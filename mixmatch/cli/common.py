@@ -35,14 +35,20 @@ def command_line(subcommand: str) -> str:
     return f"python3 -m mixmatch {subcommand}"
 
 
-def next_steps(results: "RunResults", run_dir: Path) -> list[str]:
-    """Return the commands that go on from a finished run, one per line."""
-    directory = shlex.quote(str(run_dir))
+def next_steps(results: "RunResults", run_dir: Path, imports: Sequence[Path] = ()) -> list[str]:
+    """Return the commands that go on from a finished run, one per line.
+
+    Args:
+        results: of the run.
+        run_dir: its directory.
+        imports: files of ``--import`` that the run needs.
+    """
+    directory = shlex.join([str(run_dir), *(text for path in imports for text in ("--import", str(path)))])
     lines = [f"predict: {command_line('predict')} --run-dir {directory} IMAGES"]
     best = results.best_validation
     if best is not None and best.step != results.steps:
         lines.append(f"predict with the best checkpoint by validation accuracy, step {best.step}: add --best")
-    if results.pseudo_label is None and results.method != "softmatch" and results.num_labeled <= MAX_LABELS_FOR_STAGE:
+    if results.pseudo_label is None and results.method == "mixmatch" and results.num_labeled <= MAX_LABELS_FOR_STAGE:
         stage = f"{command_line('pseudo-label')} --run-dir {directory} pseudo_label.method=softmatch"
         lines.append(f"continue with SoftMatch: {stage}")
     lines.append(f"curves: tensorboard --logdir {shlex.quote(str(run_dir.parent))}")

@@ -79,12 +79,16 @@ class PartFile:
             OSError: if it cannot be read or written.
             UserError: if another process uses it, or it is not a part file.
         """
-        self._file = open(self.path, "a+b")
+        os.stat(self.path.parent)  # the lock would create it
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            self._file.close()
             raise UserError(f"{self.path}: another command is writing it; choose another --output") from None
+        try:
+            self._file = open(self.path, "a+b")
+        except OSError:
+            self._unlock()
+            raise
         try:
             self._read_offsets()
         except BaseException:
@@ -142,6 +146,9 @@ class PartFile:
             self._file.close()
         if remove:
             self.path.unlink(missing_ok=True)
+        self._unlock()
+
+    def _unlock(self) -> None:
         Path(self._lock.lock_file).unlink(missing_ok=True)
         self._lock.release()
 

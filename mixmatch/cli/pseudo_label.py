@@ -46,4 +46,4 @@ def train_stage(options: Namespace) -> None:
         )
         results = train(config, path, distributed, start=start)
         if distributed.is_main:
-            print(*next_steps(results, path), sep="\n")
+            print(*next_steps(results, path, options.imports), sep="\n")

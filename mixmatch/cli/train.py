@@ -94,4 +94,4 @@ def train_or_check(options: Namespace) -> None:
         results = train(config, path, distributed)
         if distributed.is_main:
             stage = config.pseudo_label
-            print(*next_steps(results, stage_path(path, stage) if stage.enabled else path), sep="\n")
+            print(*next_steps(results, stage_path(path, stage) if stage.enabled else path, options.imports), sep="\n")

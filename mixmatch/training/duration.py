@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 WARM_UP_STEPS, MIN_STEPS, MIN_SECONDS = 2, 3, 5.0  # steps not measured, and what the first estimate needs
 SHORTEST_RUN = 30.0  # seconds; nothing is printed about shorter ones
-SMALL_CHANGE = 0.25  # of the total, after which it is not printed again
+SMALL_CHANGE = 0.5  # of the total, after which it is not printed again
 LONG_ON_CPU = 2 * 3600.0  # seconds
 
 SHORT_ON_CPU = (

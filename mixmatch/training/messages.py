@@ -5,6 +5,7 @@ from pathlib import Path
 from mixmatch.config import Config
 from mixmatch.data import ImageData
 from mixmatch.data.split import Split
+from mixmatch.methods import METHODS
 from mixmatch.runs.progress import Progress
 
 
@@ -33,6 +34,17 @@ def describe_run(config: Config, data: ImageData, split: Split) -> str:
         f"{0 if data.test_labels is None else len(data.test_labels)} test images; "
         f"{config.model.display_name()}, {config.train.steps} steps"
     )
+
+
+def describe_unused(config: Config) -> list[str]:
+    """Return a note for each section of another method that was set, and has no effect."""
+    used = {config.method, config.pseudo_label.method}
+    sections = {name: getattr(config, name) for name in METHODS if name not in used}
+    return [
+        f"note: {name}: has no effect with method={config.method}; set method={name}, or remove it"
+        for name, section in sections.items()
+        if section != type(section)()
+    ]
 
 
 def describe_imbalance(data: ImageData, split: Split) -> list[str]:
