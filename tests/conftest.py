@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 # No deadline: timings depend on the load of the machine. CI always runs the same cases.
-settings.register_profile("default", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile("default", max_examples=50, deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("default")
 
 # Ignored where pytest runs in the background, and commands that the tests start would ignore it too.

@@ -128,6 +128,7 @@ def test_tiny_alpha_gives_no_nan():
     assert lam.isfinite().all() and (lam > 0.99).float().mean() > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["joint", "separate"])
 def test_partners_are_uniform(mode):
     batch_size, num_views, trials = 4, 2, 6000

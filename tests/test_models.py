@@ -162,6 +162,7 @@ def test_joint_batch_norm_in_bfloat16_sums_in_float32():
     assert norm(x, 2).dtype == torch.bfloat16 and (norm(x, 2).float() - exact).abs().max() < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 def test_resnet_18_is_torchvisions_with_a_small_stem(training):
     ours, theirs = resnet(blocks=[2, 2, 2, 2], stem_stride=1, bn_momentum=0.1), resnet18(num_classes=10)

@@ -366,6 +366,7 @@ def test_rotations_are_for_methods_that_do_not_learn_them(photos, tmp_path, caps
     assert "data.rotate: remixmatch" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_without_held_out_images_has_no_accuracy(photos, tmp_path):
     shutil.rmtree(photos / "test")
     assert train(photos, tmp_path / "run") == 0

@@ -22,6 +22,7 @@ from mixmatch.files import load_tensors
 from mixmatch.inference import fingerprint, load_model
 from tests.helpers import ROOT, SMALL
 
+pytestmark = pytest.mark.slow  # nearly all need the run of a fixture
 SETTINGS = [
     *SMALL,
     "data.dataset=folder",
@@ -216,7 +217,6 @@ def test_copies_by_class_are_made_once_and_never_overwrite(photos, command, tmp_
     assert not list((copies / "cat").iterdir())
 
 
-@pytest.mark.slow
 def test_the_onnx_file_computes_the_same_logits(trained, command, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     assert command("--export", tmp_path / "m.onnx") == 0
@@ -240,7 +240,7 @@ def test_the_onnx_file_computes_the_same_logits(trained, command, tmp_path):
         ("--run-dir RUN PHOTOS --output /nowhere/p.csv", "/nowhere/p.csv: cannot be written"),
         ("--run-dir RUN PHOTOS --html /nowhere/s.html", "s.html: cannot be written"),
         ("--run-dir RUN PHOTOS --html /dev/null", "/dev/null: "),
-        pytest.param("--run-dir RUN --export /nowhere/m.onnx", "m.onnx: cannot be written", marks=pytest.mark.slow),
+        ("--run-dir RUN --export /nowhere/m.onnx", "m.onnx: cannot be written"),
         ("--run-dir RUN PHOTOS --output x.jpg", "--output: x.jpg is an image"),
         ("--run-dir RUN PHOTOS --copy-by-class PHOTOS/sorted", "must be outside the input folder"),
     ],
@@ -273,7 +273,6 @@ def test_the_table_can_be_piped(photos, command):
         assert [row["path"].split("/")[-3] for row in csv.DictReader(table)] == ["test"] * 18
 
 
-@pytest.mark.slow
 def test_a_closed_pipe_ends_silently(trained, photos, start):
     process = start(sys.executable, "predict.py", "--run-dir", trained, photos / "test", "--output", "/dev/stdout")
     process.stdout.close()

@@ -425,6 +425,7 @@ def test_a_stage_without_true_labels(tmp_path, capsys):
     assert selection["precision"] is None and selection["calibration_error"] == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides, message",
     [
@@ -447,6 +448,7 @@ def test_settings_that_are_refused(parent, tmp_path, capsys, overrides, message)
     assert not (tmp_path / "stage").exists()
 
 
+@pytest.mark.slow
 def test_runs_that_are_refused(parent, tmp_path, capsys):
     def refused(run_dir, *arguments):
         assert pseudo_label.main(["--run-dir", str(run_dir), *map(str, arguments)]) == 2

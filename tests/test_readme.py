@@ -22,6 +22,7 @@ def test_the_commands_have_valid_arguments(line, registries):
     load_config(options.config, options.overrides)
 
 
+@pytest.mark.slow
 def test_the_python_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (block,) = [block for block in PYTHON_BLOCKS if "mixmatch.train" in block]
@@ -31,6 +32,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     assert scope["results"].steps == 3
 
 
+@pytest.mark.slow
 def test_the_example_of_a_method_trains(tmp_path, registries):
     (block,) = [block for block in PYTHON_BLOCKS if "METHODS[" in block]
     (tmp_path / "my_method.py").write_text(block)

@@ -285,6 +285,7 @@ def test_a_callback_prints_measures_warns_and_joins_the_results(tmp_path, caplog
         mixmatch.train(config, tmp_path / "other", callbacks=[Example(), Example()])
 
 
+@pytest.mark.slow
 def test_own_photographs_few_labeled_and_many_unlabeled(tmp_path):
     for part, count in (("train/cat", 4), ("train/dog", 7), ("unlabeled", 20)):
         (tmp_path / "photos" / part).mkdir(parents=True)

@@ -161,5 +161,9 @@ def run_command(
         return 141
     except (UserError, OSError) as error:
         print(f"error: {'' if rank == '0' else f'rank {rank}: '}{single_line(error)}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # the disk behind it is full
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at exit
         return 2
     return 0
