@@ -64,9 +64,10 @@ def print_log(quiet: bool = False) -> Iterator[None]:
 
 def print_log_unless_configured(quiet: bool = False) -> AbstractContextManager[None]:
     """Print the log records of this thread, or drop them if ``quiet``, unless the program handles them at INFO."""
-    others = {handler for handler in _print_handlers() if handler.thread != threading.get_ident()}
-    configured = {*log.handlers, *logging.getLogger().handlers} - others and log.isEnabledFor(logging.INFO)
-    return nullcontext() if configured else print_log(quiet)
+    handlers = {*log.handlers, *logging.getLogger().handlers}
+    printed = {handler for handler in _print_handlers() if handler.thread == threading.get_ident()}
+    configured = handlers - {*_print_handlers()} and log.isEnabledFor(logging.INFO)
+    return nullcontext() if printed or configured else print_log(quiet)
 
 
 def shows_bars() -> bool:
