@@ -25,6 +25,7 @@ case $command in
 speed)
     { date -u; git rev-parse HEAD; nvidia-smi -L; "$python" -c 'import torch; print(torch.__version__)'; } 2>&1 | tee "$folder/versions.txt"
     "$python" -c 'import pytest, pytest_timeout, xdist, hypothesis, sklearn, mixmatch.training.loop' || exit 2
+    rm -f "$folder"/*-done
     (
         timeout 300 "$python" -m pytest tests/test_gpu.py -n 6 -v -p no:cacheprovider >"$folder/tests.txt" 2>&1
         unpack
@@ -32,7 +33,6 @@ speed)
             train.eval_every=60 >"$folder/short-run.txt" 2>&1
         touch "$folder/tests-done"
     ) &
-    rm -f "$folder"/*-done
     time_steps() { # NAME AFTER options ...: compiles now, times its variants when the file of AFTER exists
         local name=$1 after=$2
         shift 2

@@ -9,7 +9,6 @@ import itertools
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from mixmatch.cli.least_certain_page import write_page
 from mixmatch.cli.part_file import UNREADABLE, ListedFile, PartFile, Prediction
@@ -31,6 +29,7 @@ from mixmatch.data.folder.index import check_paths_exist, find_images
 from mixmatch.errors import Interrupted, Stopped, UserError
 from mixmatch.files import explain_os_errors, open_atomically
 from mixmatch.inference import Classifier, fingerprint
+from mixmatch.output import shows_bars, tqdm
 from mixmatch.signals import catch_stop_signals
 
 BATCH_SIZE = 512
@@ -200,9 +199,8 @@ def predict_batch(model: Classifier, files: Sequence[ListedFile]) -> list[Predic
 def progress_bar(
     iterable: Iterable[Any] | None = None, total: int | None = None, initial: int = 0, desc: str | None = None
 ) -> "tqdm[Any]":
-    """Return a bar of files, which is shown on a terminal."""
-    hidden = not sys.stderr.isatty()
-    return tqdm(iterable, desc, total, initial=initial, unit="file", disable=hidden, leave=False)
+    """Return a bar of files."""
+    return tqdm(iterable, desc, total, initial=initial, unit="file", disable=not shows_bars(), leave=False)
 
 
 def write_page_and_copies(model: Classifier, files: Sequence[ListedFile], summary: Summary, outputs: Outputs) -> None:
