@@ -34,7 +34,9 @@ def wide_resnet_10(state, x, moves=None, output="dense"):
         skip = active if group == 0 else x
         if f"{name}.shortcut.weight" in state:
             skip = F.conv2d(skip, state[f"{name}.shortcut.weight"], stride=stride)
-        out = F.conv2d(active, state[f"{name}.conv1.weight"], stride=stride, padding=1)
+        # TensorFlow's "same" at stride 2: an image of even size is padded at the right and bottom only.
+        padded = F.pad(active, (1, 1, 1, 1) if stride == 1 else (active.shape[3] % 2, 1, active.shape[2] % 2, 1))
+        out = F.conv2d(padded, state[f"{name}.conv1.weight"], stride=stride)
         out = leaky(batch_norm(state, f"{name}.bn2", out, moves))
         x = skip + F.conv2d(out, state[f"{name}.conv2.weight"], padding=1)
     x = leaky(batch_norm(state, "bn", x, moves))
@@ -50,21 +52,21 @@ def fixmatch_weights(guesses, threshold):
 
 
 def softmatch_weights(guesses, means, momentum, align):
-    """``means`` holds mean, variance and prediction; moved here."""
+    """``means`` holds mean and variance of raw confidence, and mean prediction; moved here."""
     count = guesses.shape[1]
+    confidence = [max(row) for row in guesses.tolist()]
+    mean = sum(confidence) / len(confidence)
+    variance = sum((value - mean) ** 2 for value in confidence) / (len(confidence) - 1)
+    means["mean"] = momentum * means["mean"] + (1 - momentum) * mean
+    means["variance"] = momentum * means["variance"] + (1 - momentum) * variance
     if align:
         average = guesses.mean(dim=0)
         started = means["prediction"].sum() > 0
         means["prediction"] = momentum * means["prediction"] + (1 - momentum) * average if started else average
         guesses = torch.stack([row * (1 / count) / means["prediction"] for row in guesses])
         guesses = torch.stack([row / row.sum() for row in guesses])
-    confidence = [max(row) for row in guesses.tolist()]
-    mean = sum(confidence) / len(confidence)
-    variance = sum((value - mean) ** 2 for value in confidence) / (len(confidence) - 1)
-    means["mean"] = momentum * means["mean"] + (1 - momentum) * mean
-    means["variance"] = momentum * means["variance"] + (1 - momentum) * variance
     weights = []
-    for value in confidence:
+    for value in (max(row) for row in guesses.tolist()):
         distance = value - means["mean"]
         weights.append(1.0 if distance >= 0 else math.exp(-(distance**2) * 4 / (2 * means["variance"])))
     return torch.tensor(weights)
@@ -148,17 +150,17 @@ class Reference:
     def remixmatch_losses(self, x, p, weak, strong, partner, share, shares, means, weights, rotation=0):
         """weak (B, ...), strong: list of K batches; partner and share over the (K + 2) B examples, x first, then weak.
 
-        ``means`` holds the running mean of predictions over 128 batches, moved here; ``weights`` are those of the loss.
+        ``means`` holds the mean predictions of the last batches, moved here; ``weights`` are those of the loss.
         """
         batch_size = len(x)
         predictions = F.softmax(wide_resnet_10(self.state, weak), dim=1).detach()
         q = []
         for prediction in predictions:
-            aligned = prediction * (shares + 1e-6) / (means["prediction"] + 1e-6)
+            aligned = prediction * (shares + 1e-6) / (sum(means["predictions"]) / len(means["predictions"]) + 1e-6)
             sharp = (aligned / aligned.sum()) ** 2  # T = 0.5
             q.append(sharp / sharp.sum())
         q = torch.stack(q)
-        means["prediction"] = (127 * means["prediction"] + predictions.mean(dim=0)) / 128
+        means["predictions"] = torch.stack([*means["predictions"][1:], predictions.mean(dim=0)])
         images, labels = torch.cat([x, weak, *strong]), torch.cat([p, q] + [q] * len(strong))
         mixed_images = [share[i] * images[i] + (1 - share[i]) * images[partner[i]] for i in range(len(images))]
         mixed_labels = [share[i] * labels[i] + (1 - share[i]) * labels[partner[i]] for i in range(len(images))]
@@ -181,14 +183,15 @@ class Reference:
 
     def weak_to_strong_losses(self, x, p, weak, strong, weigh, lambda_u, more=None):
         """Of FixMatch and its kin: ``weigh`` maps the predictions on ``weak`` to weights, ``more`` adds a loss."""
-        guesses = F.softmax(wide_resnet_10(self.state, weak), dim=1).detach()
-        weights, moves = weigh(guesses), {}
-        logits = wide_resnet_10(self.weights, torch.cat([x, strong]), moves)
+        moves = {}
+        logits = wide_resnet_10(self.weights, torch.cat([x, weak, strong]), moves)
+        guesses = F.softmax(logits[len(x) : -len(strong)], dim=1).detach()
+        weights = weigh(guesses)
         labels = F.one_hot(guesses.argmax(dim=1), p.shape[1]).double()
         labeled = cross_entropy(logits[: len(x)], p).mean()
-        unlabeled = (weights * cross_entropy(logits[len(x) :], labels)).sum() / len(strong)
+        unlabeled = (weights * cross_entropy(logits[-len(strong) :], labels)).sum() / len(strong)
         total = labeled + lambda_u * unlabeled
-        extra = more(F.softmax(logits[len(x) :], dim=1), weights) if more else torch.zeros(())
+        extra = more(F.softmax(logits[-len(strong) :], dim=1), weights) if more else torch.zeros(())
         return total + extra, labeled, unlabeled, extra, moves
 
     def supervised_losses(self, x, p):

@@ -374,7 +374,7 @@ def test_main_runs_a_stage_on_a_finished_run(tmp_path, capsys):
         assert run(tmp_path / "run", *arguments) == 0
     assert capsys.readouterr().out.count("is finished") == 3
     found = results(tmp_path / "run-softmatch")
-    assert found["method"] == "softmatch" and found["forward_equivalents_per_step"] == 16 * (1 + 6)
+    assert found["method"] == "softmatch" and found["forward_equivalents_per_step"] == 16 * 3 * (1 + 2)
     assert "softmatch" not in (tmp_path / "run" / "config.yml").read_text()
     assert run(tmp_path / "run", *arguments, "softmatch.unlabeled_ratio=3") == 2
     assert "softmatch.unlabeled_ratio (1 there, 3 now)" in capsys.readouterr().err

@@ -20,8 +20,8 @@ MODES = ["joint", "labeled", "unlabeled", "separate", "none"]
 class DoubleAugmenter(Augmenter):
     """Returns views in float64, and remembers them and the state of the generator after its samples."""
 
-    def sample(self, num_labeled, num_unlabeled, num_strong, generator):
-        params = super().sample(num_labeled, num_unlabeled, num_strong, generator)
+    def sample(self, num_labeled, num_unlabeled, num_strong, generator, strong_labeled=False):
+        params = super().sample(num_labeled, num_unlabeled, num_strong, generator, strong_labeled)
         self.generator_state = generator.get_state()
         return params
 
@@ -89,7 +89,7 @@ def start_of(method, classes=3):
     """The running means that a method starts with."""
     uniform = torch.full((classes,), 1 / classes)
     return {
-        "remixmatch": {"prediction": uniform},
+        "remixmatch": {"predictions": uniform.repeat(2, 1)},
         "softmatch": {"mean": 1 / classes, "variance": 1.0, "prediction": torch.zeros(classes)},
         "freematch": {"confidence": 1 / classes, "prediction": uniform, "histogram": uniform},
     }.get(method, {})
@@ -104,6 +104,7 @@ def assert_same_means(trainer, means):
 @pytest.mark.parametrize("num_strong, rotation", [(1, 0), (1, 0.3), (3, 0.5)])
 def test_remixmatch_step_equals_the_reference(float64, num_strong, rotation):
     settings = {"num_strong_views": num_strong, "ramp_up_steps": 4, "lambda_u": 1.5, "lambda_strong": 0.5}
+    settings["alignment_window"] = 2
     trainer = double_trainer(method="remixmatch", remixmatch=settings | {"lambda_rotation": rotation})
     head = {f"head.{name}": value for name, value in trainer.method.head.named_parameters()}
     reference = Reference({**trainer.model.state_dict(), **head}, {**dict(trainer.model.named_parameters()), **head})

@@ -11,6 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 from torchvision.transforms import InterpolationMode
 
+from mixmatch.data.augmentation import Augmenter
 from mixmatch.data.strong_augmentation import (
     NAMES,
     OPERATIONS,
@@ -158,3 +159,15 @@ def test_cutout_blanks_squares_of_up_to_half_the_side():
     assert side.mean().item() == pytest.approx(8, abs=1)  # uniform up to 16, less what hangs over the edge
     share = blank.float().mean(dim=0)[0]
     assert share[8:24, 8:24].std() / share[8:24, 8:24].mean() < 0.15  # anywhere alike
+
+
+def test_cutout_of_half_the_side_as_in_the_authors_code():
+    images, index = torch.full((200, 32, 32, 3), 255, dtype=torch.uint8), torch.arange(200)
+    augmenter = Augmenter(32, flip=False, padding=0, cutout="half")
+    params = augmenter.sample(0, 0, 200, seeded())
+    assert torch.equal(params.u_strong[1].cutout[0], torch.ones(200, 1))
+    blank = cutout(torch.ones(200, 1, 32, 32), params.u_strong[1].cutout) < 0.5
+    side = blank.any(dim=3).sum(dim=2)
+    assert side.max() == 16 and side.min() >= 8  # half of it may hang over the edge
+    _, _, views = augmenter.apply(images, index[:0], index, params)
+    assert views.shape == (1, 200, 3, 32, 32)

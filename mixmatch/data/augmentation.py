@@ -1,4 +1,4 @@
-"""The augmentation of a training step: weak views of labeled and unlabeled images, strong views of the latter."""
+"""The augmentation of a training step: weak and strong views of labeled and unlabeled images."""
 
 from typing import Literal, NamedTuple
 
@@ -13,6 +13,7 @@ class AugmentParams(NamedTuple):
     """The random parameters of a step's views."""
 
     x: WeakParams  # of B views
+    x_strong: StrongParams | None  # of the same views; None if they are weak
     u: WeakParams | None  # of K * M views, view by view; None without unlabeled images
     u_strong: tuple[WeakParams, StrongParams] | None  # of S * M strong views, view by view
 
@@ -21,25 +22,38 @@ class Augmenter:
     """Samples and applies the augmentation of training batches."""
 
     def __init__(
-        self, image_size: int, flip: bool, padding: int | Literal["auto"] = "auto", rotate: bool = False
+        self,
+        image_size: int,
+        flip: bool,
+        padding: int | Literal["auto"] = "auto",
+        rotate: bool = False,
+        cutout: Literal["random", "half"] = "random",
     ) -> None:
-        """Set the kind of weak augmentation.
+        """Set the kind of augmentation.
 
         Args:
             image_size: pixels of an image's side.
             flip: flip half of the views.
             padding: pixels of reflection before the crop; ``auto``: an eighth of the side.
             rotate: rotate views by multiples of 90 degrees.
+            cutout: side of the square that strong views lack, ``random`` up to half the image's or always ``half``.
 
         Raises:
             UserError: if the padding is not less than the side.
         """
-        self.flip, self.rotate = flip, rotate
+        self.flip, self.rotate, self.cutout = flip, rotate, cutout
         self.padding = image_size // 8 if padding == "auto" else padding
         if self.padding >= image_size:
             raise UserError(f"data.crop_padding: must be less than the image's {image_size} pixels, got {self.padding}")
 
-    def sample(self, num_labeled: int, num_unlabeled: int, num_strong: int, generator: Generator) -> AugmentParams:
+    def sample(
+        self,
+        num_labeled: int,
+        num_unlabeled: int,
+        num_strong: int,
+        generator: Generator,
+        strong_labeled: bool = False,
+    ) -> AugmentParams:
         """Sample the parameters of a step.
 
         Args:
@@ -47,13 +61,15 @@ class Augmenter:
             num_unlabeled: K * M, weak views of unlabeled images.
             num_strong: S * M, strong views.
             generator: on the device of the images.
+            strong_labeled: whether labeled images are strongly augmented.
         """
         x = self._sample_weak(num_labeled, generator)
+        x_strong = self._sample_strong(num_labeled, generator) if strong_labeled else None
         u = self._sample_weak(num_unlabeled, generator) if num_unlabeled else None
         u_strong = None
         if num_strong:
-            u_strong = self._sample_weak(num_strong, generator), sample_strong_params(num_strong, generator)
-        return AugmentParams(x, u, u_strong)
+            u_strong = self._sample_weak(num_strong, generator), self._sample_strong(num_strong, generator)
+        return AugmentParams(x, x_strong, u, u_strong)
 
     def weak_views(self, images: Tensor, index: Tensor, generator: Generator) -> Tensor:
         """Return a random weak view of each of the images ``index``, (n, c, h, w) in [-1, 1]."""
@@ -73,6 +89,8 @@ class Augmenter:
             x (B, c, h, w), u (K, M, c, h, w), u_strong (S, M, c, h, w); the latter with K or S = 0 if not wanted.
         """
         x = weak_augment(images, x_index, params.x, self.padding)
+        if params.x_strong is not None:
+            x = strong_augment(x, params.x_strong)
         u = u_strong = x.new_empty(0, len(u_index), *x.shape[1:])
         if params.u is not None:
             u = self._views(images, u_index, params.u).unflatten(0, (-1, len(u_index)))
@@ -83,6 +101,12 @@ class Augmenter:
 
     def _sample_weak(self, n: int, generator: Generator) -> WeakParams:
         return sample_weak_params(n, self.flip, self.padding, generator, self.rotate)
+
+    def _sample_strong(self, n: int, generator: Generator) -> StrongParams:
+        params = sample_strong_params(n, generator)
+        if self.cutout == "half":
+            params.cutout[0] = 1
+        return params
 
     def _views(self, images: Tensor, index: Tensor, params: WeakParams) -> Tensor:
         """Return as many views of each image as there are parameters, view by view."""

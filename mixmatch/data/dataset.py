@@ -38,12 +38,19 @@ class DataSettings(Settings):
         description="validation images, stratified as num_labeled; auto: 20% of the labels of the smallest class, for "
         "each class, if at least 25 of it remain for training",
     )
-    labeled_as_unlabeled: bool = Field(False, description="use labeled images as unlabeled images too")
+    labeled_as_unlabeled: bool | Literal["auto"] = Field(
+        "auto", description="use labeled images as unlabeled images too; auto: as the method's paper (not mixmatch)"
+    )
     split_file: str | None = Field(None, description="split.json to use instead of sampling a split from the seed")
     flip: bool | Literal["auto"] = Field(
         "auto", description="random horizontal flips; auto: if the data set allows them (not for digits)"
     )
     rotate: bool = Field(False, description="random rotations by 0, 90, 180 or 270 degrees, for images without an up")
+    cutout: Literal["random", "half"] = Field(
+        "random",
+        description="side of Cutout's square in strong views: random, up to half the image's (FixMatch's paper), or "
+        "always half of it (its code)",
+    )
     crop_padding: CountOrZero | Literal["auto"] = Field(
         "auto", description="pixels of reflection padding for random crops; auto: an eighth of the side"
     )

@@ -49,7 +49,7 @@ class Split:
         return json.dumps({name: value for name, value in values.items() if value is not None}) + "\n"
 
 
-def make_split(data: ImageData, settings: DataSettings, seed: int) -> Split:
+def make_split(data: ImageData, settings: DataSettings, seed: int, labeled_as_unlabeled: bool = False) -> Split:
     """Sample the split that ``settings`` ask for.
 
     Labels are allocated to classes equally, or by class frequency (``ImageData.by_share``). The images of a class are
@@ -62,6 +62,7 @@ def make_split(data: ImageData, settings: DataSettings, seed: int) -> Split:
         data: images of unknown class (-1) only serve as unlabeled.
         settings: the ``data`` section.
         seed: of the sampling.
+        labeled_as_unlabeled: what ``auto`` means in the settings.
 
     Raises:
         UserError: if there are not enough images.
@@ -96,7 +97,9 @@ def make_split(data: ImageData, settings: DataSettings, seed: int) -> Split:
     labeled, validation = np.sort(np.concatenate(labeled_parts)), np.sort(np.concatenate(validation_parts))
     is_unlabeled = ~held_out
     is_unlabeled[validation] = False
-    if not settings.labeled_as_unlabeled:
+    if settings.labeled_as_unlabeled != "auto":
+        labeled_as_unlabeled = settings.labeled_as_unlabeled
+    if not labeled_as_unlabeled:
         is_unlabeled[labeled] = False
     unlabeled = np.flatnonzero(is_unlabeled)
     return Split(data.name, data.fingerprint(), labeled.tolist(), unlabeled.tolist(), validation.tolist(), data.files)

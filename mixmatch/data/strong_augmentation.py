@@ -39,7 +39,7 @@ class StrongParams(NamedTuple):
 
     operation: Tensor  # (2, n) int64, index into OPERATIONS
     magnitude: Tensor  # (2, n), position in the operation's range, in [0, 1)
-    cutout: Tensor  # (3, n, 1), side, row and column of the blanked square, in [0, 1)
+    cutout: Tensor  # (3, n, 1), side (1: half the image's), row and column of the blanked square, in [0, 1]
 
 
 def sample_strong_params(n: int, generator: Generator) -> StrongParams:
@@ -185,7 +185,7 @@ def _equalize_table(counts: Tensor, level: Tensor) -> Tensor:
 
 
 def cutout(x: Tensor, params: Tensor) -> Tensor:
-    """Set a random square of each view to gray, of up to half its side (Cutout, arXiv:1708.04552).
+    """Set a square of each view to gray, its side a fraction of half the image's (Cutout, arXiv:1708.04552).
 
     Args:
         x: (n, c, h, w) in [-1, 1].

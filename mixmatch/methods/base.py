@@ -47,7 +47,7 @@ class Networks(NamedTuple):
 class Batch(NamedTuple):
     """The augmented images of a step, float32 in [-1, 1], in the paper's letters."""
 
-    x: Tensor  # (B, c, h, w), one weak view of each labeled image
+    x: Tensor  # (B, c, h, w), one view of each labeled image, weak or strong
     p: Tensor  # (B, C), their labels as distributions
     u: Tensor  # (K, M, c, h, w), K weak views of each unlabeled image
     u_strong: Tensor  # (S, M, c, h, w), S strong views of each
@@ -57,8 +57,8 @@ class Examples(NamedTuple):
     """What the network is trained on in a step."""
 
     images: Tensor  # (n, c, h, w)
-    targets: Tensor  # (n, C)
-    guesses: Tensor | None = None  # (M, C), the guessed label of each unlabeled image, for the metrics
+    targets: Tensor  # (m, C) of the first m images
+    guesses: Tensor | None = None  # (M, C), labels guessed for the unlabeled images, if they are before the loss
 
 
 class Loss(NamedTuple):
@@ -66,6 +66,7 @@ class Loss(NamedTuple):
 
     total: Tensor  # what is minimized
     terms: dict[str, Tensor]  # named as in ``Method.loss_names``; each becomes a curve
+    guesses: Tensor | None = None  # (M, C), the guessed label of each unlabeled image, for the metrics
 
 
 class Method(ABC, Generic[S]):
@@ -80,9 +81,11 @@ class Method(ABC, Generic[S]):
         descriptions: of the terms and schedules, shown in TensorBoard.
         num_views: K, weak views of each unlabeled image; 0: unlabeled images are not used.
         num_strong_views: S, strongly augmented views of each.
+        strong_labeled: whether the view of a labeled image is strong, too.
+        labeled_as_unlabeled: whether its paper has the labeled images among the unlabeled ones.
         unlabeled_ratio: M / B, unlabeled images for each labeled one.
         predicts_rotation: whether it learns to predict rotations, which ``data.rotate`` would hide.
-        guesses_labels: whether ``make_examples`` returns guesses if there are unlabeled images.
+        guesses_labels: whether ``loss`` returns guesses if there are unlabeled images.
         collapse_hint: what to change when the guessed labels go to few classes.
         state: floating-point tensors that the method updates in place; saved in checkpoints, averaged over processes.
         head: a module that is trained with the network, without EMA.
@@ -93,6 +96,8 @@ class Method(ABC, Generic[S]):
     descriptions: ClassVar[dict[str, str]] = {}
     num_views: int = 0
     num_strong_views: int = 0
+    strong_labeled: bool = False
+    labeled_as_unlabeled: bool = False
     unlabeled_ratio: int = 1
     predicts_rotation: bool = False
     guesses_labels: bool = True

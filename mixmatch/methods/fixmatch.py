@@ -1,8 +1,7 @@
 """FixMatch: the prediction on a weak view labels a strong view, where the network is confident.
 
 Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020,
-arXiv:2001.07685. Unlike the authors' code, weak views are predicted in a pass of their own, so they do not share
-BatchNorm's batch statistics with the other images.
+arXiv:2001.07685. As in the authors' code, labeled images, weak and strong views are one batch to BatchNorm.
 """
 
 from typing import Annotated, ClassVar, TypeVar
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from mixmatch.methods.base import Batch, Examples, Loss, Method, MethodContext, Networks
 from mixmatch.methods.losses import one_hot, soft_cross_entropy
-from mixmatch.methods.mixmatch import guess_labels
 from mixmatch.models.base import Network
 from mixmatch.settings import NonNegative, Settings
 
@@ -40,6 +38,7 @@ class WeakToStrong(Method[W]):
         "label_weight": "mean weight of the pseudo-labels",
     }
     num_views = 1
+    labeled_as_unlabeled = True  # footnote 2
     num_strong_views = 1
     collapse_hint = "start again with a lower train.lr or more labels"
 
@@ -48,31 +47,42 @@ class WeakToStrong(Method[W]):
         self.unlabeled_ratio = settings.unlabeled_ratio
 
     def forward_equivalents(self) -> int:
-        """Count weak views predicted, labeled images and strong views trained on."""
-        return (self.unlabeled_ratio + 3 * (1 + self.unlabeled_ratio)) * self.context.batch_size
+        """Count labeled images, weak and strong views, which are one forward and backward pass."""
+        return 3 * (1 + 2 * self.unlabeled_ratio) * self.context.batch_size
 
     def pseudo_label_weights(self, guesses: Tensor) -> Tensor:
         """Map predictions on weak views (M, C) to weights (M,) in [0, 1], updating the state if there is any."""
         raise NotImplementedError
 
     def make_examples(self, networks: Networks, batch: Batch, random: None) -> Examples:
-        """Label strong views with the most likely class of the weak views."""
-        guesses = guess_labels(networks.current, batch.u)
-        labels = self.pseudo_label_weights(guesses)[:, None] * one_hot(guesses.argmax(dim=1), guesses.shape[1])
-        return Examples(torch.cat([batch.x, batch.u_strong[0]]), torch.cat([batch.p, labels]), guesses)
+        """Put labeled images, weak and strong views into one batch."""
+        return Examples(torch.cat([batch.x, batch.u[0], batch.u_strong[0]]), batch.p)
 
     def loss(self, network: Network, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
-        """Return the loss of equations 3 and 4."""
-        return self.loss_of_logits(network(examples.images), examples.targets)
+        """Label strong views with the most likely class of the weak views; return the loss of equations 3 and 4."""
+        size, num_unlabeled = len(examples.targets), self.unlabeled_ratio * len(examples.targets)
+        logits = network(examples.images).to(examples.targets.dtype)
+        labeled, weak, strong = logits.split([size, num_unlabeled, num_unlabeled])
+        guesses = weak.detach().softmax(dim=1)
+        weights = self.pseudo_label_weights(guesses)
+        labels = weights[:, None] * one_hot(guesses.argmax(dim=1), guesses.shape[1])
+        terms = {
+            "loss_labeled": soft_cross_entropy(labeled, examples.targets),
+            "loss_unlabeled": soft_cross_entropy(strong, labels),
+            "label_weight": weights.mean(),
+        }
+        total = terms["loss_labeled"] + self.settings.lambda_u * terms["loss_unlabeled"]
+        extra, extra_terms = self.extra_loss(strong, weights)
+        return Loss(total + extra, terms | extra_terms, guesses)
 
-    def loss_of_logits(self, logits: Tensor, targets: Tensor) -> Loss:
-        """Return the loss of logits (B + M, C), labeled images first."""
-        size = self.context.batch_size
-        labeled = soft_cross_entropy(logits[:size], targets[:size])
-        unlabeled = soft_cross_entropy(logits[size:], targets[size:])
-        weight = targets[size:].sum(dim=1).mean()
-        terms = {"loss_labeled": labeled, "loss_unlabeled": unlabeled, "label_weight": weight}
-        return Loss(labeled + self.settings.lambda_u * unlabeled, terms)
+    def extra_loss(self, strong: Tensor, weights: Tensor) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """Return what a subclass adds to the loss, and its terms.
+
+        Args:
+            strong: (M, C), logits of strong views.
+            weights: (M,), from ``pseudo_label_weights``.
+        """
+        return 0.0, {}
 
 
 class FixMatchSettings(WeakToStrongSettings):

@@ -9,10 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mixmatch.methods.base import Examples, Loss, MethodContext
+from mixmatch.methods.base import MethodContext
 from mixmatch.methods.fixmatch import WeakToStrong, WeakToStrongSettings
 from mixmatch.methods.losses import one_hot
-from mixmatch.models.base import Network
 from mixmatch.settings import NonNegative
 
 
@@ -20,7 +19,15 @@ class FreeMatchSettings(WeakToStrongSettings):
     """The settings."""
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="lambda, decay of the running means")
-    fairness: NonNegative = Field(0.001, description="w_f, weight of the fairness loss")
+    fairness: NonNegative = Field(
+        0.05, description="w_f, weight of the fairness loss; 0.01 in the paper for SVHN and one label of each class"
+    )
+    min_threshold: Annotated[float, Field(ge=0, le=1)] = Field(
+        0, description="thresholds are at least this high; 0.9 in the paper for SVHN"
+    )
+    max_threshold: Annotated[float, Field(ge=0, le=1)] = Field(
+        1, description="thresholds are at most this high; 0.95 in the paper for SVHN"
+    )
 
 
 class FreeMatch(WeakToStrong[FreeMatchSettings]):
@@ -45,23 +52,20 @@ class FreeMatch(WeakToStrong[FreeMatchSettings]):
         }
 
     def pseudo_label_weights(self, guesses: Tensor) -> Tensor:
-        """Update the running means (equations 5, 6, 12); return 1 above the threshold of the class (7, 8), else 0."""
+        """Update the running means (equations 5, 6, 10); return 1 above the threshold of the class (7, 8), else 0."""
         rate = 1 - self.settings.momentum
         confidence, label = guesses.max(dim=1)
         self.state["confidence"].lerp_(confidence.mean(), rate)
         self.state["prediction"].lerp_(guesses.mean(dim=0), rate)
         self.state["histogram"].lerp_(one_hot(label, guesses.shape[1]).mean(dim=0), rate)
         thresholds = self.state["confidence"] * self.state["prediction"] / self.state["prediction"].amax()
+        thresholds = thresholds.clamp(self.settings.min_threshold, self.settings.max_threshold)
         return (confidence >= thresholds[label]).to(guesses.dtype)
 
-    def loss(self, network: Network, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
-        """Return FixMatch's loss plus the fairness loss of the strong views that count (equation 11)."""
-        logits, targets = network(examples.images), examples.targets
-        total, terms = self.loss_of_logits(logits, targets)
-        size = self.context.batch_size
-        predictions, kept = logits[size:].to(targets.dtype).softmax(dim=1), targets[size:].sum(dim=1)
-        fairness = fairness_loss(predictions, kept, self.state["prediction"], self.state["histogram"])
-        return Loss(total + self.settings.fairness * fairness, {**terms, "loss_fairness": fairness})
+    def extra_loss(self, strong: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the fairness loss of the strong views that count (equation 11)."""
+        fairness = fairness_loss(strong.softmax(dim=1), weights, self.state["prediction"], self.state["histogram"])
+        return self.settings.fairness * fairness, {"loss_fairness": fairness}
 
 
 def fairness_loss(predictions: Tensor, kept: Tensor, mean: Tensor, histogram: Tensor) -> Tensor:

@@ -123,4 +123,5 @@ class MixMatch(Method[MixMatchSettings]):
         logits = network(examples.images[self.interleave], num_batches=self.num_batches)[self.interleave]
         labeled = soft_cross_entropy(logits[:size], examples.targets[:size])
         unlabeled = squared_error(logits[size:], examples.targets[size:])
-        return Loss(labeled + schedules["lambda_u"] * unlabeled, {"loss_labeled": labeled, "loss_unlabeled": unlabeled})
+        terms = {"loss_labeled": labeled, "loss_unlabeled": unlabeled}
+        return Loss(labeled + schedules["lambda_u"] * unlabeled, terms, examples.guesses)

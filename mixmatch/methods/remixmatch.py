@@ -1,9 +1,9 @@
 """ReMixMatch: MixMatch with distribution alignment and augmentation anchoring.
 
 Berthelot et al., "ReMixMatch: Semi-Supervised Learning with Distribution Alignment and Augmentation Anchoring", ICLR
-2020, arXiv:1911.09785. Unlike the authors' code: strong views come from RandAugment instead of CTAugment, the running
-mean of predictions is exponential over as many batches, labels are guessed in a pass of their own, and the rotation
-head starts at zero.
+2020, arXiv:1911.09785. Unlike the authors' code: strong views come from RandAugment instead of CTAugment, the class
+frequencies of the labeled images are counted instead of averaged over batches, the first interleaved batch updates
+BatchNorm's running statistics instead of the last, and the rotation head starts at zero.
 """
 
 from typing import Annotated, ClassVar
@@ -18,7 +18,7 @@ from mixmatch.methods.losses import soft_cross_entropy
 from mixmatch.methods.mixmatch import guess_labels, ramp_up, sharpen
 from mixmatch.methods.mixup import MixUpParams, interleave_indices, mixup, sample_mixup
 from mixmatch.models.base import Network
-from mixmatch.settings import Alpha, Count, CountOrZero, NonNegative, Settings
+from mixmatch.settings import Alpha, CountOrZero, NonNegative, Settings
 
 NUM_ROTATIONS = 4
 
@@ -37,13 +37,15 @@ class ReMixMatchSettings(Settings):
         16000, description="steps over which both weights rise linearly from 0; null: the whole run"
     )
     lambda_rotation: NonNegative = Field(0, description="weight of the rotation loss; 0: none")
-    alignment_window: Count = Field(128, description="batches in the running mean of predictions, for alignment")
+    alignment_window: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        128, description="number of last batches whose mean prediction is aligned"
+    )
 
 
 class ReMixMatch(Method[ReMixMatchSettings]):
     """MixMatch with distribution alignment and strong views: algorithm 1 of the paper.
 
-    State: running mean of predictions. Head: features to rotations, if predicted.
+    State: mean predictions of the last batches. Head: features to rotations, if predicted.
     """
 
     settings_type = ReMixMatchSettings
@@ -57,6 +59,8 @@ class ReMixMatch(Method[ReMixMatchSettings]):
         "lambda_strong": "weight of loss_strong",
     }
     num_views = 1
+    strong_labeled = True  # algorithm 1, line 3
+    labeled_as_unlabeled = True
     collapse_hint = "start again with a longer remixmatch.ramp_up_steps or a lower remixmatch.lambda_u"
 
     def __init__(self, settings: ReMixMatchSettings, context: MethodContext) -> None:
@@ -66,7 +70,8 @@ class ReMixMatch(Method[ReMixMatchSettings]):
         self.ramp_up_steps = context.num_steps if settings.ramp_up_steps is None else settings.ramp_up_steps
         self.interleave = interleave_indices(context.batch_size, self.num_batches, context.device)
         self.frequencies = context.class_frequencies.to(torch.get_default_dtype()).to(context.device)
-        self.state = {"prediction": torch.full_like(self.frequencies, 1 / len(context.classes))}
+        window, count = settings.alignment_window, len(context.classes)
+        self.state = {"predictions": torch.full((window, count), 1 / count, device=context.device)}
         self.predicts_rotation = settings.lambda_rotation > 0
         if self.predicts_rotation:
             self.head = nn.Linear(context.num_features, NUM_ROTATIONS, device=context.device)
@@ -97,9 +102,9 @@ class ReMixMatch(Method[ReMixMatchSettings]):
 
     def make_examples(self, networks: Networks, batch: Batch, random: MixUpParams) -> Examples:
         """Guess with the weak view, align, sharpen, mix; one unmixed strong view follows the mixed examples."""
-        predictions = guess_labels(networks.current, batch.u)
-        q = sharpen(align(predictions, self.frequencies, self.state["prediction"]), self.settings.temperature)
-        self.state["prediction"].lerp_(predictions.mean(dim=0), 1 / self.settings.alignment_window)
+        predictions, last = guess_labels(networks.current, batch.u), self.state["predictions"]
+        q = sharpen(align(predictions, self.frequencies, last.mean(dim=0)), self.settings.temperature)
+        last.copy_(torch.cat([last[1:], predictions.mean(dim=0, keepdim=True)]))
         images = torch.cat([batch.x, batch.u[0], batch.u_strong.flatten(0, 1)])
         targets = torch.cat([batch.p, q.repeat(self.num_batches - 1, 1)])
         return Examples(
@@ -131,7 +136,7 @@ class ReMixMatch(Method[ReMixMatchSettings]):
             rotation_logits = self.head(features[num_mixed + size :]).to(targets.dtype)
             terms["loss_rotation"] = F.cross_entropy(rotation_logits, rotation)
             total = total + self.settings.lambda_rotation * terms["loss_rotation"]
-        return Loss(total, terms)
+        return Loss(total, terms, examples.guesses)
 
 
 def rotate_by_position(images: Tensor) -> Tensor:
@@ -148,7 +153,7 @@ def align(guesses: Tensor, frequencies: Tensor, prediction: Tensor) -> Tensor:
     Args:
         guesses: (n, C).
         frequencies: (C,) of the classes among the labeled images.
-        prediction: (C,) running mean of the predictions.
+        prediction: (C,) mean of the last predictions.
     """
     aligned = guesses * (frequencies + 1e-6) / (prediction + 1e-6)
     return aligned / aligned.sum(dim=1, keepdim=True)

@@ -41,15 +41,15 @@ class SoftMatch(WeakToStrong[SoftMatchSettings]):
         }
 
     def pseudo_label_weights(self, guesses: Tensor) -> Tensor:
-        """Align (equation 9), update the running means (equations 6 and 7), return the weights (equation 8)."""
+        """Update the running means (equations 6 and 7); return the weights (9) of aligned guesses (8)."""
         rate = 1 - self.settings.momentum
+        confidence = guesses.amax(dim=1)
+        self.state["mean"].lerp_(confidence.mean(), rate)
+        self.state["variance"].lerp_(confidence.var(correction=int(len(confidence) > 1)), rate)
         if self.settings.align:
             mean, running = guesses.mean(dim=0), self.state["prediction"]
             running.copy_(torch.where(running.sum() == 0, mean, running.lerp(mean, rate)))
             guesses = guesses / running.clamp_min(1e-6)
-            guesses = guesses / guesses.sum(dim=1, keepdim=True)
-        confidence = guesses.amax(dim=1)
-        self.state["mean"].lerp_(confidence.mean(), rate)
-        self.state["variance"].lerp_(confidence.var(correction=int(len(confidence) > 1)), rate)
+            confidence = (guesses / guesses.sum(dim=1, keepdim=True)).amax(dim=1)
         below = (confidence - self.state["mean"]).clamp_max(0)
         return torch.exp(-below.square() * N_SIGMA**2 / (2 * self.state["variance"]))

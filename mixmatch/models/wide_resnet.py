@@ -50,16 +50,17 @@ class Block(nn.Module):
     """Two 3x3 convolutions, each after BatchNorm and LeakyReLU, around a shortcut.
 
     Where the shape changes, the shortcut is a 1x1 convolution. In the first block of the first group it takes
-    the activated input (``activate_shortcut``), elsewhere the raw one, as in the authors' code.
+    the activated input (``activate_shortcut``), elsewhere the raw one, as in the authors' code. A convolution of stride
+    2 pads an image of even size at the right and bottom only: TensorFlow's "same".
     """
 
     def __init__(
         self, in_channels: int, out_channels: int, stride: int, activate_shortcut: bool, bn_momentum: float
     ) -> None:
         super().__init__()
-        self.activate_shortcut = activate_shortcut
+        self.activate_shortcut, self.stride = activate_shortcut, stride
         self.bn1 = BatchNorm(in_channels, bn_momentum)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=int(stride == 1), bias=False)
         self.bn2 = BatchNorm(out_channels, bn_momentum)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.shortcut = None
@@ -72,6 +73,9 @@ class Block(nn.Module):
         skip = out if self.activate_shortcut else x
         if self.shortcut is not None:
             skip = self.shortcut(skip)
+        if self.stride == 2:
+            height, width = out.shape[2:]
+            out = F.pad(out, (width % 2, 1, height % 2, 1))
         out = self.conv1(out)
         out = F.leaky_relu(self.bn2(out, num_batches, update_statistics), LEAKY_SLOPE)
         residual: Tensor = self.conv2(out)

@@ -48,8 +48,8 @@ def plot_views(preview: dict[str, np.ndarray], classes: Sequence[str]) -> Image.
 
 
 def plot_mixed_batch(preview: dict[str, np.ndarray], classes: Sequence[str]) -> Image.Image:
-    """Plot some of the labeled and unlabeled images of a step with their targets. See ``Trainer.preview``."""
-    count = len(preview["images"])
+    """Plot some of the images of a step that have targets. See ``Trainer.preview``."""
+    count = len(preview["targets"])
     shown = np.linspace(0, count - 1, min(count, GRID_IMAGES)).astype(int)
     captions = [describe_guess(target, classes) for target in preview["targets"][shown]]
     return plot_grid(preview["images"][shown], captions, columns=4)

@@ -33,20 +33,19 @@ class RunningMetrics:
             self.sizes |= {"confidence": 1, "correct": 1, "known": 1, "guesses": num_classes}
         self.sums = torch.zeros(sum(self.sizes.values()), device=device)
 
-    def of_step(self, loss: Loss, guesses: Tensor | None, true_labels: Tensor) -> Tensor:
+    def of_step(self, loss: Loss, true_labels: Tensor) -> Tensor:
         """Return what a step adds to ``sums``.
 
         Args:
             loss: of the step.
-            guesses: (M, C) of the unlabeled images, if there are any.
             true_labels: (M,) int64, -1 where unknown. Only the metrics use them.
         """
         sums = [torch.ones_like(loss.total), loss.total, *(loss.terms[name] for name in self.loss_names)]
         if not self.num_classes:
             return torch.stack(sums).detach()
-        if guesses is None:
-            raise ValueError("make_examples returned no guesses: set guesses_labels = False in the method")
-        confidence, guess = guesses.max(dim=1)
+        if loss.guesses is None:
+            raise ValueError("loss returned no guesses: set guesses_labels = False in the method")
+        confidence, guess = loss.guesses.max(dim=1)
         sums += [confidence.mean(), (guess == true_labels).sum(), (true_labels >= 0).sum()]
         return torch.cat([torch.stack(sums), one_hot(guess, self.num_classes).sum(0)]).detach()
 

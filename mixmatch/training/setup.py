@@ -15,6 +15,7 @@ from mixmatch.distributed import DistributedContext
 from mixmatch.errors import UserError
 from mixmatch.evaluation import effective_num_classes
 from mixmatch.inference import load_model
+from mixmatch.methods import METHODS
 from mixmatch.models import build_network
 from mixmatch.pseudo_labels.stage import PseudoLabelStage
 from mixmatch.pseudo_labels.start import StageStart, check_stage
@@ -163,7 +164,8 @@ def find_split(run: RunDirectory, config: Config, data: ImageData, start: StageS
     elif config.data.split_file:
         return replace(read_split(Path(config.data.split_file), data), test_fingerprint=data.test_fingerprint())
     else:
-        return replace(make_split(data, config.data, config.seed), test_fingerprint=data.test_fingerprint())
+        split = make_split(data, config.data, config.seed, METHODS[config.method].labeled_as_unlabeled)
+        return replace(split, test_fingerprint=data.test_fingerprint())
     split = read_split(file, data)
     if split.test_fingerprint not in (None, data.test_fingerprint()):
         raise UserError(f"{run.path}: its test images have changed; restore them, or predict the new ones")

@@ -135,7 +135,7 @@ class Trainer:
         with self.autocast():
             loss = self.method.loss(self.compute_model, examples, self.schedules)
         true_labels = self.dataset.metric_labels[self.indices.u_index]
-        return loss.total, self.metrics.of_step(loss, examples.guesses, true_labels)
+        return loss.total, self.metrics.of_step(loss, true_labels)
 
     def _sample(self) -> tuple[AugmentParams, Any]:
         """Sample the random numbers of the step."""
@@ -145,6 +145,7 @@ class Trainer:
             method.num_views * num_unlabeled,
             method.num_strong_views * num_unlabeled,
             self.generator,
+            method.strong_labeled,
         )
         return augmentation, method.sample(self.generator)
 
@@ -274,8 +275,8 @@ class Trainer:
         """Return the examples of the next step, for pictures; the state stays as it is.
 
         Returns:
-            ``images`` (n, c, h, w) in [-1, 1] and ``targets`` (n, C). If the method guesses labels also ``views``
-            (K + S, M, c, h, w), strong views last, and ``guesses`` (M, C).
+            ``images`` (n, c, h, w) in [-1, 1] and ``targets`` (m, C) of the first m. If the method guesses labels also
+            ``views`` (K + S, M, c, h, w), strong views last, and ``guesses`` (M, C).
         """
         with self._preserved_state():
             self.set_inputs()
@@ -283,11 +284,13 @@ class Trainer:
             augmentation, random = self._sample()
             examples = self.make_examples(augmentation, random)
             preview = {"images": examples.images, "targets": examples.targets}
-            if examples.guesses is not None:
+            with torch.no_grad(), self.autocast():
+                guesses = self.method.loss(self.compute_model, examples, self.schedules).guesses
+            if guesses is not None:
                 _, u, u_strong = self.augmenter.apply(
                     self.dataset.images, self.indices.x_index, self.indices.u_index, augmentation
                 )
-                preview |= {"views": torch.cat([u, u_strong]), "guesses": examples.guesses}
+                preview |= {"views": torch.cat([u, u_strong]), "guesses": guesses}
         return preview
 
     # Checkpoints.
