@@ -1,4 +1,4 @@
-"""FixMatch, FreeMatch and SoftMatch that predict weak views in a pass of their own, to compare with the authors' one batch.
+"""FixMatch, FreeMatch and SoftMatch that predict weak views in a pass of their own, instead of in one batch.
 
     python3 main.py --import benchmarks/separate_pass.py method=freematch_separate
 
