@@ -290,6 +290,27 @@ def test_check_of_an_existing_run(tmp_path, capsys):
     assert "seed" in capsys.readouterr().err
 
 
+def test_a_test_set_is_sampled_and_the_same_for_every_seed(photos, tmp_path, capsys):
+    shutil.rmtree(photos / "test")
+    for seed in (1, 2):
+        assert train(photos, tmp_path / f"{seed}", "data.num_test=0.34", f"seed={seed}", "train.steps=1") == 0
+        assert "8 labeled, 5 unlabeled, 0 validation, 4 test images" in capsys.readouterr().out
+    first, second = (json.loads((tmp_path / f"{seed}" / "split.json").read_text()) for seed in (1, 2))
+    assert first["test_files"] == second["test_files"] and len(first["test_files"]) == 4
+    assert not {*first["files"]} & {*first["test_files"]}
+    assert first["test_fingerprint"] == second["test_fingerprint"]
+    assert json.loads((tmp_path / "2" / "results.json").read_text())["test"]["images"] == 4
+    # Without it nothing shows the accuracy, and a line names the override that would.
+    assert train(photos, tmp_path / "3", "train.steps=1") == 0
+    assert "accuracy will be unknown" in (out := capsys.readouterr().out) and "data.num_test=0.2" in out
+
+
+def test_a_test_set_is_not_sampled_from_a_folder_with_one(photos, tmp_path, capsys):
+    assert train(photos, tmp_path / "run", "data.num_test=2") == 2
+    assert "error: data.num_test: folder has 4 test images already" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 # Changed photographs and init_from
 
 

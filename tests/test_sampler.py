@@ -4,13 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mixmatch.data.sampler import shuffled_stream, step_seed
-from mixmatch.data.split import Split, allocate_labels, read_split
+from mixmatch.data.dataset import DataSettings
+from mixmatch.data.split import Split, allocate_labels, hold_out_test, read_split
 from mixmatch.errors import UserError
-from tests.factories import data_of_labels, split_of
+from tests.factories import data_of_labels, split_of, toy_data
 
 CLASSES = ["a", "b", "c"]
 LABELS = np.array([0, 1, 2] * 40 + [-1] * 30)
@@ -193,3 +195,58 @@ def test_streams_seeds_and_steps_differ():
 
 def test_split_is_plain_data():
     assert Split(**json.loads(split().to_json())) == split()
+
+
+def with_test(num_test, labels=LABELS, **more):
+    """A data set whose images hold their own index, after ``hold_out_test``."""
+    data = data_of_labels(labels, CLASSES, **more)
+    data.images[:] = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1)
+    return hold_out_test(data, DataSettings(num_test=num_test))
+
+
+@given(st.lists(st.integers(2, 40), min_size=3, max_size=3), st.floats(0.01, 0.6), st.integers(0, 9))
+def test_a_share_of_each_class_becomes_the_test_set(sizes, share, unlabeled):
+    labels = np.repeat([0, 1, 2, -1], [*sizes, unlabeled])
+    data = with_test(share, labels, files=[f"{i}.png" for i in range(len(labels))])
+    test, kept = data.test_images.flatten().tolist(), data.images.flatten().tolist()
+    assert sorted(test + kept) == list(range(len(labels)))
+    assert labels[test].tolist() == data.test_labels.tolist() and labels[kept].tolist() == data.labels.tolist()
+    assert data.test_files == [f"{i}.png" for i in test] and data.files == [f"{i}.png" for i in kept]
+    counts = np.bincount(data.test_labels, minlength=3)
+    assert all(n == max(1, round(share * size)) < size for n, size in zip(counts.tolist(), sizes, strict=True))
+
+
+def test_the_test_set_is_the_same_for_good_and_not_a_matter_of_the_seed():
+    data = with_test(9)
+    assert data.test_images.flatten().tolist() == [9, 13, 23, 42, 56, 67, 74, 76, 93]
+    assert split(seed=1, data=data).labeled != split(seed=2, data=data).labeled
+    assert split(data=data).test_files is None and with_test(0).test_images is None
+
+
+def test_groups_are_never_in_the_test_and_the_training_set():
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, -1, -1])
+    groups = ["a", "a", "", "", "b", "b", "c", "", "d", "d", "d", "e", "a", ""]
+    data = with_test(3, labels, groups=groups)
+    test = data.test_images.flatten().tolist()
+    tested = {groups[i] for i in test} - {""}
+    assert not tested & set(data.groups) and np.bincount(labels[test]).min() >= 1
+    assert (12 in data.images.flatten().tolist()) == ("a" not in tested)  # its class is unknown: never tested on
+
+
+@pytest.mark.parametrize(
+    "num_test, groups, message",
+    [
+        (4, None, "must be divisible by the 3 classes"),
+        (120, None, "class 'a' has 40 labeled images, 40 would be for testing; lower"),
+        (0.99, None, "class 'a' has 40 labeled images, 40 would be for testing; lower"),
+        (3, ["x"] * 150, "class 'a' has 40 labeled images, 40 would be for testing, as groups are not divided; lower"),
+    ],
+)
+def test_test_sets_that_cannot_be_had(num_test, groups, message):
+    with pytest.raises(UserError, match=f"data.num_test: {message}"):
+        with_test(num_test, groups=groups)
+
+
+def test_a_test_set_is_not_sampled_where_there_is_one():
+    with pytest.raises(UserError, match="data.num_test: toy has 40 test images already; set it to 0"):
+        hold_out_test(toy_data(), DataSettings(num_test=0.2))

@@ -7,6 +7,7 @@ from mixmatch.data.dataset import DatasetEntry, DataSettings, ImageData, check_i
 from mixmatch.data.digits import load_digits
 from mixmatch.data.folder import FolderSettings, load_folder, report_folder
 from mixmatch.data.mnist import load_fashion_mnist, load_mnist
+from mixmatch.data.split import hold_out_test
 from mixmatch.data.stl10 import load_stl10
 from mixmatch.data.svhn import load_svhn
 
@@ -39,6 +40,7 @@ def load_data(settings: DataSettings, device: torch.device, quiet: bool = True) 
     """
     data = DATASETS[settings.dataset].load(settings, device, quiet)
     check_images(data)
+    data = hold_out_test(data, settings)
     side = data.images.shape[1]
     size = settings.image_size or side
     if size != side or device.type != "cpu":

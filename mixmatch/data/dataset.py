@@ -41,6 +41,11 @@ class DataSettings(Settings):
     labeled_as_unlabeled: bool | Literal["auto"] = Field(
         "auto", description="use labeled images as unlabeled images too; auto: as the method's paper (not mixmatch)"
     )
+    num_test: CountOrZero | Annotated[float, Field(gt=0, lt=1)] = Field(
+        0,
+        description="test images, sampled from the labeled ones of a data set without a test set: a number as "
+        "num_labeled, or a share of each class such as 0.2; the same images for every seed",
+    )
     split_file: str | None = Field(None, description="split.json to use instead of sampling a split from the seed")
     flip: bool | Literal["auto"] = Field(
         "auto", description="random horizontal flips; auto: if the data set allows them (not for digits)"
@@ -94,6 +99,7 @@ class ImageData:
         flip: whether a mirrored image still belongs to its class.
         fit: how pictures that are not square were made square, see ``folder.decode``.
         files: path of each training image below the data set's root; None if images are not files.
+        test_files: likewise of the test images, if ``data.num_test`` sampled them.
         groups: group of each training image (the same animal, the same day); empty string: none. Groups are never
             split over training and validation. None if there are no groups.
         by_share: labels are allocated by class frequency instead of equally.
@@ -110,6 +116,7 @@ class ImageData:
     flip: bool
     fit: Fit = "crop"
     files: list[str] | None = None
+    test_files: list[str] | None = None
     groups: list[str] | None = None
     by_share: bool = False
     folds: Sequence[list[int]] = ()

@@ -5,7 +5,7 @@ It is sampled with numpy's legacy RandomState, whose streams never change betwee
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from mixmatch.errors import UserError, describe_error
 from mixmatch.files import read_file
 
 MIN_LABELS_WITH_AUTO = 25  # labels that num_validation=auto leaves each class
+TEST_SEED = 0  # of the test set, so that accuracies of runs with different seeds are of the same images
 
 IntArray = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -32,6 +33,7 @@ class Split:
         fingerprint: of the training images that the indices refer to.
         labeled, unlabeled, validation: sorted indices.
         files: paths of all training images, index by index; None if images are not files.
+        test_files: paths of the test images, if ``data.num_test`` sampled them.
         test_fingerprint: of the test images that accuracy is measured on; None if there are none.
     """
 
@@ -41,6 +43,7 @@ class Split:
     unlabeled: list[int]
     validation: list[int]
     files: list[str] | None = None
+    test_files: list[str] | None = None
     test_fingerprint: str | None = None
 
     def to_json(self) -> str:
@@ -102,7 +105,53 @@ def make_split(data: ImageData, settings: DataSettings, seed: int, labeled_as_un
     if not labeled_as_unlabeled:
         is_unlabeled[labeled] = False
     unlabeled = np.flatnonzero(is_unlabeled)
-    return Split(data.name, data.fingerprint(), labeled.tolist(), unlabeled.tolist(), validation.tolist(), data.files)
+    indices = (part.tolist() for part in (labeled, unlabeled, validation))
+    return Split(data.name, data.fingerprint(), *indices, data.files, data.test_files)
+
+
+def hold_out_test(data: ImageData, settings: DataSettings) -> ImageData:
+    """Move ``data.num_test`` training images to the test set; a function of the images, not of the run's seed.
+
+    Groups are moved as a whole, as ``make_split`` does. Images of unknown class in such groups are left out.
+
+    Args:
+        data: without a test set if ``num_test`` is above 0.
+        settings: the ``data`` section.
+
+    Raises:
+        UserError: if there is a test set already, or a class has too few images.
+    """
+    if not settings.num_test:
+        return data
+    if data.test_labels is not None:
+        raise UserError(f"data.num_test: {data.name} has {len(data.test_labels)} test images already; set it to 0")
+    labels = data.labels.numpy()
+    class_sizes = np.bincount(labels[labels >= 0], minlength=len(data.classes))
+    if isinstance(settings.num_test, float):
+        num_test = np.maximum(1, np.rint(settings.num_test * class_sizes).astype(np.int64))
+    else:
+        num_test = _count_per_class("data.num_test", settings.num_test, data, class_sizes)
+    held_out = _hold_out_groups(data.groups or [""] * len(labels), labels, num_test, TEST_SEED)
+    taken = np.bincount(labels[held_out & (labels >= 0)], minlength=len(data.classes))
+    for name, size, asked, reserved in zip(data.classes, class_sizes, num_test, taken, strict=True):
+        if max(asked, reserved) >= size:
+            whole_groups = ", as groups are not divided" if reserved > asked else ""
+            raise UserError(
+                f"data.num_test: class {name!r} has {size} labeled images, {max(asked, reserved)} would be for testing"
+                f"{whole_groups}; lower data.num_test or add images"
+            )
+    test, kept = np.flatnonzero(held_out & (labels >= 0)).tolist(), np.flatnonzero(~held_out).tolist()
+    return replace(
+        data,
+        images=data.images[kept],
+        labels=data.labels[kept],
+        test_images=data.images[test],
+        test_labels=data.labels[test],
+        files=data.files and [data.files[i] for i in kept],
+        test_files=data.files and [data.files[i] for i in test],
+        groups=data.groups and [data.groups[i] for i in kept],
+        folds=(),  # their indices are of all images
+    )
 
 
 def allocate_labels(class_shares: IntArray, count: int) -> IntArray:

@@ -36,6 +36,20 @@ def describe_run(config: Config, data: ImageData, split: Split) -> str:
     )
 
 
+def describe_unmeasured(config: Config, data: ImageData, split: Split) -> list[str]:
+    """Return a note if neither validation nor test images will show how accurate the network is."""
+    if split.validation or data.test_labels is not None:
+        return []
+    fewest = int(data.labels[data.labels >= 0].bincount(minlength=len(data.classes)).min())
+    if fewest < 2:
+        return ["note: there are no validation or test images: accuracy will be unknown; label more images to measure it"]
+    name = f"{config.name or config.data.display_name()}-measured"
+    return [
+        "note: there are no validation or test images: accuracy will be unknown; to measure it, start another run with "
+        f"data.num_test=0.2 name={name}, which tests on a fifth of the labeled images of each class"
+    ]
+
+
 def describe_unused(config: Config) -> list[str]:
     """Return a note for each section of another method that was set, and has no effect."""
     used = {config.method, config.pseudo_label.method}

@@ -68,7 +68,7 @@ def describe_results(results: RunResults) -> list[str]:
             lines += describe_accuracy(name, details)
     if not lines:
         lines.append(
-            "accuracy unknown: no image was held out; set data.num_validation=N, or put labeled images into "
+            "accuracy unknown: no image was held out; set data.num_test=0.2 in another run, or put labeled images into "
             "test/<class>/"
         )
     return lines

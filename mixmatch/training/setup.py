@@ -27,7 +27,13 @@ from mixmatch.training.callbacks import Callback
 from mixmatch.training.console import Console
 from mixmatch.training.device import describe_environment
 from mixmatch.training.evaluators import Accuracy, CollapseWarning
-from mixmatch.training.messages import describe_imbalance, describe_resume, describe_run, describe_unused
+from mixmatch.training.messages import (
+    describe_imbalance,
+    describe_resume,
+    describe_run,
+    describe_unmeasured,
+    describe_unused,
+)
 from mixmatch.training.precision import choose_precision
 from mixmatch.training.trainer import Trainer
 
@@ -107,7 +113,8 @@ def prepare(
         messages += describe_resume(run.path, progress, config.train.steps, environment)
     else:
         messages += [f"{run.path}: {describe_run(config, data, split)} in {precision}, {environment}"]
-        messages += describe_imbalance(data, split) + describe_unused(config)
+        messages += describe_imbalance(data, split) + describe_unmeasured(config, data, split)
+        messages += describe_unused(config)
         if config.init_from is not None:
             messages += load_weights(config.init_from, trainer, data.classes, distributed)
     progress.environment, progress.precision = environment, precision
