@@ -16,9 +16,16 @@ BATCH_PIXELS = {"cpu": 2**18, "cuda": 2**21}
 
 
 class Evaluation(NamedTuple):
-    """Accuracy in percent, and the confusion matrix: (C, C) int64, true classes in rows, predicted in columns."""
+    """The accuracy of predictions.
+
+    Attributes:
+        accuracy: in percent.
+        loss: cross-entropy.
+        confusion: (C, C) int64, true classes in rows, predicted ones in columns.
+    """
 
     accuracy: float
+    loss: float
     confusion: np.ndarray
 
 
@@ -61,7 +68,8 @@ def predict_probabilities(
 def evaluate_predictions(probabilities: Tensor, true_labels: Tensor) -> Evaluation:
     """Compare predictions, (n, C) probabilities, with the true classes, (n,) int64."""
     confusion = confusion_matrix(true_labels, probabilities.argmax(dim=1), probabilities.shape[1])
-    return Evaluation(100 * int(confusion.trace()) / len(true_labels), confusion)
+    likelihoods = probabilities.gather(1, true_labels[:, None]).clamp(min=torch.finfo(torch.float32).tiny)
+    return Evaluation(100 * int(confusion.trace()) / len(true_labels), -likelihoods.log().mean().item(), confusion)
 
 
 def confusion_matrix(true_labels: Tensor, predicted: Tensor, num_classes: int) -> np.ndarray:

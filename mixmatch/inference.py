@@ -77,7 +77,7 @@ def load_model(path: Path | str, device: str = "cpu", best: bool = False) -> Cla
     """Load the EMA weights of a run, finished or not. The data set is not needed.
 
     Args:
-        path: a run directory, or a model.safetensors file.
+        path: a run directory, one of its checkpoint files, or a model.safetensors file.
         device: of the network.
         best: load the checkpoint of a run with the best validation accuracy instead of the newest.
 
@@ -85,18 +85,19 @@ def load_model(path: Path | str, device: str = "cpu", best: bool = False) -> Cla
         UserError: if the model does not exist or is corrupt.
     """
     path = Path(path)
-    if path.is_file():
+    checkpoint = RunDirectory.of_checkpoint(path)
+    if path.is_file() and checkpoint is None:
         return _load_file(path, device)
-    run = RunDirectory(path)
+    run, step = checkpoint or (RunDirectory(path), None)
     config = run.read_config()
-    saved = run.load_best() if best else run.load_newest()
+    saved = run.load_best() if best else run.load_newest() if step is None else run.load_step(step)
     if saved is None:
         raise UserError(f"{path}: has no checkpoint; train it first")
     state, progress = saved
     weights: dict[str, Tensor] = {}
     for part in ("model.", "ema."):  # the EMA has parameters only, its BatchNorm statistics are the model's
         weights |= {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
-    source = f"{path}: the checkpoint at step {progress.step}"
+    source = f"{run.path}: the checkpoint at step {progress.step}"
     return _build(config.model, run.read_images(), weights, progress.precision, device, source)
 
 

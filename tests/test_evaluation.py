@@ -18,8 +18,13 @@ def test_predictions_are_compared_with_the_true_classes():
     probabilities = torch.tensor([[0.9, 0.1, 0], [0.2, 0.8, 0], [0.6, 0.4, 0], [0.3, 0.7, 0]])
     evaluation = evaluate_predictions(probabilities, torch.tensor([0, 0, 0, 1]))
     assert evaluation.accuracy == 75
+    assert evaluation.loss == pytest.approx(-np.log([0.9, 0.2, 0.6, 0.7]).mean(), rel=1e-6)
     assert evaluation.confusion.tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
     assert class_recalls(evaluation.confusion) == [pytest.approx(200 / 3), 100, None]
+
+
+def test_the_loss_of_a_class_without_probability_is_finite():
+    assert 80 < evaluate_predictions(torch.tensor([[1.0, 0.0]]), torch.tensor([1])).loss < 100
 
 
 def test_balanced_accuracy_is_that_of_scikit_learn():

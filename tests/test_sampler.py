@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmatch.data.sampler import shuffled_stream, step_seed
 from mixmatch.data.dataset import DataSettings
+from mixmatch.data.sampler import shuffled_stream, step_seed
 from mixmatch.data.split import Split, allocate_labels, hold_out_test, read_split
 from mixmatch.errors import UserError
 from tests.factories import data_of_labels, split_of, toy_data
@@ -248,5 +248,5 @@ def test_test_sets_that_cannot_be_had(num_test, groups, message):
 
 
 def test_a_test_set_is_not_sampled_where_there_is_one():
-    with pytest.raises(UserError, match="data.num_test: toy has 40 test images already; set it to 0"):
+    with pytest.raises(UserError, match=r"data\.num_test: toy has 40 test images already; set it to 0"):
         hold_out_test(toy_data(), DataSettings(num_test=0.2))

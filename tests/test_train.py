@@ -19,11 +19,15 @@ import mixmatch
 import pseudo_label
 from mixmatch.config import load_config
 from mixmatch.errors import UserError
-from mixmatch.runs.directory import RunDirectory
+from mixmatch.evaluation import class_recalls
+from mixmatch.runs.directory import LockedRun, RunDirectory
 from mixmatch.runs.progress import HistoryEntry
+from mixmatch.runs.writer import RunWriter
+from mixmatch.training import evaluators
 from mixmatch.training.callbacks import Callback
-from mixmatch.training.evaluators import CollapseWarning
+from mixmatch.training.evaluators import Accuracy, CollapseWarning, LabeledAccuracy
 from mixmatch.training.trainer import Trainer
+from tests.factories import make_toy_trainer
 from tests.helpers import ROOT, SMALL, assert_same_curves, assert_same_run, curves, final, metrics, run, signal_after
 
 
@@ -66,7 +70,14 @@ def test_files_and_output_of_a_run(tmp_path, capsys, method):
         assert [value for _, value in scalars["train/lambda_u"]] == pytest.approx([22.5, 45, 67.5, 75])
         assert {"guesses/confidence", "guesses/guess_accuracy", "guesses/max_class_frequency"} <= scalars.keys()
 
+    accuracies = {"validation_accuracy", "test_accuracy", "labeled_accuracy"}
+    assert {*(f"accuracy/{name}" for name in accuracies), "loss/validation_loss", "loss/test_loss"} <= scalars.keys()
+    assert all(0 <= entry["labeled_accuracy"] <= 100 and entry["test_loss"] > 0 for entry in entries)
+    assert not any("balanced" in key for key in entries[0])  # the classes of the held-out images are equal
+
     printed = capsys.readouterr().out
+    best_line = f"best validation accuracy {best['validation_accuracy']:.2f}% at step {best['step']}"
+    assert best_line in next(line for line in printed.splitlines() if line.startswith("step 12 of 12"))
     assert "step 6 of 12, loss" in printed and f"done: test accuracy {results['test_accuracy']:.2f}%" in printed
     assert "of 400 images (95% interval " in printed
     confused = test["most_confused"]
@@ -82,6 +93,64 @@ def test_files_and_output_of_a_run(tmp_path, capsys, method):
     assert {k: v for k, v in again.items() if "second" not in k} == {
         k: v for k, v in results.items() if "second" not in k
     }
+
+
+def test_all_checkpoints_are_kept_and_an_older_one_can_be_continued_or_begin_a_run(tmp_path, capsys):
+    path = tmp_path / "run"
+    more = ["data.num_validation=0", "train.checkpoint_every=2"]
+    assert run(path, *more, "train.keep_checkpoints=all") == 0
+    saved = sorted((path / "checkpoints").iterdir())
+    assert [file.name for file in saved] == [f"step-{step:08d}.safetensors" for step in range(2, 13, 2)]
+    printed = capsys.readouterr().out
+    best = max(metrics(path), key=lambda entry: entry["test_accuracy"])
+    assert f"best test accuracy {best['test_accuracy']:.2f}% at step {best['step']}, " in printed
+
+    # An older one begins a new run, or predicts.
+    old = mixmatch.load_model(saved[1]).network.state_dict()
+    assert run(tmp_path / "next", *more, f"init_from={saved[1]}", "train.keep_checkpoints=1", "train.steps=3") == 0
+    assert "initial weights from" in capsys.readouterr().out
+    newest = mixmatch.load_model(saved[-1]).network.state_dict()
+    assert not all(torch.equal(old[name], newest[name]) for name in old)
+    assert [file.name for file in (tmp_path / "next" / "checkpoints").iterdir()] == ["step-00000003.safetensors"]
+
+    # Without the newer ones and the results, the run goes on from it to the same weights.
+    shutil.copytree(path, tmp_path / "back")
+    for file in (*sorted((tmp_path / "back" / "checkpoints").iterdir())[2:], tmp_path / "back" / "results.json"):
+        file.unlink()
+    assert run(tmp_path / "back", *more, "train.keep_checkpoints=3") == 0  # may change on resume
+    assert "at step 4 of 12" in capsys.readouterr().out
+    assert_same_run(path, tmp_path / "back")
+    assert len([*(tmp_path / "back" / "checkpoints").iterdir()]) == 3
+
+    saved[1].write_bytes(b"")
+    assert run(tmp_path / "other", *more, f"init_from={saved[1]}") == 2
+    assert f"{saved[1]}: " in (error := capsys.readouterr().err) and error.endswith("; use another checkpoint\n")
+    assert run(tmp_path / "other", *more, f"init_from={saved[1].with_name('step-00000005.safetensors')}") == 2
+    assert "step-00000005.safetensors: No such file" in capsys.readouterr().err
+
+
+def test_balanced_accuracy_is_a_curve_where_classes_are_unequal(tmp_path):
+    trainer = make_toy_trainer()  # 40 test images of 3 classes
+    accuracy = Accuracy("test", ["a", "b", "c"])
+    accuracy.start(trainer, {})
+    with RunWriter(LockedRun(tmp_path), 0, 1, enabled=False) as writer:
+        values = accuracy.evaluate(0, writer)
+    recalls = class_recalls(accuracy.last.confusion)
+    assert values["test_balanced_accuracy"] == pytest.approx(statistics.mean(recalls))
+
+
+def test_labeled_accuracy_is_that_of_evenly_spaced_labeled_images(tmp_path, monkeypatch):
+    trainer = make_toy_trainer()
+    monkeypatch.setattr(evaluators, "MAX_LABELED", 4)
+    seen = []
+    monkeypatch.setattr(
+        trainer, "predict", lambda images, index: seen.append(index.tolist()) or torch.eye(3)[index % 3]
+    )
+    accuracy = LabeledAccuracy()
+    accuracy.start(trainer, {})
+    with RunWriter(LockedRun(tmp_path), 0, 1, enabled=False) as writer:
+        assert accuracy.evaluate(0, writer) == {"labeled_accuracy": 100}
+    assert seen == [[0, 2, 4, 6]]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from mixmatch.config import Config
+from mixmatch.config import Config, TrainSettings
 from mixmatch.data import DATASETS
 from mixmatch.data.sampler import step_seed
 from mixmatch.data.weak_augmentation import to_float
@@ -21,7 +21,7 @@ from mixmatch.errors import UserError, single_line
 from mixmatch.files import write_atomically
 from mixmatch.methods import METHODS
 from mixmatch.pseudo_labels.start import stage_config
-from mixmatch.runs.directory import CHECKPOINTS_KEPT, RunDirectory
+from mixmatch.runs.directory import RunDirectory
 from mixmatch.runs.plots import class_label, plot_grid, to_png
 from mixmatch.training.console import Console
 from mixmatch.training.device import choose_device, explain_out_of_memory
@@ -74,7 +74,7 @@ def check(config: Config, path: Path) -> None:
         except (OSError, UserError) as error:
             console.print(f"note: no picture of the network's inputs: {error}")
         estimate_time(session.trainer, config, console)
-    check_disk(session.trainer, folder)
+    check_disk(session.trainer, config.train, folder)
     print("check passed: ready to train")
 
 
@@ -149,9 +149,11 @@ def seconds_per_call(function: Callable[[], object], limit: float = SECONDS) -> 
     return (time.monotonic() - start) / calls
 
 
-def check_disk(trainer: Trainer, folder: Path) -> None:
+def check_disk(trainer: Trainer, settings: TrainSettings, folder: Path) -> None:
     """Print the size of the checkpoints, and raise UserError if the disk is too small."""
-    copies = CHECKPOINTS_KEPT + 1  # and the best
+    copies = -(-settings.steps // settings.checkpoint_every)
+    if settings.keep_checkpoints != "all":
+        copies = min(copies, settings.keep_checkpoints) + 1  # and the best
     needed = copies * sum(tensor.numel() * tensor.element_size() for tensor in trainer.state().values())
     free = shutil.disk_usage(folder).free
     print(f"checkpoints: {needed / 1e6:,.0f} MB of disk, {free / 1e9:,.1f} GB are free")

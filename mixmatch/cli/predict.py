@@ -16,7 +16,9 @@ def make_parser() -> Parser:
         "Files in folders named like a class count towards the accuracy that is printed.",
     )
     add_run_dir(parser, "directory of the run that trained the model")
-    parser.add_argument("--model", type=Path, metavar="FILE", help="model.safetensors of a run, instead of --run-dir")
+    parser.add_argument(
+        "--model", type=Path, metavar="FILE", help="model.safetensors or checkpoint of a run, instead of --run-dir"
+    )
     parser.add_argument("images", nargs="*", type=Path, metavar="IMAGES", help="files, and folders to search for files")
     parser.add_argument("--best", action="store_true", help="use the checkpoint with the best validation accuracy")
     parser.add_argument("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda or cuda:N")

@@ -64,6 +64,9 @@ class TrainSettings(Settings):
     )
     eval_every: Count = Field(1024, description="steps between evaluations")
     checkpoint_every: Count = Field(1024, description="steps between checkpoints")
+    keep_checkpoints: Count | Literal["all"] = Field(
+        2, description="newest checkpoints that are kept, besides the best by validation accuracy; all: every one"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of convolutions and linear layers; auto: bfloat16 where it is faster, fixed per run"
     )
@@ -137,7 +140,9 @@ class Config(Settings):
         description="mixmatch, remixmatch, fixmatch, freematch, softmatch, or supervised (labeled images only)",
     )
     init_from: str | None = Field(
-        None, description="run directory or model.safetensors whose EMA weights initialize the network"
+        None,
+        description="run directory, checkpoint file of a run, or model.safetensors, whose EMA weights initialize the "
+        "network",
     )
     data: DataSettings = DataSettings()
     model: NetworkSettings = NetworkSettings()

@@ -84,7 +84,7 @@ def to_csv(
     classes: Sequence[str],
     files: Sequence[str] | None = None,
 ) -> str:
-    """Return pseudo_labels.csv, a line for each prediction.
+    """Return the CSV table of a selection, a row for each prediction.
 
     Args:
         index: (n,) int64, of the images in the training set.

@@ -42,6 +42,13 @@ class PseudoLabelStage(Callback):
         refresh = self.settings.method is None and every is not None and elapsed % every == 0
         return self._select(step, writer) if elapsed == 0 or refresh else []
 
+    def evaluate(self, step: int, writer: RunWriter) -> dict[str, float | None]:
+        """Return how many images are labeled and unlabeled now, unless a method trains the stage."""
+        if self.settings.method is not None:
+            return {}
+        dataset = self.trainer.dataset
+        return {"labeled_images": len(dataset.labeled), "unlabeled_images": len(dataset.unlabeled)}
+
     def finish(self, step: int, writer: RunWriter) -> list[str]:
         """Describe the final predictions if a method has trained the stage."""
         return self._select(step, writer) if self.settings.method is not None else []
@@ -84,7 +91,7 @@ class PseudoLabelStage(Callback):
             matrix = confusion_matrix(true_labels[known], labels[known], len(self.classes))
             writer.confusion("pseudo_labels", matrix, self.classes, step)
         rows = to_csv(index, probabilities, selected, true_labels, self.classes, self.files)
-        writer.file("pseudo_labels.csv", rows.encode())
+        writer.file(f"pseudo_labels/step-{step:08d}.csv", rows.encode())
         return format_selection(self.settings, entry)
 
 

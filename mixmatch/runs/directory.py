@@ -4,7 +4,8 @@ config.yml       all keys of the config
 split.json       which training images are labeled, unlabeled, held out
 images.json      class names, size, channels and normalization of the images
 metrics.jsonl    one line per evaluation
-checkpoints/     step-<number>.safetensors: the newest two, and the best by validation accuracy
+checkpoints/     step-<number>.safetensors: the newest (train.keep_checkpoints), and the best by validation accuracy
+pseudo_labels/   step-<number>.csv: the selections of a pseudo-label stage
 model.safetensors, results.json    when the run is finished
 events.out...    TensorBoard
 """
@@ -32,8 +33,8 @@ from mixmatch.output import log
 from mixmatch.runs.progress import HistoryEntry, Progress
 from mixmatch.runs.results import RunResults
 
+_CHECKPOINT_NAME = re.compile(r"step-(\d{8}|[1-9]\d{8,15})\.safetensors", re.ASCII)
 ROOT = Path(__file__).resolve().parents[2]
-CHECKPOINTS_KEPT = 2  # the newest and the one before, in case the newest is corrupt
 
 
 class RunDirectory:
@@ -160,6 +161,24 @@ class RunDirectory:
         """Return the path of the checkpoint at ``step``."""
         return self.checkpoints / f"step-{step:08d}.safetensors"
 
+    @classmethod
+    def of_checkpoint(cls, path: Path) -> "tuple[RunDirectory, int] | None":
+        """Return the run and the step of a checkpoint file; None if it is not named like one in a run directory."""
+        match = _CHECKPOINT_NAME.fullmatch(path.name)
+        return (cls(path.parent.parent), int(match[1])) if match and path.parent.name == "checkpoints" else None
+
+    def load_step(self, step: int) -> tuple[dict[str, Tensor], Progress]:
+        """Return the checkpoint at ``step``.
+
+        Raises:
+            UserError: if it does not exist or is corrupt.
+        """
+        try:
+            return self._load(step)
+        except (DamagedFile, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"{self.checkpoint_file(step)}: {reason}; use another checkpoint") from None
+
     def _load(self, step: int) -> tuple[dict[str, Tensor], Progress]:
         state, meta = load_tensors(self.checkpoint_file(step))
         progress = Progress.from_meta(meta)
@@ -174,7 +193,7 @@ class RunDirectory:
             return []
         except OSError as error:
             raise UserError(f"{self.checkpoints}: cannot be read ({error.strerror}); check its permissions") from None
-        found = (re.fullmatch(r"step-(\d{8}|[1-9]\d{8,15})\.safetensors", name, re.ASCII) for name in names)
+        found = (_CHECKPOINT_NAME.fullmatch(name) for name in names)
         return sorted(int(match[1]) for match in found if match)
 
 
@@ -221,8 +240,11 @@ class LockedRun(RunDirectory):
         self._lock.release()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file of the run, see ``write_atomically``."""
-        write_atomically(self.path / name, content)
+        """Write a file of the run, or of a folder in it, see ``write_atomically``."""
+        path = self.path / name
+        with explain_os_errors(path):
+            path.parent.mkdir(exist_ok=True)
+        write_atomically(path, content)
 
     def write_config(self, config: Config) -> None:
         """Write config.yml, unless it contains the same."""
@@ -245,12 +267,12 @@ class LockedRun(RunDirectory):
         """Write results.json: the run is finished."""
         self.write("results.json", (json.dumps(results.model_dump(), indent=2) + "\n").encode())
 
-    def save_checkpoint(self, state: dict[str, Tensor], progress: Progress) -> None:
-        """Write a checkpoint, then remove all but the newest two and the best."""
+    def save_checkpoint(self, state: dict[str, Tensor], progress: Progress, keep_newest: int | None) -> None:
+        """Write a checkpoint, then remove all but the best and the newest ``keep_newest``; None: all are kept."""
         save_tensors(self.checkpoint_file(progress.step), state, progress.model_dump())
         best = progress.best_validation()
         # Later steps are of corrupt files, from before the run continued from an earlier checkpoint.
-        keep = [step for step in self._steps() if step <= progress.step][-CHECKPOINTS_KEPT:]
+        keep = [step for step in self._steps() if step <= progress.step][-keep_newest if keep_newest else 0 :]
         for step in self._steps():
             if step not in keep and (best is None or step != best.step):
                 path = self.checkpoint_file(step)

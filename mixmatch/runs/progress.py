@@ -1,5 +1,6 @@
 """The metadata of a checkpoint."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,7 +24,7 @@ class HistoryEntry(BaseModel):
 
 
 class BestEvaluation(BaseModel):
-    """The first evaluation with the highest validation accuracy."""
+    """The first evaluation with the highest accuracy."""
 
     model_config = ConfigDict(strict=True)
 
@@ -82,9 +83,13 @@ class Progress(BaseModel):
 
     def best_validation(self) -> BestEvaluation | None:
         """Return the best evaluation on the validation set, None without one."""
-        best = None
-        for entry in self.history:
-            accuracy = entry.validation_accuracy
-            if accuracy is not None and (best is None or accuracy > best.accuracy):
-                best = BestEvaluation(accuracy=accuracy, step=entry.step)
-        return best
+        return best_evaluation(self.history, "validation_accuracy")
+
+
+def best_evaluation(history: Sequence[HistoryEntry], accuracy: str) -> BestEvaluation | None:
+    """Return the first evaluation with the highest ``validation_accuracy`` or ``test_accuracy``, None without one."""
+    values = [(getattr(entry, accuracy), entry.step) for entry in history if getattr(entry, accuracy) is not None]
+    if not values:
+        return None
+    value, step = max(values, key=lambda pair: pair[0])
+    return BestEvaluation(accuracy=value, step=step)

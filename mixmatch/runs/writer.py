@@ -33,7 +33,9 @@ class RunWriter:
     raises the UserError.
     """
 
-    def __init__(self, run: LockedRun, step: int, num_steps: int, enabled: bool = True) -> None:
+    def __init__(
+        self, run: LockedRun, step: int, num_steps: int, enabled: bool = True, keep_checkpoints: int | None = 2
+    ) -> None:
         """Open TensorBoard's event file.
 
         Args:
@@ -41,11 +43,13 @@ class RunWriter:
             step: completed steps.
             num_steps: of the whole run.
             enabled: if False nothing is written: in distributed runs one process writes.
+            keep_checkpoints: how many of the newest are kept; None: all.
 
         Raises:
             UserError: if it cannot be written.
         """
         self._run, self._num_steps, self._enabled = run, num_steps, enabled
+        self._keep_checkpoints = keep_checkpoints
         if not enabled:
             return
         self._board = TensorBoardWriter(run.path, step)
@@ -132,7 +136,7 @@ class RunWriter:
 
         def write() -> None:
             self._board.flush()
-            self._run.save_checkpoint(to_host(), snapshot)
+            self._run.save_checkpoint(to_host(), snapshot, self._keep_checkpoints)
 
         self._submit(write)
 

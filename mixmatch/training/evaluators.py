@@ -1,8 +1,9 @@
-"""Callbacks that every run has: accuracy on held-out images, and a warning when guessed labels collapse."""
+"""Callbacks that every run has: accuracy on held-out and labeled images, and a warning when guessed labels collapse."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mixmatch.evaluation import Evaluation, balanced_accuracy, class_recalls, evaluate_predictions
@@ -11,9 +12,11 @@ from mixmatch.runs.results import ConfusedClasses, HeldOutResults
 from mixmatch.runs.writer import RunWriter
 from mixmatch.training.callbacks import Callback
 
+MAX_LABELED = 1000  # labeled images that are evaluated
+
 
 class Accuracy(Callback):
-    """Accuracy of the EMA network on the validation or test images, and its confusion matrix in TensorBoard."""
+    """Accuracy and loss of the EMA network on the validation or test images; its confusion matrix in TensorBoard."""
 
     def __init__(self, images: str, classes: Sequence[str]) -> None:
         """Set what is evaluated.
@@ -27,13 +30,19 @@ class Accuracy(Callback):
         self.last: Evaluation | None = None
 
     def evaluate(self, step: int, writer: RunWriter) -> dict[str, float | None]:
-        """Return the accuracy in percent, None without images."""
+        """Return accuracy in percent and loss; balanced accuracy too if the classes have different numbers of images.
+
+        Without images the accuracy is None, alone.
+        """
         held_out = self.trainer.dataset.held_out.get(self.images)
         if held_out is None:
             return {self.name: None}
         evaluation = self._evaluate(*held_out)
         writer.confusion(self.images, evaluation.confusion, self.classes, step)
-        return {self.name: evaluation.accuracy}
+        values = {self.name: evaluation.accuracy, f"{self.images}_loss": evaluation.loss}
+        if len({*evaluation.confusion.sum(axis=1).tolist()}) > 1:
+            values[f"{self.images}_balanced_accuracy"] = balanced_accuracy(evaluation.confusion)
+        return values
 
     def results(self) -> dict[str, Any]:
         """Return details of the last evaluation."""
@@ -66,6 +75,22 @@ class Accuracy(Callback):
     def _evaluate(self, images: Tensor, labels: Tensor) -> Evaluation:
         self.last = evaluate_predictions(self.trainer.predict(images), labels)
         return self.last
+
+
+class LabeledAccuracy(Callback):
+    """Accuracy of the EMA network on labeled images that it is trained on, at most ``MAX_LABELED``, not augmented."""
+
+    name = "labeled_accuracy"
+
+    def evaluate(self, step: int, writer: RunWriter) -> dict[str, float | None]:
+        """Return the accuracy in percent."""
+        dataset = self.trainer.dataset
+        count = len(dataset.split_labeled)
+        # Evenly spaced: images of a folder are sorted by class.
+        chosen = torch.arange(min(count, MAX_LABELED), device=dataset.device) * count // min(count, MAX_LABELED)
+        index = dataset.split_labeled[chosen]
+        evaluation = evaluate_predictions(self.trainer.predict(dataset.images, index), dataset.labels[index])
+        return {self.name: evaluation.accuracy}
 
 
 class CollapseWarning(Callback):

@@ -26,7 +26,7 @@ from mixmatch.training.build import make_trainer
 from mixmatch.training.callbacks import Callback
 from mixmatch.training.console import Console
 from mixmatch.training.device import describe_environment
-from mixmatch.training.evaluators import Accuracy, CollapseWarning
+from mixmatch.training.evaluators import Accuracy, CollapseWarning, LabeledAccuracy
 from mixmatch.training.messages import (
     describe_imbalance,
     describe_resume,
@@ -123,6 +123,7 @@ def prepare(
     every = [
         Accuracy("validation", data.classes),
         Accuracy("test", data.classes),
+        LabeledAccuracy(),
         CollapseWarning(data.classes, num_labeled_classes, trainer.method.collapse_hint),
         *callbacks,
     ]
@@ -223,7 +224,7 @@ def load_weights(source: str, trainer: Trainer, classes: list[str], distributed:
     Weights of another shape, such as those of the last layer for another number of classes, are not loaded.
 
     Args:
-        source: a run directory or a model.safetensors.
+        source: a run directory, a checkpoint file or a model.safetensors.
         trainer: at step 0.
         classes: names.
         distributed: the main process reads.
