@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixmatch.data.dataset import DataSettings
-from mixmatch.data.sampler import shuffled_stream, step_seed
+from mixmatch.data.sampler import Sampler, balanced_stream, shuffled_stream, step_seed
 from mixmatch.data.split import Split, allocate_labels, hold_out_test, read_split
 from mixmatch.errors import UserError
-from tests.factories import data_of_labels, split_of, toy_data
+from tests.factories import data_of_labels, make_toy_trainer, split_of, toy_data
 
 CLASSES = ["a", "b", "c"]
 LABELS = np.array([0, 1, 2] * 40 + [-1] * 30)
@@ -40,6 +40,7 @@ def test_split_is_the_same_for_good():
     # Literal figures: a change of library or machine that moved them would make published splits unrepeatable.
     assert split(seed=1, num_labeled=9, num_validation=0).labeled == [21, 26, 43, 48, 55, 78, 103, 107, 119]
     assert shuffled_stream(7, 5, 16, 3, 1).tolist() == [3, 4, 6, 2, 4, 3, 0, 5, 1, 3, 4]
+    assert balanced_stream(np.array([0, 0, 0, 1, 2]), 4, 12, 3).tolist() == [2, 3, 4, 3, 0, 0, 4, 3]
     assert step_seed(1, 1000) == 17902160265332861389
 
 
@@ -175,6 +176,44 @@ def test_stream_is_the_same_however_it_is_cut(count, start, first, second):
         shuffled_stream(count, start + first, start + first + second, 7, 0),
     ]
     assert whole.tolist() == np.concatenate(parts).tolist()
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(0, 200), st.integers(0, 100), st.integers(0, 100)
+)
+def test_balanced_batches_have_each_class_and_each_image_of_a_class_equally_often(labels, start, first, second):
+    labels = np.array(labels)
+    whole = balanced_stream(labels, 0, start + first + second, 7)
+    parts = [
+        balanced_stream(labels, start, start + first, 7),
+        balanced_stream(labels, start + first, start + first + second, 7),
+    ]
+    assert whole[start:].tolist() == np.concatenate(parts).tolist()
+    present = sorted({*labels.tolist()})
+    for begin in range(0, len(whole) - len(present) + 1, len(present)):
+        assert sorted(labels[whole[begin : begin + len(present)]]) == present
+    for label in present:
+        counts = np.bincount(whole[labels[whole] == label], minlength=len(labels))[labels == label]
+        assert counts.max() - counts.min() <= 1
+
+
+def test_balanced_batches_follow_new_pseudo_labels_and_are_shared_by_processes():
+    trainer = make_toy_trainer(train={"balanced_sampling": True, "batch_size": 6})
+    dataset = trainer.dataset
+    dataset.set_pseudo_labels(torch.tensor([10, 13, 16, 19, 22]), torch.ones(5, dtype=torch.int64))
+    for step in (0, 1, 300):
+        x_labels = trainer.sampler.batch(dataset, step, 6, 6).x_labels
+        assert x_labels.bincount().tolist() == [2, 2, 2]
+    unbalanced = Sampler(1).batch(dataset, 5, 6, 6)
+    balanced = Sampler(1, balanced=True).batch(dataset, 5, 6, 6)
+    assert torch.equal(balanced.u_index, unbalanced.u_index) and not torch.equal(balanced.x_index, unbalanced.x_index)
+    halves = [Sampler(1, rank, 2, balanced=True).batch(dataset, 5, 6, 6).x_index for rank in (0, 1)]
+    assert torch.equal(torch.cat(halves), balanced.x_index)
+    sampler = Sampler(1, balanced=True)
+    sampler.batch(dataset, 5, 6, 6)
+    dataset.set_pseudo_labels(torch.tensor([10, 13, 16, 19, 22]), torch.zeros(5, dtype=torch.int64))
+    renewed, fresh = (each.batch(dataset, 5, 6, 6) for each in (sampler, Sampler(1, balanced=True)))
+    assert torch.equal(renewed.x_index, fresh.x_index) and renewed.x_labels.bincount().tolist() == [2, 2, 2]
 
 
 def test_every_image_is_drawn_equally_often_without_dropping_any():

@@ -44,6 +44,9 @@ class TrainSettings(Settings):
     batch_size: Annotated[int, Field(ge=2, le=2**20)] = Field(
         64, description="B, labeled images per step; the method sets the number of unlabeled images, B in MixMatch"
     )
+    balanced_sampling: bool = Field(
+        False, description="take labeled images of each class equally often, also where classes have unequal numbers"
+    )
     optimizer: Literal["adam", "sgd", "muon"] = Field(
         "adam", description="adam, sgd (with momentum and step decay) or muon (for convolutions; adam for the rest)"
     )

@@ -72,7 +72,7 @@ def make_trainer(
     if method.num_strong_views and channels not in (1, 3):
         raise UserError(f"data: strong augmentation needs gray or RGB images, these have {channels} channels")
     precision = precision or choose_precision(config.train.precision, device, network, data.shape)
-    sampler = Sampler(config.seed, distributed.rank, distributed.world_size)
+    sampler = Sampler(config.seed, distributed.rank, distributed.world_size, config.train.balanced_sampling)
     trainer = Trainer(config.train, dataset, sampler, augmenter, network, method, precision, distributed)
     trainer.start_step, trainer.method_start_step = start_step, method_start_step
     return trainer

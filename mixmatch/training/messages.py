@@ -71,5 +71,6 @@ def describe_imbalance(data: ImageData, split: Split) -> list[str]:
         return []
     return [
         f"note: classes are imbalanced: {counts[fewest]} ({data.classes[fewest]}) to {counts[most]} "
-        f"({data.classes[most]}) labeled images; results.json will contain balanced_accuracy and accuracy_by_class"
+        f"({data.classes[most]}) labeled images; train.balanced_sampling=true takes each class equally often; "
+        "results.json will contain balanced_accuracy and accuracy_by_class"
     ]
