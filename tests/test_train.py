@@ -153,6 +153,47 @@ def test_labeled_accuracy_is_that_of_evenly_spaced_labeled_images(tmp_path, monk
     assert seen == [[0, 2, 4, 6]]
 
 
+@pytest.fixture
+def falling(monkeypatch):
+    """Let the validation accuracy of runs fall after step 4."""
+    evaluate = Accuracy.evaluate
+
+    def falling(self, step, writer):
+        values = evaluate(self, step, writer)
+        return values | ({"validation_accuracy": 50.0 - abs(step - 4)} if self.images == "validation" else {})
+
+    monkeypatch.setattr(Accuracy, "evaluate", falling)
+
+
+def test_a_run_ends_early_is_finished_and_goes_on_with_more_patience(tmp_path, monkeypatch, capsys, falling):
+    path, often = tmp_path / "run", ["train.eval_every=2"]
+    assert run(path, *often, "train.patience=2") == 0
+    assert "stopped at step 8 of 12: 2 evaluations without a better validation accuracy" in capsys.readouterr().out
+    assert (results_of(path)["steps"], results_of(path)["evaluations_since_best"]) == (8, 2)
+    assert final(path)[1]["step"] == 8 and RunDirectory(path).read_results() is not None
+    assert mixmatch.load_model(path, best=True).classes == [str(i) for i in range(10)]
+    # The same command, also after a kill before the results were written, trains nothing more.
+    for remove in (False, True):
+        if remove:
+            (path / "results.json").unlink()
+        assert run(path, *often, "train.patience=2") == 0
+        assert final(path)[1]["step"] == results_of(path)["steps"] == 8
+    # With more patience, or none, it is the run that did not stop.
+    assert run(path, *often, "train.patience=3") == 0
+    assert results_of(path)["steps"] == 10
+    assert run(path, *often, "train.patience=null") == 0
+    assert run(tmp_path / "whole", *often) == 0
+    assert_same_run(path, tmp_path / "whole")
+
+
+def test_a_run_that_improves_does_not_end_early_and_patience_needs_validation_images(tmp_path, capsys, falling):
+    assert run(tmp_path / "run", "train.patience=1", "train.steps=4", "train.eval_every=1") == 0
+    assert results_of(tmp_path / "run")["steps"] == 4 and "stopped" not in capsys.readouterr().out
+    assert run(tmp_path / "none", "train.patience=1", "data.num_validation=0") == 2
+    assert "error: train.patience: needs validation images; set data.num_validation" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.slow
 def test_the_median_is_that_of_20_evaluations(tmp_path, capsys):
     assert run(tmp_path / "run", "train.steps=21", "train.eval_every=1") == 0

@@ -12,7 +12,13 @@ from mixmatch.settings import short_repr
 # checkpoints fix the precision.
 RESUMABLE_KEYS = ("device", "data.root", "train.precision", "train.compile", "train.cuda_graph")
 # These may change too; the stored config then gets the new values.
-INTERVAL_KEYS = ("train.eval_every", "train.checkpoint_every", "train.keep_checkpoints", "train.log_every")
+INTERVAL_KEYS = (
+    "train.eval_every",
+    "train.patience",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+)
 
 
 def merge_for_resume(stored: Config, config: Config, reached: int) -> Config:

@@ -66,6 +66,10 @@ class TrainSettings(Settings):
         0.999, description="decay of the EMA weights, which every evaluation uses; 0: no EMA"
     )
     eval_every: Count = Field(1024, description="steps between evaluations")
+    patience: Count | None = Field(
+        None,
+        description="evaluations without a better validation accuracy after which the run ends; null: run all steps",
+    )
     checkpoint_every: Count = Field(1024, description="steps between checkpoints")
     keep_checkpoints: Count | Literal["all"] = Field(
         2, description="newest checkpoints that are kept, besides the best by validation accuracy; all: every one"

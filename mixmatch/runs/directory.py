@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from mixmatch.config import Config, load_config, to_yaml
+from mixmatch.config import Config, TrainSettings, load_config, to_yaml
 from mixmatch.data.dataset import ImageSpec
 from mixmatch.data.split import Split
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
@@ -70,11 +70,11 @@ class RunDirectory:
             raise UserError(f"{self.path}: not a run directory (no config.yml)")
         return load_config(self.config_file)
 
-    def read_results(self, steps: int | None = None) -> RunResults | None:
+    def read_results(self, settings: TrainSettings | None = None) -> RunResults | None:
         """Return results.json; None if it does not exist, or the run is being made longer.
 
         Args:
-            steps: length of the run; those of the stored config by default.
+            settings: the ``train`` section, with the length of the run; that of the stored config by default.
 
         Raises:
             UserError: if it is damaged.
@@ -87,7 +87,9 @@ class RunDirectory:
             raise UserError(
                 f"{self.results_file}: cannot be read ({describe_error(error)}); delete it to evaluate again"
             ) from None
-        return results if results.steps >= (steps or self.read_config().train.steps) else None
+        settings = settings or self.read_config().train
+        stopped_early = settings.patience is not None and results.evaluations_since_best >= settings.patience
+        return results if results.steps >= settings.steps or stopped_early else None
 
     def read_images(self) -> ImageSpec:
         """Return images.json.

@@ -85,6 +85,11 @@ class Progress(BaseModel):
         """Return the best evaluation on the validation set, None without one."""
         return best_evaluation(self.history, "validation_accuracy")
 
+    def evaluations_since_best(self) -> int:
+        """Return the number of evaluations after the best one on the validation set, 0 without one."""
+        best = self.best_validation()
+        return 0 if best is None else sum(entry.step > best.step for entry in self.history)
+
 
 def best_evaluation(history: Sequence[HistoryEntry], accuracy: str) -> BestEvaluation | None:
     """Return the first evaluation with the highest ``validation_accuracy`` or ``test_accuracy``, None without one."""

@@ -35,6 +35,7 @@ class RunResults(BaseModel):
         test_accuracy: percent, of the last evaluation: that of the saved network.
         test_accuracy_median20: median of the last 20 evaluations, as reported in the paper; None if there are fewer.
         best_validation: the checkpoint kept for ``--best``.
+        evaluations_since_best: how many there were after ``best_validation``.
         steps: completed, those of the parent of a pseudo-label stage included.
         seconds: time spent training and evaluating.
         forward_equivalents_per_step: cost of a step in forward passes of one image, all processes together.
@@ -50,6 +51,7 @@ class RunResults(BaseModel):
     test_accuracy: Percent | None
     test_accuracy_median20: Percent | None = None
     best_validation: BestEvaluation | None = None
+    evaluations_since_best: int = 0
     steps: Step
     seconds: Seconds
     steps_per_second: Seconds

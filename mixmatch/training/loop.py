@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixmatch.config import Config, PseudoLabelSettings, hyperparameters
+from mixmatch.config import Config, PseudoLabelSettings, TrainSettings, hyperparameters
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 from mixmatch.errors import Stopped, TimeUp
 from mixmatch.inference import Classifier, save_model
@@ -129,7 +129,7 @@ def train_run(
                 console.set_postfix(_short_accuracies(session.progress.history[-1:]))
                 run_steps(session, config, writer, console, path, pending, deadline)
                 for callback in session.callbacks:
-                    for line in callback.finish(num_steps, writer):
+                    for line in callback.finish(trainer.step, writer):
                         console.print(line)
             writer.finish()
             writer.wait()
@@ -140,6 +140,12 @@ def train_run(
             network = Classifier(trainer.ema_model, session.spec, config.model, trainer.precision)
             save_model(network, run.path / "model.safetensors")
             run.write_results(results)
+        if results.steps < num_steps:
+            count = results.evaluations_since_best
+            console.print(
+                f"stopped at step {results.steps} of {num_steps}: {count} evaluations without a better validation "
+                "accuracy; to continue, raise train.patience or set it to null"
+            )
         console.print(f"done: {summarize(results)}")
         for line in describe_results(results):
             console.print(line)
@@ -176,7 +182,7 @@ def run_steps(
     clock = logged_at = time.monotonic()
     logged_step = trainer.step
     duration = DurationEstimator(clock, trainer.step, settings.steps, recurring(config, progress.start_step))
-    while trainer.step < settings.steps:
+    while trainer.step < settings.steps and not _is_out_of_patience(session, settings):
         for callback in session.callbacks:
             for line in callback.before_step(trainer.step, writer):
                 console.print(line)
@@ -203,7 +209,8 @@ def run_steps(
             trainer.check_finite()
             best = progress.best_validation()
             evaluate(session, values, writer, console, settings.steps)
-            saving = saving or progress.best_validation() != best
+            last = last or _is_out_of_patience(session, settings)
+            saving = saving or last or progress.best_validation() != best
             duration.add("evaluation", time.monotonic())
 
         # Read once, by all processes together: a signal that arrives later waits for the next step.
@@ -227,6 +234,11 @@ def run_steps(
                 name = signal.Signals(stop).name
                 raise Stopped(stop, f"stopped by {name} at step {step}; start it again to continue")
             raise TimeUp(f"{path}: time is up at step {step}; start it again to continue")
+
+
+def _is_out_of_patience(session: TrainingSession, settings: TrainSettings) -> bool:
+    """Return whether ``train.patience`` ends the run now."""
+    return settings.patience is not None and session.progress.evaluations_since_best() >= settings.patience
 
 
 def recurring(config: Config, start_step: int) -> dict[str, Recurring]:

@@ -25,6 +25,7 @@ def collect_results(config: Config, session: TrainingSession, commit: str) -> Ru
         "test_accuracy": accuracies[-1] if accuracies else None,
         "test_accuracy_median20": statistics.median(accuracies[-MEDIAN_OF:]) if len(accuracies) >= MEDIAN_OF else None,
         "best_validation": progress.best_validation(),
+        "evaluations_since_best": progress.evaluations_since_best(),
         "steps": progress.step,
         "seconds": round(progress.seconds, 3),
         "steps_per_second": round((progress.step - progress.start_step) / progress.seconds, 3),

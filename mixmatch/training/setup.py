@@ -105,6 +105,8 @@ def prepare(
         progress.method_start_step,
         progress.method_num_steps,
     )
+    if config.train.patience is not None and "validation" not in trainer.dataset.held_out:
+        raise UserError("train.patience: needs validation images; set data.num_validation above 0")
 
     environment = describe_environment(device, distributed)
     messages = [f"note: {note}" for note in data.notes]
@@ -153,7 +155,7 @@ def find_results(run: RunDirectory, stored: Config, config: Config) -> RunResult
     Raises:
         UserError: if it is a pseudo-label stage with other settings than ``config``.
     """
-    results = run.read_results(config.train.steps)
+    results = run.read_results(config.train)
     if results is not None and results.pseudo_label is not None:
         check_stage(run.path, stored, config, results.pseudo_label.start_step)
     return results
