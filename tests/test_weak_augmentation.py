@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mixmatch.data.weak_augmentation import WeakParams, sample_weak_params, to_float, weak_augment
+from mixmatch.data.augmentation import Augmenter
+from mixmatch.data.weak_augmentation import (
+    WeakParams,
+    adjust_colors,
+    rotate,
+    sample_weak_params,
+    to_float,
+    weak_augment,
+)
 
 
 def test_to_float_spans_minus_one_to_one():
@@ -88,3 +96,52 @@ def test_images_of_a_batch_are_augmented_independently():
 
 def test_no_flip_if_it_is_off():
     assert not drawn(False, 1, 1000)[2].any()
+
+
+@given(st.lists(st.floats(0, 2), min_size=6, max_size=6), st.sampled_from([1, 3]), st.integers(0, 999))
+def test_colors_are_adjusted_as_in_torchvision(factors, channels, seed):
+    from torchvision.transforms import functional
+
+    x = 2 * torch.rand(2, channels, 5, 5, generator=torch.Generator().manual_seed(seed)) - 1
+    factors = torch.tensor(factors).view(3, 2)
+    expected = []
+    for image, (brightness, contrast, saturation) in zip(x, factors.T.tolist(), strict=True):
+        image = functional.adjust_brightness((image + 1) / 2, brightness)
+        image = functional.adjust_saturation(functional.adjust_contrast(image, contrast), saturation)
+        expected.append(2 * image - 1)
+    torch.testing.assert_close(adjust_colors(x, factors), torch.stack(expected), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("degrees", [-30, 10, 90])
+def test_small_rotations_are_those_of_torchvision(degrees):
+    from torchvision.transforms import InterpolationMode, functional
+
+    x = 2 * torch.rand(1, 3, 15, 15, generator=torch.Generator().manual_seed(0)) - 1
+    expected = functional.rotate(x, degrees, InterpolationMode.BILINEAR)
+    result = rotate(x, torch.tensor([np.radians(degrees)], dtype=torch.float32))
+    inner = slice(3, 12)  # what does not reach beyond the border, which torchvision fills with zeros
+    torch.testing.assert_close(result[..., inner, inner], expected[..., inner, inner], atol=1e-5, rtol=0)
+    assert result.abs().max() <= 1 and result[..., 0, 0].abs().min() > 0
+
+
+def test_angles_and_colors_are_sampled_in_their_range_and_leave_the_rest_as_it_was():
+    def sample(**more):
+        return sample_weak_params(4000, True, 2, torch.Generator().manual_seed(1), **more)
+
+    plain, params = sample(), sample(degrees=20, color_jitter=0.4)
+    assert plain.angle is None and plain.jitter is None
+    assert all(torch.equal(a, b) for a, b in zip(plain[:3], params[:3], strict=True))
+    for values, low, high in ((params.angle, -np.radians(20), np.radians(20)), (params.jitter.flatten(), 0.6, 1.4)):
+        assert stats.kstest(values.numpy(), stats.uniform(low, high - low).cdf).pvalue > 1e-3
+
+
+def test_views_are_rotated_and_recolored():
+    images = torch.randint(0, 256, (4, 8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    index, views = torch.arange(4), {}
+    for name, more in (("plain", {}), ("rotated", {"degrees": 30}), ("recolored", {"color_jitter": 0.5})):
+        augmenter = Augmenter(8, flip=False, padding=0, **more)
+        views[name] = augmenter.weak_views(images, index, torch.Generator().manual_seed(1))
+    assert torch.equal(views["plain"], to_float(images))
+    for name in ("rotated", "recolored"):
+        assert views[name].is_contiguous(memory_format=torch.channels_last) and views[name].abs().max() <= 1
+        assert all(not torch.equal(a, b) for a, b in zip(views[name], views["plain"], strict=True))

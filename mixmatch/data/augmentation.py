@@ -28,6 +28,8 @@ class Augmenter:
         padding: int | Literal["auto"] = "auto",
         rotate: bool = False,
         cutout: Literal["random", "half"] = "random",
+        degrees: float = 0,
+        color_jitter: float = 0,
     ) -> None:
         """Set the kind of augmentation.
 
@@ -37,11 +39,13 @@ class Augmenter:
             padding: pixels of reflection before the crop; ``auto``: an eighth of the side.
             rotate: rotate views by multiples of 90 degrees.
             cutout: side of the square that strong views lack, ``random`` up to half the image's or always ``half``.
+            degrees, color_jitter: see ``sample_weak_params``.
 
         Raises:
             UserError: if the padding is not less than the side.
         """
         self.flip, self.rotate, self.cutout = flip, rotate, cutout
+        self.degrees, self.color_jitter = degrees, color_jitter
         self.padding = image_size // 8 if padding == "auto" else padding
         if self.padding >= image_size:
             raise UserError(f"data.crop_padding: must be less than the image's {image_size} pixels, got {self.padding}")
@@ -100,7 +104,7 @@ class Augmenter:
         return x, u, u_strong
 
     def _sample_weak(self, n: int, generator: Generator) -> WeakParams:
-        return sample_weak_params(n, self.flip, self.padding, generator, self.rotate)
+        return sample_weak_params(n, self.flip, self.padding, generator, self.rotate, self.degrees, self.color_jitter)
 
     def _sample_strong(self, n: int, generator: Generator) -> StrongParams:
         params = sample_strong_params(n, generator)

@@ -56,6 +56,12 @@ class DataSettings(Settings):
         description="side of Cutout's square in strong views: random, up to half the image's (FixMatch's paper), or "
         "always half of it (its code)",
     )
+    degrees: Annotated[float, Field(ge=0, le=180)] = Field(
+        0, description="random rotations by up to this angle either way; 0: none"
+    )
+    color_jitter: Annotated[float, Field(ge=0, le=1)] = Field(
+        0, description="random factors of brightness, contrast and saturation, within this of 1; 0: none"
+    )
     crop_padding: CountOrZero | Literal["auto"] = Field(
         "auto", description="pixels of reflection padding for random crops; auto: an eighth of the side"
     )

@@ -48,7 +48,15 @@ def make_trainer(
     channels, height, _ = data.shape
     batch_size = distributed.local_batch_size(config.train.batch_size)
     flip = data.flip if settings.flip == "auto" else settings.flip
-    augmenter = Augmenter(height, flip, settings.crop_padding, settings.rotate, settings.cutout)
+    augmenter = Augmenter(
+        height,
+        flip,
+        settings.crop_padding,
+        settings.rotate,
+        settings.cutout,
+        settings.degrees,
+        settings.color_jitter,
+    )
     dataset = DeviceDataset(data, split, device)
     check_memory_for_network(config.model, dataset.num_classes, channels, device)
     generator = torch.Generator().manual_seed(config.seed)
