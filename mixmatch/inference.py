@@ -147,8 +147,24 @@ def _build(
     return Classifier(network, spec, settings, precision)
 
 
-def export_onnx(classifier: Classifier, path: Path) -> None:
-    """Write the network as ONNX, with the inputs and outputs of ``Classifier.forward``.
+class PixelInput(nn.Module):
+    """A classifier of pixels: maps images (n, size, size, channels) uint8 to logits (n, C)."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize and classify."""
+        spec = self.classifier.spec
+        logits: Tensor = self.classifier((x.permute(0, 3, 1, 2).float() - spec.mean) / spec.std)
+        return logits
+
+
+def export_onnx(classifier: Classifier, path: Path, uint8_input: bool = False) -> None:
+    """Write the network as ONNX, with the inputs and outputs of ``Classifier.forward``, or of ``PixelInput``.
+
+    The metadata of the file has ``classes`` (a JSON list), ``size``, ``channels``, ``mean``, ``std`` and ``fit``.
 
     Raises:
         UserError: if a package is missing, or the file cannot be written.
@@ -159,14 +175,18 @@ def export_onnx(classifier: Classifier, path: Path) -> None:
     spec = classifier.spec
     device = next(classifier.parameters()).device
     example = torch.zeros(2, spec.channels, spec.size, spec.size, device=device)
+    module: nn.Module = classifier
+    if uint8_input:
+        example, module = example.permute(0, 2, 3, 1).to(torch.uint8), PixelInput(classifier).eval()
     with explain_os_errors(path), warnings.catch_warnings(), redirect_stdout(None):
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            classifier,
+        program = torch.onnx.export(
+            module,
             (example,),
-            str(path),
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes={"x": {0: torch.export.Dim("n")}},
-            external_data=False,
         )
+        values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in asdict(spec).items()}
+        program.model.metadata_props.update(values)
+        program.save(str(path), external_data=False)

@@ -17,6 +17,7 @@ from PIL import Image
 from mixmatch.cli import predict, predictions, train
 from mixmatch.cli.part_file import PartFile
 from mixmatch.cli.predictions import copy_to_class_folder
+from mixmatch.data.weak_augmentation import to_float
 from mixmatch.errors import UserError
 from mixmatch.files import load_tensors
 from mixmatch.inference import fingerprint, load_model
@@ -223,7 +224,21 @@ def test_the_onnx_file_computes_the_same_logits(trained, command, tmp_path):
     x = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
     (logits,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(logits), load_model(trained)(x), rtol=1e-3, atol=1e-4)
+    model = load_model(trained)
+    torch.testing.assert_close(torch.from_numpy(logits), model(x), rtol=1e-3, atol=1e-4)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == model.classes and metadata["fit"] == model.spec.fit
+    assert [json.loads(metadata[name]) for name in ("size", "channels", "mean", "std")] == [16, 3, 127.5, 127.5]
+
+
+def test_the_onnx_file_takes_pixels_if_asked(trained, command, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    assert command("--export", tmp_path / "m.onnx", "--export-uint8") == 0
+    pixels = torch.randint(0, 256, (3, 16, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    (logits,) = session.run(None, {"images": pixels.numpy()})
+    expected = load_model(trained)(to_float(pixels))
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -234,6 +249,7 @@ def test_the_onnx_file_computes_the_same_logits(trained, command, tmp_path):
         ("--run-dir nowhere PHOTOS", "nowhere: not a run directory"),
         ("--run-dir RUN", "give images or --export"),
         ("--run-dir RUN nowhere.png", "nowhere.png: "),
+        ("--run-dir RUN PHOTOS --export-uint8", "--export-uint8: requires --export"),
         ("--run-dir RUN --device mps PHOTOS", "device: must "),
         ("--model RUN/model.safetensors --best PHOTOS", "--best: requires --run-dir"),
         ("--run-dir RUN PHOTOS --html-size 0", "--html-size: must be 1 or more"),

@@ -37,6 +37,11 @@ def make_parser() -> Parser:
         "--copy-by-class", type=Path, metavar="DIR", help="copy each file into a folder named like its predicted class"
     )
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the network as an ONNX file")
+    parser.add_argument(
+        "--export-uint8",
+        action="store_true",
+        help="let the ONNX file take pixels, (n, side, side, channels) uint8, instead of normalized images",
+    )
     return parser
 
 
@@ -63,6 +68,8 @@ def export_and_predict(options: Namespace) -> None:
         raise UserError(f"--html-size: must be 1 or more, got {options.html_size}")
     if options.best and options.model:
         raise UserError("--best: requires --run-dir; a model file holds one network")
+    if options.export_uint8 and options.export is None:
+        raise UserError("--export-uint8: requires --export FILE")
     if not options.images and options.export is None:
         raise UserError("give images or --export; see --help")
     outputs = Outputs(options.output, options.html, options.html_size, options.copy_by_class)
@@ -70,7 +77,7 @@ def export_and_predict(options: Namespace) -> None:
     device = choose_device(build_config({"device": options.device}, "--device").device)
     model = load_model(options.run_dir or options.model, str(device), options.best)
     if options.export is not None:
-        export_onnx(model, options.export)
+        export_onnx(model, options.export, options.export_uint8)
         print(f"{options.export}: written")
     if options.images:
         write_predictions(model, options.images, outputs)
