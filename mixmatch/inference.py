@@ -187,6 +187,7 @@ def export_onnx(classifier: Classifier, path: Path, uint8_input: bool = False) -
             output_names=["logits"],
             dynamic_shapes={"x": {0: torch.export.Dim("n")}},
         )
+        assert program is not None
         values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in asdict(spec).items()}
         program.model.metadata_props.update(values)
         program.save(str(path), external_data=False)

@@ -108,7 +108,7 @@ def balanced_stream(labels: np.ndarray, start: int, stop: int, seed: int) -> np.
     for column, label in enumerate(classes.tolist()):
         members = np.flatnonzero(labels == label)
         images[:, column] = members[_block_stream(len(members), first, last, seed, FIRST_STREAM_OF_CLASS + label)]
-    entries = images[np.arange(len(order)) // count, order]
+    entries: np.ndarray = images[np.arange(len(order)) // count, order]
     return entries[start - first * count : stop - first * count]
 
 

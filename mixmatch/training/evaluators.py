@@ -39,7 +39,7 @@ class Accuracy(Callback):
             return {self.name: None}
         evaluation = self._evaluate(*held_out)
         writer.confusion(self.images, evaluation.confusion, self.classes, step)
-        values = {self.name: evaluation.accuracy, f"{self.images}_loss": evaluation.loss}
+        values: dict[str, float | None] = {self.name: evaluation.accuracy, f"{self.images}_loss": evaluation.loss}
         if len({*evaluation.confusion.sum(axis=1).tolist()}) > 1:
             values[f"{self.images}_balanced_accuracy"] = balanced_accuracy(evaluation.confusion)
         return values

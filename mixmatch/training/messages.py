@@ -42,9 +42,7 @@ def describe_unmeasured(config: Config, data: ImageData, split: Split) -> list[s
         return []
     fewest = int(data.labels[data.labels >= 0].bincount(minlength=len(data.classes)).min())
     if fewest < 2:
-        return [
-            "note: there are no validation or test images: accuracy will be unknown; label more images to measure it"
-        ]
+        return ["note: there are no validation or test images: accuracy will be unknown; label more images to measure it"]
     name = f"{config.name or config.data.display_name()}-measured"
     return [
         "note: there are no validation or test images: accuracy will be unknown; to measure it, start another run with "
@@ -71,6 +69,5 @@ def describe_imbalance(data: ImageData, split: Split) -> list[str]:
         return []
     return [
         f"note: classes are imbalanced: {counts[fewest]} ({data.classes[fewest]}) to {counts[most]} "
-        f"({data.classes[most]}) labeled images; train.balanced_sampling=true takes each class equally often; "
-        "results.json will contain balanced_accuracy and accuracy_by_class"
+        f"({data.classes[most]}) labeled images; results.json will contain balanced_accuracy and accuracy_by_class"
     ]
