@@ -11,13 +11,24 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mixmatch.errors import UserError
 
 FORMAT_VERSION = 1
+DTYPES = {  # names in safetensors files
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 class DamagedFile(Exception):
@@ -94,28 +105,49 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write tensors and JSON-able ``meta`` to one safetensors file, with a checksum of both.
 
+    The safetensors package would need the memory of the tensors once more, and does not sync the file.
+
     Raises:
         UserError: if it cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    text = json.dumps(meta)
-    header = {"version": str(FORMAT_VERSION), "meta": text, "sha256": checksum(tensors, text)}
-    write_atomically(path, save(tensors, header))
+    text, end = json.dumps(meta), 0
+    metadata = {"version": str(FORMAT_VERSION), "meta": text, "sha256": checksum(tensors, text)}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    # Large items first: each then starts at a multiple of its size.
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    for name, tensor in ordered:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with explain_os_errors(path), open_atomically(path) as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for _, tensor in ordered:
+            file.write(_bytes(tensor))
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: Path, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file of ``save_tensors``, on the CPU. It holds numbers and JSON only: no code in it can run.
+
+    Args:
+        path: of the file.
+        mapped: map the file into memory instead of reading it. Processes then share its pages, which the system can
+            drop. It must not be overwritten in place.
 
     Raises:
         DamagedFile: if it is not exactly what was written.
         OSError: if it cannot be opened.
     """
-    data = read_file(path)
+    check_regular(path)
     try:
-        tensors = dict(sorted(load(data).items()))
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (SafetensorError, ValueError) as error:
         raise DamagedFile(f"is not a safetensors file ({error})") from None
+    if not mapped:
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     version = header.get("version")
     if version != str(FORMAT_VERSION):
         raise DamagedFile(f"has format version {version!r}, this program reads {FORMAT_VERSION}")
@@ -130,8 +162,13 @@ def checksum(tensors: dict[str, Tensor], meta: str) -> str:
     digest = hashlib.sha256(meta.encode())
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """Return the memory of a tensor on the CPU."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _sync_folder(folder: Path) -> None:
