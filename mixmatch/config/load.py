@@ -1,5 +1,6 @@
 """Read a configuration: a YAML file, ``key=value`` overrides laid over it, validation; and write it back."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,8 @@ def _override(values: dict[str, Any], overrides: Sequence[str]) -> None:
         key, separator, value = text.partition("=")
         if not separator or not key:
             raise UserError(f"{text}: not an override; write key=value, such as train.lr=0.03")
+        if value.startswith("#"):  # a color, not a comment
+            value = json.dumps(value)
         parsed[key] = parse_yaml(value, short_repr(text))
     _drop_keys_of_former_choices(values, parsed)
     for key, value in parsed.items():
