@@ -1,21 +1,32 @@
 """Training on a folder of photographs: labels files, groups, --check, changed files and init_from."""
 
+import io
 import json
 import shutil
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
+from pydantic import TypeAdapter
 
 import main
-from mixmatch.config import build_config
+from mixmatch.cli.check import plot_inputs
+from mixmatch.cli.part_file import ListedFile
+from mixmatch.cli.predictions import predict_batch
+from mixmatch.config import apply_overrides, build_config
 from mixmatch.data import load_data
+from mixmatch.data.dataset import ImageSpec
+from mixmatch.data.folder import report_folder
 from mixmatch.data.folder.decode import Unreadable, decode
+from mixmatch.data.folder.report import find_near_duplicates
 from mixmatch.errors import UserError
 from mixmatch.inference import load_model
+from mixmatch.training.build import make_trainer
 from tests.factories import data_of_labels, split_of
 from tests.helpers import SMALL
 from tests.test_predict import make_image
@@ -224,7 +235,14 @@ def test_check_describes_the_folder(photos, tmp_path, capsys):
     (photos / "groups.csv").write_text("\n".join(rows))
     assert train(photos, tmp_path / "run", "--check", "data.image_size=16", "data.labels=groups.csv") == 0
     printed, error = capsys.readouterr()
-    assert not error
+    duplicate = "1 picture exists more than once"
+    assert error.splitlines() == [
+        "warning: groups in train and test, accuracy may be too high: tom",
+        f"warning: {duplicate} with different classes, exactly or nearly; remove the wrong ones: "
+        "train/cat/1.png = train/dog/other.png",
+        f"warning: {duplicate} in train and test, exactly or nearly; accuracy will be too high: remove them from one: "
+        "train/cat/0.png = test/cat/again.png",
+    ]
     for line in (
         f"{photos}: 26 files",
         "cat             6       3",
@@ -233,20 +251,133 @@ def test_check_describes_the_folder(photos, tmp_path, capsys):
         "formats: 24 PNG, RGB; 1 TIFF, RGB; 1 GIF, P",
         "sizes: 20x20 to 40x10 pixels, median 20x20",
         "1 file with a side below 16 pixels",
-        "1 picture exists more than once in train and test: train/cat/0.png = test/cat/again.png",
-        "1 picture exists more than once with different classes: train/cat/1.png = train/dog/other.png",
-        "1 picture exists more than once: unlabeled/1.png = unlabeled/copy.png",
-        "groups in train and test: tom",
+        f"{duplicate} in unlabeled, exactly or nearly: unlabeled/1.png = unlabeled/copy.png",
+        f"decoded images: {photos / '.mixmatch-cache' / '16px.safetensors'}",
         f"ignored: {photos / 'train' / 'x.png'}",
         f"ignored: {photos / 'valid'}/ (1 file)",
         f"only the first page is used of {photos / 'unlabeled' / 'pages.tif'}",
         "13 labeled, 8 unlabeled",
         "classes are imbalanced: 6 (cat) to 7 (dog) labeled images",
         "12 steps of",
-        "check passed: ready to train",
+        "memory at its peak: ",
+        "check passed, but with 3 warnings, see above",
     ):
         assert line in printed, f"{line}\n{printed}"
     assert {path.name for path in tmp_path.iterdir()} == {"my photos", "run-check.png"}
+
+
+def describe(root, **settings):
+    settings = build_config({"data": {"dataset": "folder", "root": str(root), "image_size": 16, **settings}}).data
+    return report_folder(settings, CPU, True)
+
+
+def scene(seed, size=(60, 40)):
+    """A picture with large shapes, as photographs have."""
+    values = np.random.RandomState(seed).randint(0, 256, (6, 9, 3)).astype(np.uint8)
+    return Image.fromarray(values).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("image_size", [16, 32, 64])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_near_duplicates_are_found_in_every_part(photos, image_size, fit):
+    shutil.rmtree(photos)
+    for number, (part, count) in enumerate({"train/cat": 3, "train/dog": 3, "test/cat": 2, "unlabeled": 20}.items()):
+        (photos / part).mkdir(parents=True)
+        for i in range(count):
+            scene(100 * number + i).save(photos / part / f"{i}.png")
+    scene(300).save(photos / "test" / "cat" / "again.jpg", quality=60)
+    scene(301).resize((30, 20)).save(photos / "train" / "cat" / "small.webp")
+    scene(100).save(photos / "test" / "cat" / "palette.gif")
+    lines, warnings, _ = describe(photos, image_size=image_size, fit=fit)
+    assert [line for line in lines if "more than once" in line] == [
+        "1 picture exists more than once in train and unlabeled, exactly or nearly: "
+        "train/cat/small.webp = unlabeled/1.png"
+    ]
+    advice = "exactly or nearly; accuracy will be too high: remove them from one"
+    assert warnings == [
+        f"1 picture exists more than once in unlabeled and test, {advice}: unlabeled/0.png = test/cat/again.jpg",
+        f"1 picture exists more than once in train and test, {advice}: train/dog/0.png = test/cat/palette.gif",
+    ]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 40))
+def test_groups_of_near_duplicates(seed, count):
+    random = np.random.RandomState(seed)
+    originals = random.randint(0, 256, (max(1, count // 2), 8, 8))
+    source = random.randint(0, len(originals), count)
+    thumbnails = (originals[source] + random.randint(-2, 3, (count, 8, 8))).clip(0, 255).astype(np.uint8)
+    expected = {tuple(np.flatnonzero(source == n)) for n in set(source)}
+    found = find_near_duplicates(torch.from_numpy(thumbnails))
+    assert {tuple(group) for group in found} == {group for group in expected if len(group) > 1}
+
+
+def test_transparent_and_flat_pictures_are_reported(photos):
+    shape = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    shape.paste((0, 0, 0, 255), (5, 5, 15, 15))
+    shape.save(photos / "unlabeled" / "shape.png")
+    lines, warnings, _ = describe(photos)
+    assert "1 file with transparency over white (data.background)" in lines and not warnings
+    _, warnings, _ = describe(photos, background="black")
+    assert warnings == ["1 file of one flat color; look at them, or set data.background: unlabeled/shape.png"]
+
+
+def test_warnings_of_pillow_name_the_photograph(photos, recwarn):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make], exif[ExifTags.Base.Model] = "maker", "a camera with a long name"
+    scene(1).save(photos / "unlabeled" / "short.jpg", exif=exif.tobytes()[:-14])
+    note = f"{photos / 'unlabeled' / 'short.jpg'}: Pillow warns: Truncated File Read"
+    for _ in range(2):  # decoded, then from the cache
+        assert load(photos, image_size=16).notes == [note]
+    assert note in describe(photos).lines and not recwarn.list
+
+
+@pytest.mark.parametrize("setting", [{"background": "black"}, {"white": 0.5}, {"max_pixels": 500}])
+def test_settings_of_decoding_make_the_cache_stale(photos, setting):
+    shape = Image.new("RGBA", (20, 20), (9, 9, 9, 0))
+    shape.save(photos / "unlabeled" / "shape.png")
+    Image.fromarray(np.full((20, 20), 0.25, np.float32)).save(photos / "unlabeled" / "float.tif")
+    Image.new("RGB", (30, 20)).save(photos / "unlabeled" / "large.png")
+    before = load(photos, skip_unreadable=True, white=1.0)
+    after = load(photos, skip_unreadable=True, **{"white": 1.0, **setting})
+    assert before.fingerprint() != after.fingerprint() and after.spec() != before.spec()
+
+
+def test_predictions_decode_as_training_did(photos, capsys):
+    Image.new("RGBA", (20, 20), (9, 9, 9, 0)).save(photos / "train" / "cat" / "shape.png")
+    Image.fromarray(np.full((20, 20), 0.25, np.float32)).save(photos / "train" / "cat" / "value.tif")
+    data = load(photos, background="#102030", white=0.5, fit="stretch", max_pixels=500)
+    spec = TypeAdapter(ImageSpec).validate_python(json.loads(json.dumps(asdict(data.spec()))))
+    assert spec == data.spec()
+    seen = []
+
+    def predict(images):
+        seen.append(torch.from_numpy(images))
+        return torch.full((len(images), 2), 0.5)
+
+    predict_batch(SimpleNamespace(spec=spec, predict=predict), [ListedFile(str(photos / f), None) for f in data.files])
+    assert torch.equal(seen[0], data.images) and data.images[6, 0, 0].tolist() == [16, 32, 48]
+
+
+@pytest.mark.parametrize("value", ["purple", "#12345", "white;"])
+def test_invalid_backgrounds(tmp_path, capsys, value):
+    assert train(tmp_path, tmp_path / "run", f"data.background={value}") == 2
+    assert "data.background: " in capsys.readouterr().err
+
+
+def test_a_color_can_be_given_on_the_command_line():
+    config = apply_overrides(build_config({"data": {"dataset": "folder"}}), ["data.background=#00ff00"])
+    assert config.data.background == "#00ff00"
+
+
+@pytest.mark.parametrize("num_classes, size", [(2, 8), (10, 64), (40, 32)])
+def test_the_picture_of_inputs_fits_on_a_screen(num_classes, size):
+    labels = np.repeat(np.arange(num_classes), 40)
+    data = data_of_labels(labels, [f"class {number}" for number in range(num_classes)])
+    data = replace(data, images=torch.zeros(len(labels), size, size, 3, dtype=torch.uint8))
+    config = build_config({"model": {"depth": 10, "width": 1}, "data": {"num_labeled": 4 * num_classes}})
+    trainer = make_trainer(config, data, split_of(data, 1, 4 * num_classes, 0), CPU)
+    with Image.open(io.BytesIO(plot_inputs(trainer, data.classes))) as page:
+        assert 1200 <= page.width <= 1920 and 700 <= page.height <= 1080
 
 
 def test_check_lists_every_problem(photos, tmp_path, capsys):

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-import psutil
 import torch
+import torch.nn.functional as F
 
 from mixmatch.config import Config, TrainSettings
 from mixmatch.data import DATASETS
+from mixmatch.data.memory import peak_memory
 from mixmatch.data.sampler import step_seed
 from mixmatch.data.weak_augmentation import to_float
 from mixmatch.distributed import SINGLE_PROCESS
@@ -22,7 +23,7 @@ from mixmatch.files import write_atomically
 from mixmatch.methods import METHODS
 from mixmatch.pseudo_labels.start import stage_config
 from mixmatch.runs.directory import RunDirectory
-from mixmatch.runs.plots import class_label, plot_grid, to_png
+from mixmatch.runs.plots import TILE_PIXELS, class_label, plot_grid, to_png
 from mixmatch.training.console import Console
 from mixmatch.training.device import choose_device, explain_out_of_memory
 from mixmatch.training.execution import list_execution_modes, select_execution_mode
@@ -31,7 +32,8 @@ from mixmatch.training.trainer import Trainer
 
 SECONDS = 5.0  # time to measure steps for
 NUM_EVALUATED = 1000  # images to measure an evaluation with
-NUM_CLASSES, NUM_PER_CLASS, NUM_UNLABELED, NUM_VIEWS = 20, 3, 12, 3  # in the picture
+# In the picture, which fits on a screen: 8 rows of 5 images, each with its views.
+NUM_IMAGES, NUM_LABELED, NUM_VIEWS, IMAGES_PER_ROW = 40, 30, 2, 5
 
 
 def check(config: Config, path: Path) -> None:
@@ -49,10 +51,13 @@ def check(config: Config, path: Path) -> None:
         raise UserError("--check: needs one process; start it without torchrun")
     console, device, path = Console(), choose_device(config.device), path.resolve()
     report = DATASETS[config.data.dataset].report
+    warnings: list[str] = []
     if report is not None:
-        lines, problems = report(config.data, device, console.hide_bars)
+        lines, warnings, problems = report(config.data, device, console.hide_bars)
         for line in lines:
             console.print(line)
+        for warning in warnings:
+            console.warn(warning)
         for problem in problems:
             print(f"problem: {single_line(problem)}", file=sys.stderr)
         if problems:
@@ -75,7 +80,10 @@ def check(config: Config, path: Path) -> None:
             console.print(f"note: no picture of the network's inputs: {error}")
         estimate_time(session.trainer, config, console)
     check_disk(session.trainer, config.train, folder)
-    print("check passed: ready to train")
+    if warnings:
+        print(f"check passed, but with {len(warnings)} warning{'s' * (len(warnings) > 1)}, see above")
+    else:
+        print("check passed: ready to train")
 
 
 def plot_inputs(trainer: Trainer, classes: list[str]) -> bytes:
@@ -83,18 +91,22 @@ def plot_inputs(trainer: Trainer, classes: list[str]) -> bytes:
     dataset = trainer.dataset
     labels = dataset.labels[dataset.split_labeled]
     index, captions = [], list[str]()
-    for number in range(min(len(classes), NUM_CLASSES)):
-        members = dataset.split_labeled[labels == number][:NUM_PER_CLASS]
+    num_classes = min(len(classes), NUM_LABELED)
+    for number in range(num_classes):
+        members = dataset.split_labeled[labels == number][: NUM_LABELED // num_classes]
         index.append(members)
         captions += [class_label(classes, number)] * len(members)
-    unlabeled = dataset.split_unlabeled[:: max(1, len(dataset.split_unlabeled) // NUM_UNLABELED)][:NUM_UNLABELED]
+    num_unlabeled = NUM_IMAGES - len(captions)
+    unlabeled = dataset.split_unlabeled[:: max(1, len(dataset.split_unlabeled) // num_unlabeled)][:num_unlabeled]
     shown = torch.cat([*index, unlabeled])
     captions += ["unlabeled"] * len(unlabeled)
     generator = torch.Generator(dataset.device).manual_seed(step_seed(trainer.sampler.seed, 0))
     views = [trainer.augmenter.weak_views(dataset.images, shown, generator) for _ in range(NUM_VIEWS)]
-    images = torch.stack([to_float(dataset.images[shown]), *views], dim=1).flatten(0, 1)
+    images = torch.stack([to_float(dataset.images[shown]), *views], dim=1).flatten(0, 1).cpu()
+    if images.shape[-1] > TILE_PIXELS // 2:  # smaller ones are enlarged by a whole number
+        images = F.interpolate(images, (TILE_PIXELS, TILE_PIXELS), mode="bilinear", antialias=True)
     all_captions = [text for caption in captions for text in (caption, *["view"] * NUM_VIEWS)]
-    return to_png(plot_grid(images.cpu().numpy(), all_captions, columns=1 + NUM_VIEWS))
+    return to_png(plot_grid(images.numpy(), all_captions, columns=IMAGES_PER_ROW * (1 + NUM_VIEWS)))
 
 
 def estimate_time(trainer: Trainer, config: Config, console: Console) -> None:
@@ -109,11 +121,10 @@ def estimate_time(trainer: Trainer, config: Config, console: Console) -> None:
         parts = trainer.dataset, trainer.sampler, trainer.augmenter, trainer.model
         stage_trainer = Trainer(config.train, *parts, method, trainer.precision)
         console.print(f"pseudo-label stage: {measure(stage_trainer, stage.steps, settings, console)}")
+    memory = f"{peak_memory() / 1e9:.1f} GB"
     if trainer.device.type == "cuda":
-        memory = torch.cuda.max_memory_reserved(trainer.device)
-    else:
-        memory = psutil.Process().memory_info().rss
-    console.print(f"memory: {memory / 1e9:.1f} GB")
+        memory += f", and {torch.cuda.max_memory_reserved(trainer.device) / 1e9:.1f} GB on {trainer.device}"
+    console.print(f"memory at its peak: {memory}")
 
 
 def measure(trainer: Trainer, steps: int, config: Config, console: Console) -> str:

@@ -44,7 +44,7 @@ def write_page(page: Path, predictions: Sequence[Prediction], num_images: int, s
         UserError: if it cannot be written.
     """
     names = [html.escape(single_line(name)) for name in spec.classes]
-    pictures = decode_all((Path(p.file.path) for p in predictions), spec.size, spec.channels, spec.fit)
+    pictures = decode_all((Path(p.file.path) for p in predictions), spec.size, spec.channels, spec)
     figures = [
         to_figure(prediction, picture.pixels, names)
         for prediction, (_, picture) in zip(predictions, pictures, strict=True)

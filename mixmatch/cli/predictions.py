@@ -9,6 +9,7 @@ import itertools
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -26,7 +27,7 @@ from mixmatch.cli.prediction_table import Summary, print_summary, write_table
 from mixmatch.data.dataset import is_folder_name
 from mixmatch.data.folder.decode import Unreadable, decode_all
 from mixmatch.data.folder.index import check_paths_exist, find_images
-from mixmatch.errors import Interrupted, Stopped, UserError
+from mixmatch.errors import Interrupted, Stopped, UserError, single_line
 from mixmatch.files import explain_os_errors, open_atomically
 from mixmatch.inference import Classifier, fingerprint
 from mixmatch.output import shows_bars, tqdm
@@ -182,7 +183,7 @@ def predict_files(model: Classifier, files: Sequence[ListedFile]) -> Iterator[Pr
 def predict_batch(model: Classifier, files: Sequence[ListedFile]) -> list[Prediction]:
     """Return the prediction for each file."""
     spec = model.spec
-    decoded = [image for _, image in decode_all((Path(f.path) for f in files), spec.size, spec.channels, spec.fit)]
+    decoded = [image for _, image in decode_all((Path(f.path) for f in files), spec.size, spec.channels, spec)]
     readable = [image.pixels for image in decoded if not isinstance(image, Unreadable)]
     probabilities = iter(model.predict(np.stack(readable)).cpu().numpy() if readable else ())
     predictions = []
@@ -190,9 +191,11 @@ def predict_batch(model: Classifier, files: Sequence[ListedFile]) -> list[Predic
         if isinstance(image, Unreadable):
             predictions.append(Prediction(file, UNREADABLE, [], problem=str(image)))
         else:
+            for note in image.info.notes:
+                tqdm.write(single_line(f"note: {file.path}: {note}"), file=sys.stderr)
             row: NDArray[np.float32] = next(probabilities)
             values = [round(value, 6) for value in row.tolist()]
-            predictions.append(Prediction(file, int(row.argmax()), values, image.pages))
+            predictions.append(Prediction(file, int(row.argmax()), values, image.info.pages))
     return predictions
 
 

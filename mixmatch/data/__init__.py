@@ -3,9 +3,10 @@
 import torch
 
 from mixmatch.data.cifar import load_cifar
-from mixmatch.data.dataset import DatasetEntry, DataSettings, ImageData, check_images, check_memory, resize
+from mixmatch.data.dataset import DatasetEntry, DataSettings, ImageData, check_images, resize
 from mixmatch.data.digits import load_digits
 from mixmatch.data.folder import FolderSettings, load_folder, report_folder
+from mixmatch.data.memory import check_memory
 from mixmatch.data.mnist import load_fashion_mnist, load_mnist
 from mixmatch.data.split import hold_out_test
 from mixmatch.data.stl10 import load_stl10

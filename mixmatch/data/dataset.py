@@ -1,8 +1,8 @@
-"""Images as uint8 tensors, the settings that all data sets share, and checks of images and memory."""
+"""Images as uint8 tensors, the settings that all data sets share, and checks of images."""
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -71,8 +71,31 @@ class DataSettings(Settings):
         return self.dataset
 
 
+MAX_PIXELS = 178_956_970  # the limit of Pillow
+Background = Annotated[str, Field(pattern="^(white|black|gray|#[0-9a-fA-F]{6})$")]
+White = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How files become images; predictions decode as training did.
+
+    Attributes:
+        fit: how pictures that are not square become square: ``crop`` takes the central square, ``pad`` adds black
+            borders, ``stretch`` changes the aspect ratio.
+        background: color behind transparent pictures: white, black, gray or #rrggbb.
+        white: value that is white in gray pictures whose format does not say it; None: these are unreadable.
+        max_pixels: pictures of more pixels are unreadable.
+    """
+
+    fit: Fit = "crop"
+    background: Background = "white"
+    white: White | None = None
+    max_pixels: Count = MAX_PIXELS
+
+
 @dataclass(frozen=True)
-class ImageSpec:
+class ImageSpec(Decoding):
     """The input that a network expects, and the classes of its outputs.
 
     Attributes:
@@ -80,7 +103,6 @@ class ImageSpec:
         size: side of the square images in pixels.
         channels: 3 for RGB, 1 for gray.
         mean, std: the network's input is (pixel - mean) / std, pixels 0 to 255.
-        fit: how pictures that are not square are made square, see ``folder.decode``.
     """
 
     classes: Annotated[list[str], Field(min_length=1)]
@@ -88,7 +110,6 @@ class ImageSpec:
     channels: Annotated[int, Field(ge=1, le=2**10)]
     mean: float = 127.5
     std: float = 127.5
-    fit: Fit = "crop"
 
 
 @dataclass(frozen=True)
@@ -103,7 +124,7 @@ class ImageData:
         test_images: (m, h, h, c) uint8; None if there is no test set.
         test_labels: (m,) int64, or None.
         flip: whether a mirrored image still belongs to its class.
-        fit: how pictures that are not square were made square, see ``folder.decode``.
+        decoding: how files became these images.
         files: path of each training image below the data set's root; None if images are not files.
         test_files: likewise of the test images, if ``data.num_test`` sampled them.
         groups: group of each training image (the same animal, the same day); empty string: none. Groups are never
@@ -120,7 +141,7 @@ class ImageData:
     test_images: Tensor | None
     test_labels: Tensor | None
     flip: bool
-    fit: Fit = "crop"
+    decoding: Decoding = Decoding()
     files: list[str] | None = None
     test_files: list[str] | None = None
     groups: list[str] | None = None
@@ -136,7 +157,7 @@ class ImageData:
 
     def spec(self) -> ImageSpec:
         """Return the input that a network trained on these images expects."""
-        return ImageSpec(self.classes, self.images.shape[1], self.images.shape[3], fit=self.fit)
+        return ImageSpec(self.classes, self.images.shape[1], self.images.shape[3], **asdict(self.decoding))
 
     def fingerprint(self) -> str:
         """Return a hash of the training images and labels."""
@@ -159,7 +180,8 @@ def _fingerprint(images: Tensor, labels: Tensor) -> str:
 class Report(NamedTuple):
     """Findings about a data set, for ``--check``."""
 
-    lines: list[str]  # contents and oddities
+    lines: list[str]  # contents
+    warnings: list[str]  # oddities that make training or its accuracy worse
     problems: list[str]  # reasons why training would fail
 
 
@@ -220,25 +242,3 @@ def resize(data: ImageData, size: int) -> ImageData:
 
     test_images = None if data.test_images is None else resized(data.test_images)
     return replace(data, images=resized(data.images), test_images=test_images)
-
-
-def free_memory(device: torch.device) -> dict[str, int]:
-    """Return the free bytes of this machine, and of ``device`` if it has its own memory."""
-    import psutil
-
-    free = {"this machine": psutil.virtual_memory().available}
-    if device.type == "cuda":
-        free[str(device)] = torch.cuda.mem_get_info(device)[0]
-    return free
-
-
-def check_memory(
-    num_bytes: int, device: torch.device, advice: str = "lower data.image_size or use fewer images"
-) -> None:
-    """Raise UserError if images of so many bytes do not fit into the memory of this machine and of ``device``."""
-    for place, free in free_memory(device).items():
-        if num_bytes > 0.9 * free:
-            raise UserError(
-                f"data: images need {num_bytes / 2**30:.1f} GiB, {place} has {free / 2**30:.1f} GiB of free memory; "
-                f"{advice}"
-            )

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from mixmatch.data.dataset import DataSettings, check_memory
+from mixmatch.data.dataset import DataSettings
+from mixmatch.data.memory import check_memory
 from mixmatch.errors import UserError, describe_error
 
 

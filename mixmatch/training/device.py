@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from mixmatch.config.schema import Config
-from mixmatch.data.dataset import free_memory
+from mixmatch.data.memory import free_memory
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 from mixmatch.errors import UserError
 from mixmatch.models import MODELS, NetworkSettings

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mixmatch.data.dataset import ImageData, check_memory
-from mixmatch.data.folder.decode import HAS_HEIF, Unreadable, decode_all
+from mixmatch.data.dataset import ImageData
+from mixmatch.data.folder.decode import HAS_HEIF, THUMBNAIL_SIZE, PictureInfo, Unreadable, decode_all
 from mixmatch.data.folder.index import FolderIndex, index_folder
 from mixmatch.data.folder.settings import FolderSettings
+from mixmatch.data.memory import check_memory
 from mixmatch.errors import UserError
 from mixmatch.files import DamagedFile, load_tensors, save_tensors
 from mixmatch.output import tqdm
@@ -24,14 +25,16 @@ class DecodedPictures(NamedTuple):
     """Pictures of the files of an index.
 
     Attributes:
-        images: (n, size, size, 3) uint8, black if a file cannot be read.
-        unreadable: reason for each file that cannot be read, by index.
-        several_pages: indices of the files of which only the first page is used.
+        images: (n, size, size, 3) uint8, of the files that can be read, in their order.
+        thumbnails: (n, THUMBNAIL_SIZE, THUMBNAIL_SIZE) uint8, gray.
+        infos: of each file that can be read, by index.
+        unreadable: reason for each other file, by index.
     """
 
     images: Tensor
+    thumbnails: Tensor
+    infos: dict[int, PictureInfo]
     unreadable: dict[int, str]
-    several_pages: list[int]
 
 
 def read_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> ImageData:
@@ -57,13 +60,15 @@ def read_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> 
     if index.unused_files:
         examples = list_examples([index.relative_path(path) for path in index.unused_files])
         notes.append(f"ignored in {index.root}: {examples}")
-    if decoded.several_pages:
-        examples = list_examples([index.relative_path(files[i]) for i in decoded.several_pages])
-        notes.append(f"only the first page is used of {examples}")
-    kept = [i for i in range(len(files)) if i not in unreadable]
+    kept = [*decoded.infos]
+    several_pages = [index.relative_path(files[i]) for i in kept if decoded.infos[i].pages > 1]
+    if several_pages:
+        notes.append(f"only the first page is used of {list_examples(several_pages)}")
+    if remarks := list_remarks(index, decoded):
+        notes.append(list_examples(remarks))
     num_train = sum(i < index.num_train for i in kept)
     labels = torch.tensor(index.labels)[kept]
-    images = decoded.images[kept] if unreadable else decoded.images
+    images = decoded.images
     for number, name in enumerate(index.classes):
         if number not in labels[:num_train]:
             raise UserError(f"{index.root}: class {name!r} has no readable picture; add some")
@@ -77,7 +82,7 @@ def read_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> 
         images[num_train:] if has_test else None,
         labels[num_train:] if has_test else None,
         flip=True,
-        fit=settings.fit,
+        decoding=settings.decoding,
         files=[index.relative_path(files[i]) for i in kept[:num_train]],
         groups=groups if any(groups) else None,
         notes=notes,
@@ -95,6 +100,11 @@ def list_examples(names: Sequence[str], count: int = 5) -> str:
     return "; ".join(names[:count]) + more
 
 
+def list_remarks(index: FolderIndex, decoded: DecodedPictures) -> list[str]:
+    """Return what Pillow and libtiff warn of, with the names of the files."""
+    return [f"{index.files[i]}: {note}" for i, info in decoded.infos.items() for note in info.notes]
+
+
 def read_pictures(
     index: FolderIndex, settings: FolderSettings, device: torch.device, quiet: bool
 ) -> tuple[DecodedPictures, list[str]]:
@@ -105,25 +115,31 @@ def read_pictures(
     """
     files, size = index.files, settings.image_size or DEFAULT_SIZE
     check_memory(len(files) * size * size * 3, device)
-    key = _cache_key(index, f"{size} {settings.fit} {HAS_HEIF}")
-    cache = index.root / ".mixmatch-cache" / f"{size}px.safetensors"
+    key = _cache_key(index, f"{size} {settings.decoding} {HAS_HEIF}")
+    cache = cache_file(index.root, size)
     cached = _read_cache(cache, key)
     if cached is not None:
         return cached, []
-    images = torch.zeros(len(files), size, size, 3, dtype=torch.uint8)
+    images = torch.empty(len(files), size, size, 3, dtype=torch.uint8)
+    thumbnails = torch.empty(len(files), THUMBNAIL_SIZE, THUMBNAIL_SIZE, dtype=torch.uint8)
+    infos: dict[int, PictureInfo] = {}
     unreadable: dict[int, str] = {}
-    several_pages: list[int] = []
-    pictures = decode_all(files, size, 3, settings.fit)
+    pictures = decode_all(files, size, 3, settings.decoding)
     progress = tqdm(pictures, "decoding images", len(files), disable=quiet, leave=False, unit="")
     for number, (_, picture) in enumerate(progress):
         if isinstance(picture, Unreadable):
             unreadable[number] = str(picture)
         else:
-            images[number] = torch.from_numpy(picture.pixels)
-            if picture.pages > 1:
-                several_pages.append(number)
-    decoded = DecodedPictures(images, unreadable, several_pages)
+            images[len(infos)] = torch.from_numpy(picture.pixels)
+            thumbnails[len(infos)] = torch.from_numpy(picture.thumbnail)
+            infos[number] = picture.info
+    decoded = DecodedPictures(images[: len(infos)], thumbnails[: len(infos)], infos, unreadable)
     return decoded, _write_cache(cache, key, decoded)
+
+
+def cache_file(root: Path, size: int) -> Path:
+    """Return the file that holds the decoded pictures of ``size`` pixels a side."""
+    return root / ".mixmatch-cache" / f"{size}px.safetensors"
 
 
 def _cache_key(index: FolderIndex, options: str) -> str:
@@ -141,23 +157,22 @@ def _cache_key(index: FolderIndex, options: str) -> str:
 
 def _read_cache(cache: Path, key: str) -> DecodedPictures | None:
     try:
-        tensors, meta = load_tensors(cache)
+        tensors, meta = load_tensors(cache, mapped=True)
     except (OSError, DamagedFile):
         return None
     if meta.get("key") != key:
         return None
+    infos = {int(number): PictureInfo(*values) for number, values in meta["infos"].items()}
     unreadable = {int(number): reason for number, reason in meta["unreadable"].items()}
-    return DecodedPictures(tensors["images"], unreadable, meta["several_pages"])
+    return DecodedPictures(tensors["images"], tensors["thumbnails"], infos, unreadable)
 
 
 def _write_cache(cache: Path, key: str, decoded: DecodedPictures) -> list[str]:
     """Write the cache, and return a note if that fails."""
-    meta = {"key": key, "unreadable": decoded.unreadable, "several_pages": decoded.several_pages}
+    meta = {"key": key, "infos": decoded.infos, "unreadable": decoded.unreadable}
     try:
-        # Writing needs the memory of the images once more.
-        check_memory(decoded.images.numel(), torch.device("cpu"))
         cache.parent.mkdir(exist_ok=True)
-        save_tensors(cache, {"images": decoded.images}, meta)
+        save_tensors(cache, {"images": decoded.images, "thumbnails": decoded.thumbnails}, meta)
     except (OSError, UserError) as error:
         return [f"decoded images are not cached: {error}"]
     return []

@@ -1,99 +1,251 @@
-"""Decode pictures of any format and mode that Pillow reads into squares of uint8 pixels."""
+"""Decode pictures of any format and mode that Pillow reads into squares of uint8 pixels, as a viewer shows them."""
 
 import importlib.util
 import os
+import re
 import stat
+import tempfile
+import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from mixmatch.data.dataset import Fit
+from mixmatch.data.dataset import Decoding
 from mixmatch.errors import single_line
 
-FILES_AT_ONCE = 512
-# TIFF tags with the range of gray values.
-MAX_SAMPLE_VALUE, FLOAT_MIN_SAMPLE_VALUE, FLOAT_MAX_SAMPLE_VALUE = 281, 340, 341
+FILES_AT_ONCE = 128
+THUMBNAIL_SIZE = 8
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+WHITE_IS_ZERO, UNSIGNED = 0, 1  # their values
 
-# Pillow itself refuses pictures of more than twice the pixels that it warns of.
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
 if HAS_HEIF:
     importlib.import_module("pillow_heif").register_heif_opener()
+
+_lock = threading.Lock()  # of warnings, limits and stderr, which belong to the process
+_current = threading.local()  # .notes: on the picture that this thread decodes
 
 
 class Unreadable(Exception):
     """A file that cannot be read as a picture; the message is the reason."""
 
 
+class PictureInfo(NamedTuple):
+    """What is known of a picture but its pixels."""
+
+    kind: str  # format and mode of the file: "PNG, RGB"
+    size: tuple[int, int]  # width and height in the file
+    pages: int  # 1, or 2 if the file has more pages than the first, which was decoded
+    transparent: bool  # the background shows through
+    flat: bool  # all pixels have the same color
+    notes: Sequence[str]  # warnings of Pillow and libtiff, and a color profile that is ignored
+
+
 class Picture(NamedTuple):
     """A decoded picture."""
 
     pixels: NDArray[np.uint8]  # (size, size, channels)
-    pages: int  # 1, or 2 if the file has more pages than the first, which was decoded
+    thumbnail: NDArray[np.uint8]  # (THUMBNAIL_SIZE, THUMBNAIL_SIZE), gray, of the whole picture
+    info: PictureInfo
 
 
 def decode_all(
-    files: Iterable[Path], size: int, channels: int = 3, fit: Fit = "crop"
+    files: Iterable[Path], size: int, channels: int = 3, options: Decoding | None = None
 ) -> Iterator[tuple[Path, Picture | Unreadable]]:
     """Yield each file with its picture or the reason that it has none; uses all cores and bounded memory.
 
     Args:
         files: any number.
-        size, channels, fit: as for ``decode``.
+        size, channels, options: as for ``decode``.
     """
+    options, remaining = options or Decoding(), iter(files)
 
     def attempt(file: Path) -> Picture | Unreadable:
-        try:
-            return decode(file, size, channels, fit)
-        except Unreadable as error:
-            return error
+        return _attempt(file, size, channels, options)
 
-    remaining = iter(files)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL
-        while chunk := list(islice(remaining, FILES_AT_ONCE)):
-            yield from zip(chunk, pool.map(attempt, chunk), strict=True)
+    while chunk := list(islice(remaining, FILES_AT_ONCE)):
+        yield from zip(chunk, _decode_chunk(chunk, attempt, options.max_pixels), strict=True)
 
 
-def decode(file: Path, size: int, channels: int = 3, fit: Fit = "crop") -> Picture:
-    """Decode a picture, or the first page of several.
+def decode(file: Path, size: int, channels: int = 3, options: Decoding | None = None) -> Picture:
+    """Decode a picture, or the first page of several, upright, in sRGB and over a background.
 
     Args:
-        file: of any format and mode that Pillow reads. Gray of more than 8 bits is scaled by the range in the file.
+        file: of any format and mode that Pillow reads.
         size: side of the square in pixels.
         channels: 3 for RGB, 1 for gray.
-        fit: ``crop`` takes the central square, ``pad`` adds black borders, ``stretch`` changes the aspect ratio.
+        options: default: those of ``Decoding``.
 
     Raises:
-        Unreadable: if the file is not a picture, or the range of its gray values is unknown.
+        Unreadable: if the file is not a picture, has too many pixels, or it is unknown which gray value is white.
     """
+    ((_, picture),) = decode_all([file], size, channels, options)
+    if isinstance(picture, Unreadable):
+        raise picture
+    return picture
+
+
+def _decode_chunk(
+    files: Sequence[Path], attempt: Callable[[Path], Picture | Unreadable], max_pixels: int
+) -> list[Picture | Unreadable]:
+    """Decode files in threads, while warnings, Pillow's limit of pixels, and for TIFF files stderr are ours."""
+    with _lock, _collect_warnings(), _limit_pixels(max_pixels), ThreadPoolExecutor(os.cpu_count()) as pool:
+        is_tiff = list(pool.map(_is_tiff, files))  # libtiff writes its errors to stderr, without the name of the file
+        others = pool.map(attempt, [file for file, tiff in zip(files, is_tiff, strict=True) if not tiff])
+        pictures = iter(list(others))
+        tiff_files = [file for file, tiff in zip(files, is_tiff, strict=True) if tiff]
+        tiff_pictures: list[Picture | Unreadable] = []
+        if tiff_files:
+            with _capture_stderr() as lines:
+                tiff_pictures = list(pool.map(attempt, tiff_files))
+            if lines:
+                tiff_pictures = [_decode_with_errors(file, attempt) for file in tiff_files]
+    tiffs = iter(tiff_pictures)
+    return [next(tiffs if tiff else pictures) for tiff in is_tiff]
+
+
+def _decode_with_errors(file: Path, attempt: Callable[[Path], Picture | Unreadable]) -> Picture | Unreadable:
+    """Decode a TIFF file alone, with what libtiff writes to stderr."""
+    with _capture_stderr() as lines:
+        picture = attempt(file)
+    notes = [f"libtiff: {line}" for line in dict.fromkeys(lines)]
+    if isinstance(picture, Unreadable):
+        return Unreadable("; ".join([str(picture), *notes]))
+    return picture._replace(info=picture.info._replace(notes=[*picture.info.notes, *notes]))
+
+
+def _is_tiff(file: Path) -> bool:
+    try:
+        if stat.S_ISREG(file.stat().st_mode):
+            with open(file, "rb") as stream:
+                return stream.read(4) in TIFF_MAGIC
+    except (OSError, ValueError):  # the attempt to decode it tells
+        pass
+    return False
+
+
+@contextmanager
+def _collect_warnings() -> Iterator[None]:
+    """Add Pillow's warnings to the notes of the thread that decodes; other threads show theirs as before."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def record(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+            notes: list[str] | None = getattr(_current, "notes", None)
+            if notes is None:
+                show(message, category, *args, **kwargs)
+            elif not issubclass(category, Image.DecompressionBombWarning):  # data.max_pixels decides
+                notes.append(f"Pillow warns: {single_line(message)}")
+
+        warnings.filterwarnings("always", module=r"(PIL|pillow_heif)\b")
+        warnings.showwarning = record
+        try:
+            yield
+        finally:
+            warnings.showwarning = show
+
+
+@contextmanager
+def _limit_pixels(max_pixels: int) -> Iterator[None]:
+    """Replace Pillow's limit, which also covers pictures within files. It refuses twice ``MAX_IMAGE_PIXELS``."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, -(-max_pixels // 2)
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+@contextmanager
+def _capture_stderr() -> Iterator[list[str]]:
+    """Collect the lines that are written to file descriptor 2, as C libraries do, in a list that is full on exit."""
+    lines: list[str] = []
+    try:
+        stderr = os.dup(2)
+    except OSError:  # closed
+        yield lines
+        return
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        file.seek(0)
+        for line in file.read().decode("utf-8", "replace").split("\n"):
+            if line and "\r" not in line:  # not a progress bar
+                lines.append(single_line(line))
+
+
+def _attempt(file: Path, size: int, channels: int, options: Decoding) -> Picture | Unreadable:
+    _current.notes = []
+    try:
+        picture = _decode(file, size, channels, options)
+    except Unreadable as error:
+        return error
+    finally:
+        notes = list(dict.fromkeys(_current.notes))
+        del _current.notes
+    return picture._replace(info=picture.info._replace(notes=notes))
+
+
+def _decode(file: Path, size: int, channels: int, options: Decoding) -> Picture:
     try:
         if not stat.S_ISREG(file.stat().st_mode):
             raise Unreadable("not a regular file")
-        with Image.open(file) as opened:
-            pages = 2 if has_several_pages(opened) else 1
-            opened.draft("RGB", (2 * size, 2 * size))  # decodes large JPEGs at a smaller scale
-            is_deep = opened.mode in ("I", "F") or opened.mode.startswith("I;")
-            image: Image.Image = to_eight_bits(opened) if is_deep else opened
-            image = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
-            if fit == "crop":
-                square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-            elif fit == "pad":
-                square = ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC)
-            else:
-                square = image.resize((size, size), Image.Resampling.BICUBIC)
-            return Picture(np.array(square).reshape(size, size, channels), pages)
+        # Opened by name, Pillow 13.0.0 maps uncompressed TIFF files with their width and height exchanged.
+        with open(file, "rb") as stream, Image.open(stream) as opened:
+            return _decode_opened(opened, size, channels, options)
     except Unreadable:
         raise
-    except Exception as error:  # Pillow's plug-ins raise nearly anything on corrupt files
+    except Image.DecompressionBombError as error:
+        number = re.search(r"\d+", str(error))
+        pixels = f"{int(number[0]):,} pixels, " if number else ""
+        reason = f"has {pixels}more than data.max_pixels={options.max_pixels}; raise that to read it"
+        raise Unreadable(reason) from error
+    except UnidentifiedImageError as error:
         hint = "; pip install pillow-heif" if not HAS_HEIF and file.suffix.lower() in (".heic", ".heif") else ""
-        raise Unreadable(single_line(error) + hint) from error
+        raise Unreadable("not a picture, damaged, or of an unknown format" + hint) from error
+    except Exception as error:  # Pillow's plug-ins raise nearly anything on corrupt files
+        raise Unreadable(single_line(error) or type(error).__name__) from error
+
+
+def _decode_opened(opened: ImageFile.ImageFile, size: int, channels: int, options: Decoding) -> Picture:
+    if opened.width * opened.height > options.max_pixels:
+        raise Image.DecompressionBombError(f"{opened.width * opened.height} pixels")
+    kind, file_size = f"{opened.format}, {opened.mode}", opened.size
+    pages = 2 if has_several_pages(opened) else 1
+    profile = opened.info.get("icc_profile")
+    opened.draft("RGB", (2 * size, 2 * size))  # decodes large JPEGs at a smaller scale
+    image: Image.Image
+    if opened.mode in ("I", "F") or opened.mode.startswith("I;"):
+        image = to_eight_bits(opened, options.white)
+    else:
+        _scale_transparent_color(opened)
+        image = opened
+    image, transparent = _to_rgb(ImageOps.exif_transpose(image), profile, options.background)
+    if options.fit == "crop":
+        shown = square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    elif options.fit == "pad":
+        shown = ImageOps.contain(image, (size, size), Image.Resampling.BICUBIC)
+        square = ImageOps.pad(shown, (size, size))
+    else:
+        shown = square = image.resize((size, size), Image.Resampling.BICUBIC)
+    flat = shown.getcolors(1) is not None  # None: more than one
+    thumbnail = image.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX).convert("L")
+    pixels = np.array(square if channels == 3 else square.convert("L")).reshape(size, size, channels)
+    return Picture(pixels, np.array(thumbnail), PictureInfo(kind, file_size, pages, transparent, flat, ()))
 
 
 def has_several_pages(image: Image.Image) -> bool:
@@ -101,29 +253,102 @@ def has_several_pages(image: Image.Image) -> bool:
     return image.format != "MPO" and bool(getattr(image, "is_animated", False))
 
 
-def to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale gray of more than 8 bits to 0 to 255 by the range in the file, and keep the orientation.
+def _to_rgb(image: Image.Image, profile: bytes | None, background: str) -> tuple[Image.Image, bool]:
+    """Convert a picture of 8 bits to sRGB and lay it over a background.
+
+    Args:
+        image: of any mode.
+        profile: ICC profile of its colors. One that is corrupt or of other colors is ignored, with a note.
+        background: name of a color.
+
+    Returns:
+        The picture, and whether it was transparent anywhere.
+    """
+    alpha = None
+    gray = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        image = image.convert("LA" if gray else "RGBA")
+        alpha = image.getchannel("A")
+    if gray or image.mode not in ("CMYK", "LAB"):
+        image = image.convert("L" if gray else "RGB")
+    transform = find_transform(profile, image.mode) if profile else None
+    if isinstance(transform, str):
+        _current.notes.append(transform)
+    rgb = transform.apply(image) if isinstance(transform, ImageCms.ImageCmsTransform) else image.convert("RGB")
+    if alpha is None or alpha.getextrema()[0] == 255:
+        return rgb, False
+    return Image.composite(rgb, Image.new("RGB", rgb.size, background), alpha), True
+
+
+@lru_cache(maxsize=32)
+def find_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | str | None:
+    """Return the conversion from an ICC profile to sRGB, for the mode L, RGB, CMYK or LAB.
+
+    Returns:
+        The conversion; None if the profile is sRGB; a note if it is corrupt or does not fit the mode.
+    """
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return f"its color profile is corrupt or not for {mode} and is ignored"
+    if mode == "RGB":
+        samples = Image.fromarray(np.indices((16, 16, 16), np.uint8).reshape(3, 64, 64).transpose(1, 2, 0) * 17)
+        change = np.asarray(transform.apply(samples)).astype(int) - np.asarray(samples)
+        if np.abs(change).max() <= 1:  # rounding
+            return None
+    return transform
+
+
+def _scale_transparent_color(image: ImageFile.ImageFile) -> None:
+    """Scale the transparent color (tRNS) of a PNG from the bits of the file to 8, as Pillow scales the pixels only."""
+    color = image.info.get("transparency")
+    if image.format != "PNG" or color is None:
+        return
+    layout = image.tile[0][3]
+    if layout in ("L;2", "L;4"):
+        image.info["transparency"] = color * (85 if layout == "L;2" else 17)
+    elif layout == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in color)
+
+
+def to_eight_bits(image: Image.Image, white: float | None) -> Image.Image:
+    """Scale gray of more than 8 bits: black is 0, white becomes 255. Orientation and transparent color stay.
+
+    Args:
+        image: with the format of its file.
+        white: used if the format does not say which value is white.
 
     Raises:
-        Unreadable: if the file has no range and the values do not imply one.
+        Unreadable: if white is unknown, or a value is not finite.
     """
     tags: Any = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-    values = np.asarray(image).astype(np.float64)
+    bits, sample_format = (
+        _first(tags.get(tag, default)) for tag, default in ((BITS_PER_SAMPLE, 16), (SAMPLE_FORMAT, 1))
+    )
+    values = np.asarray(image)
+    if image.format == "TIFF" and image.mode == "I" and bits == 32 and sample_format == UNSIGNED:
+        values = values.view(np.uint32)
     if not np.isfinite(values).all():
         raise Unreadable("has values that are not finite")
-    least, most = float(values.min()), float(values.max())
-    low, high = tags.get(FLOAT_MIN_SAMPLE_VALUE, 0), tags.get(FLOAT_MAX_SAMPLE_VALUE) or tags.get(MAX_SAMPLE_VALUE)
-    low, high = (bound[0] if isinstance(bound, tuple) else bound for bound in (low, high))
-    if high is None:
-        low = 0
-        if image.mode == "F":
-            high = 1 if most <= 1 else 255
-        elif image.mode == "I" and image.format != "PNG":  # 32 bits: no camera or scanner uses all of them
-            high = 255 if most <= 255 else None
-        else:  # 16 bits, of which an instrument may use 10, 12 or 14
-            high = 65535 if most >= 2**14 or most == 0 else None
-    if high is None or least < low or most > high or high <= low:
-        raise Unreadable(f"gray values are {least:g} to {most:g}, but white is unknown; convert it to 8 bits")
-    gray = Image.fromarray(np.rint((values - low) * (255 / (high - low))).astype(np.uint8))
+    # Pillow scales PGM and JPEG 2000 to 16 bits.
+    says_white = image.mode != "F" and image.format in ("PNG", "PPM", "JPEG2000", "TIFF")
+    if says_white and sample_format == UNSIGNED and bits <= 16:
+        white = 2**bits - 1
+    elif white is None:
+        raise Unreadable(
+            f"has gray values from {values.min():g} to {values.max():g}, but its format does not say which value is "
+            "white; set data.white"
+        )
+    scaled = values.astype(np.float64) * (255 / white)
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        scaled = 255 - scaled
+    gray = Image.fromarray(np.rint(scaled.clip(0, 255)).astype(np.uint8))
+    if "transparency" in image.info:
+        gray.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
     gray.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
     return gray
+
+
+def _first(value: Any) -> int:  # noqa: ANN401 - TIFF tags have any type
+    return int(value[0] if isinstance(value, tuple) else value)

@@ -1,21 +1,32 @@
 """Report about a folder of photographs for ``--check``: contents, oddities, and what training would fail with."""
 
-import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image
+from torch import Tensor
 
 from mixmatch.data.dataset import Report
-from mixmatch.data.folder.dataset import DecodedPictures, count_files, list_examples, read_pictures
+from mixmatch.data.folder.dataset import (
+    DEFAULT_SIZE,
+    DecodedPictures,
+    cache_file,
+    count_files,
+    list_examples,
+    list_remarks,
+    read_pictures,
+)
 from mixmatch.data.folder.index import UNKNOWN_CLASS, FolderIndex, find_images, index_folder
 from mixmatch.data.folder.settings import FolderSettings
 from mixmatch.errors import single_line
 
 MAX_LISTED = 20  # duplicates or groups
 MAX_NAME_LENGTH = 40
+# Thumbnails are of the same picture if their RMS difference is at most NEAR times their standard deviation (of the one
+# with less contrast; at least MIN_CONTRAST gray levels). Copies that are saved as JPEG of quality 50 or scaled to half
+# their size are within 0.15, and none of 2 million pairs of different road signs.
+NEAR, MIN_CONTRAST = 0.15, 4.0
 
 
 def describe_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> Report:
@@ -29,18 +40,24 @@ def describe_folder(settings: FolderSettings, device: torch.device, quiet: bool)
     unreadable = [f"{index.files[i]}: {reason}" for i, reason in decoded.unreadable.items()]
     lines = [
         *_describe_classes(index, decoded),
-        *_describe_pictures(index, decoded),
-        *_describe_duplicates(index, decoded),
-        *_describe_groups(index),
+        *_describe_pictures(index, decoded, settings),
         *(f"ignored: {_describe_unused(path)}" for path in index.unused_files),
     ]
+    warnings = [*_describe_flat(index, decoded), *_describe_groups(index)]
+    for warns, line in _describe_duplicates(index, decoded):
+        (warnings if warns else lines).append(line)
+    if remarks := list_remarks(index, decoded):
+        lines.append(list_examples(remarks, MAX_LISTED))
+    cache = cache_file(index.root, settings.image_size or DEFAULT_SIZE)
+    if cache.exists():
+        lines.append(f"decoded images: {cache}, {cache.stat().st_size / 1e6:,.0f} MB")
     problems = list(index.problems)
     if settings.skip_unreadable:
         lines += [f"skipped: {line}" for line in unreadable]
     elif unreadable:
         problems += [f"cannot be read: {line}" for line in unreadable]
         lines.append(f"{count_files(len(unreadable))} cannot be read; data.skip_unreadable=true skips such files")
-    return Report([*lines, *notes], problems)
+    return Report([*lines, *notes], warnings, problems)
 
 
 def _describe_classes(index: FolderIndex, decoded: DecodedPictures) -> Iterator[str]:
@@ -56,53 +73,95 @@ def _describe_classes(index: FolderIndex, decoded: DecodedPictures) -> Iterator[
     yield f"  {'unlabeled':<{width}}{train[UNKNOWN_CLASS]:>8,}"
 
 
-def _describe_pictures(index: FolderIndex, decoded: DecodedPictures) -> Iterator[str]:
-    kinds: Counter[str] = Counter()
-    sizes: list[tuple[int, int]] = []
-    for n, file in enumerate(index.files):
-        if n not in decoded.unreadable:
-            with Image.open(file) as image:  # reads the header only
-                kinds[f"{image.format}, {image.mode}"] += 1
-                sizes.append(image.size)
-    if not sizes:
+def _describe_pictures(index: FolderIndex, decoded: DecodedPictures, settings: FolderSettings) -> Iterator[str]:
+    infos = decoded.infos
+    if not infos:
         return
+    kinds = Counter(info.kind for info in infos.values())
     yield "formats: " + "; ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-    sizes.sort(key=lambda size: (size[0] * size[1], size))
+    sizes = sorted((info.size for info in infos.values()), key=lambda size: (size[0] * size[1], size))
     smallest, median, largest = (f"{w}x{h}" for w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
     yield f"sizes: {smallest} to {largest} pixels, median {median}"
     side = decoded.images.shape[1]
     num_small = sum(min(size) < side for size in sizes)
     if num_small:
         yield f"{count_files(num_small)} with a side below {side} pixels (data.image_size) will be enlarged"
-    for n in decoded.several_pages:
-        yield f"only the first page is used of {index.files[n]}"
+    num_transparent = sum(info.transparent for info in infos.values())
+    if num_transparent:
+        yield f"{count_files(num_transparent)} with transparency over {settings.background} (data.background)"
+    for n, info in infos.items():
+        if info.pages > 1:
+            yield f"only the first page is used of {index.files[n]}"
 
 
-def _describe_duplicates(index: FolderIndex, decoded: DecodedPictures) -> Iterator[str]:
-    """List pictures that exist more than once, those that affect accuracy or labels first."""
-    same: dict[bytes, list[int]] = defaultdict(list)
-    for n, image in enumerate(decoded.images):
-        if n not in decoded.unreadable:
-            same[hashlib.blake2b(image.numpy().tobytes()).digest()].append(n)
-    duplicates: dict[str, list[list[int]]] = {" in train and test": [], " with different classes": [], "": []}
-    for group in same.values():
-        if len(group) > 1:
-            labels = {index.labels[n] for n in group} - {UNKNOWN_CLASS}
-            if group[0] < index.num_train <= group[-1]:
-                duplicates[" in train and test"].append(group)
-            else:
-                duplicates[" with different classes" if len(labels) > 1 else ""].append(group)
-    for where, groups in duplicates.items():
-        if groups:
-            pictures = "1 picture exists" if len(groups) == 1 else f"{len(groups):,} pictures exist"
-            paths = [" = ".join(index.relative_path(index.files[n]) for n in group) for group in groups]
-            yield f"{pictures} more than once{where}: {list_examples(paths, MAX_LISTED)}"
+def _describe_flat(index: FolderIndex, decoded: DecodedPictures) -> Iterator[str]:
+    flat = [index.relative_path(index.files[n]) for n, info in decoded.infos.items() if info.flat]
+    if flat:
+        yield f"{count_files(len(flat))} of one flat color; look at them, or set data.background: {list_examples(flat)}"
+
+
+def _describe_duplicates(index: FolderIndex, decoded: DecodedPictures) -> Iterator[tuple[bool, str]]:
+    """Yield lines about pictures that exist more than once, and whether they make accuracy or labels wrong."""
+    files, found = [*decoded.infos], dict[tuple[bool, str, str], list[str]]()
+    for group in find_near_duplicates(decoded.thumbnails):
+        members = [files[n] for n in group]
+        parts = [*dict.fromkeys(_part(index, n) for n in members)]  # in the order of the index
+        labels = {index.labels[n] for n in members} - {UNKNOWN_CLASS}
+        where = "in " + " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+        if "test" in parts and len(parts) > 1:
+            kind = True, where, "; accuracy will be too high: remove them from one"
+        elif len(labels) > 1:
+            kind = True, "with different classes", "; remove the wrong ones"
+        else:
+            kind = False, where, ""
+        found.setdefault(kind, []).append(" = ".join(index.relative_path(index.files[n]) for n in members))
+    for (warns, where, advice), paths in sorted(found.items(), reverse=True):
+        pictures = "1 picture exists" if len(paths) == 1 else f"{len(paths):,} pictures exist"
+        yield warns, f"{pictures} more than once {where}, exactly or nearly{advice}: {list_examples(paths, MAX_LISTED)}"
+
+
+def _part(index: FolderIndex, number: int) -> str:
+    if number >= index.num_train:
+        return "test"
+    return "unlabeled" if index.labels[number] == UNKNOWN_CLASS else "train"
+
+
+def find_near_duplicates(thumbnails: Tensor) -> list[list[int]]:
+    """Find pictures that are the same but for their size, compression or small changes.
+
+    Args:
+        thumbnails: (n, h, w) uint8, gray.
+
+    Returns:
+        Groups of two or more indices. The pictures of a group are connected by pairs of near duplicates.
+    """
+    if not len(thumbnails):
+        return []
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    values = thumbnails.flatten(1).float() - 128  # smaller numbers have smaller rounding errors
+    contrast = values.std(1, correction=0).clamp(min=MIN_CONTRAST)
+    squares = values.square().mean(1)
+    pairs = []
+    for start in range(0, len(values), 512):  # bounded memory
+        rows, others = slice(start, start + 512), slice(start, None)
+        distance = squares[rows, None] + squares[others] - 2 * values[rows] @ values[others].T / values.shape[1]
+        limit = NEAR * torch.minimum(contrast[rows, None], contrast[others])
+        pairs.append((distance <= limit.square()).nonzero() + start)
+    first, second = torch.cat(pairs).T.numpy()
+    graph = coo_array(([True] * len(first), (first, second)), shape=(len(values), len(values)))
+    _, components = connected_components(graph, directed=False)
+    groups: dict[int, list[int]] = {}
+    for number, component in enumerate(components.tolist()):
+        groups.setdefault(component, []).append(number)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _describe_groups(index: FolderIndex) -> Iterator[str]:
     both = {*index.groups[: index.num_train]} & {*index.groups[index.num_train :]} - {""}
     if both:
-        yield f"groups in train and test: {list_examples(sorted(both), MAX_LISTED)}"
+        yield f"groups in train and test, accuracy may be too high: {list_examples(sorted(both), MAX_LISTED)}"
 
 
 def _describe_unused(path: Path) -> str:

@@ -1,0 +1,74 @@
+"""Free memory of this machine, of its container and of a device, and the peak that this process has used."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from mixmatch.errors import UserError
+
+
+def free_memory(device: torch.device) -> dict[str, int]:
+    """Return the free bytes of this machine or container, and of ``device`` if it has its own memory."""
+    import psutil
+
+    free = {"this machine": psutil.virtual_memory().available}
+    for place in _find_memory_limits(Path("/")):
+        free["this machine"] = min(free["this machine"], place)
+    if device.type == "cuda":
+        free[str(device)] = torch.cuda.mem_get_info(device)[0]
+    return free
+
+
+def _find_memory_limits(root: Path) -> Iterator[int]:
+    """Yield the free bytes of each control group of this process that limits memory (Linux containers, batch jobs).
+
+    Args:
+        root: of the file system.
+    """
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2
+            mount, limit, used, cache = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            mount, limit, used = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache = "total_inactive_file"
+        else:
+            continue
+        # Every group above has a limit too. In a container, the path may be one of the host, which is not mounted.
+        for group in (Path(path), *Path(path).parents):
+            folder = root / mount / group.relative_to("/")
+            try:
+                free = int((folder / limit).read_text()) - int((folder / used).read_text())
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # no such group, or "max": no limit
+                continue
+            yield max(0, free) + int(statistics.get(cache, 0))  # cached files can be dropped
+
+
+def check_memory(
+    num_bytes: int, device: torch.device, advice: str = "lower data.image_size or use fewer images"
+) -> None:
+    """Raise UserError if images of so many bytes do not fit into the memory of this machine and of ``device``."""
+    for place, free in free_memory(device).items():
+        if num_bytes > 0.9 * free:
+            raise UserError(
+                f"data: images need {num_bytes / 2**30:.1f} GiB, {place} has {free / 2**30:.1f} GiB of free memory; "
+                f"{advice}"
+            )
+
+
+def peak_memory() -> int:
+    """Return the largest number of bytes that this process has had in memory so far."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
