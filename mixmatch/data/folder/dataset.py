@@ -64,8 +64,9 @@ def read_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> 
     several_pages = [index.relative_path(files[i]) for i in kept if decoded.infos[i].pages > 1]
     if several_pages:
         notes.append(f"only the first page is used of {list_examples(several_pages)}")
-    if remarks := list_remarks(index, decoded):
-        notes.append(list_examples(remarks))
+    remarks = [f"{files[i]}: {note}" for i in kept for note in decoded.infos[i].notes]
+    if remarks:
+        notes.append(list_examples(remarks, 20))
     num_train = sum(i < index.num_train for i in kept)
     labels = torch.tensor(index.labels)[kept]
     images = decoded.images
@@ -98,11 +99,6 @@ def list_examples(names: Sequence[str], count: int = 5) -> str:
     """Return the first ``count`` names, and the number of the others."""
     more = f"; and {len(names) - count:,} more" if len(names) > count else ""
     return "; ".join(names[:count]) + more
-
-
-def list_remarks(index: FolderIndex, decoded: DecodedPictures) -> list[str]:
-    """Return what Pillow and libtiff warn of, with the names of the files."""
-    return [f"{index.files[i]}: {note}" for i, info in decoded.infos.items() for note in info.notes]
 
 
 def read_pictures(

@@ -14,7 +14,6 @@ from mixmatch.data.folder.dataset import (
     cache_file,
     count_files,
     list_examples,
-    list_remarks,
     read_pictures,
 )
 from mixmatch.data.folder.index import UNKNOWN_CLASS, FolderIndex, find_images, index_folder
@@ -46,8 +45,6 @@ def describe_folder(settings: FolderSettings, device: torch.device, quiet: bool)
     warnings = [*_describe_flat(index, decoded), *_describe_groups(index)]
     for warns, line in _describe_duplicates(index, decoded):
         (warnings if warns else lines).append(line)
-    if remarks := list_remarks(index, decoded):
-        lines.append(list_examples(remarks, MAX_LISTED))
     cache = cache_file(index.root, settings.image_size or DEFAULT_SIZE)
     if cache.exists():
         lines.append(f"decoded images: {cache}, {cache.stat().st_size / 1e6:,.0f} MB")
