@@ -125,6 +125,8 @@ def test_a_run_whose_schedules_depend_on_its_length_keeps_it():
         ("train={optimizer: sgd, momentum: 0}", "train: nesterov needs a momentum above 0"),
         ("seed", "seed: not an override; write key=value, such as train.lr=0.03"),
         ("=3", "not an override"),
+        ("data.root=", "data.root: must not be empty; write data.root=VALUE"),
+        ("init_from=", "init_from: must not be empty; write init_from=VALUE or null"),
         ("seed=[1", "not valid YAML"),
         ("seed=!!python/object/apply:os.getcwd []", "not valid YAML: could not determine a constructor"),
         ("seed=2000-99-99", "not valid YAML: 'month must be in 1..12"),
@@ -157,6 +159,28 @@ def test_an_invalid_file_is_a_one_line_error(tmp_path, content, message):
     with pytest.raises(UserError) as caught:
         load_config(path)
     assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+NAMES = ["2024", "on", "no", "007", "1e3", "0x1F", "2024-01-01", "1_000", "12:30", "true", ".5"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_key_that_holds_text_takes_it_as_it_is_written(tmp_path, name):
+    config = load_config("folder", [f"data.root={name}", f"init_from={name}"])
+    assert (config.data.root, config.init_from) == (name, name)
+    (tmp_path / "mine.yml").write_text(f"init_from: {name} # a comment\ndata: {{dataset: folder, root: {name}}}\n")
+    read = load_config(tmp_path / "mine.yml")
+    assert (read.data.root, read.init_from) == (name, name)
+    assert load_config(None, [f"data={{dataset: folder, root: {name}}}"]).data.root == name
+    (tmp_path / "stored.yml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "stored.yml") == config
+
+
+def test_null_is_text_only_where_a_key_needs_text():
+    config = load_config("folder", ["data.root=null", "init_from=null", "data.labels=~", "data.split_file=a #b"])
+    assert config.data.root == "null" and config.init_from is None
+    assert (config.data.labels, config.data.split_file) == ("~", "a #b")
+    assert apply_overrides(config, ["data.labels=null"]).data.labels is None
 
 
 def test_an_empty_file_is_the_defaults_and_a_folder_an_error(tmp_path):

@@ -1,9 +1,9 @@
 """Read a configuration: a YAML file, ``key=value`` overrides laid over it, validation; and write it back."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -26,12 +26,12 @@ def load_config(source: Path | str | None, overrides: Sequence[str] = ()) -> Con
     Args:
         source: a YAML file with the keys that differ from the defaults, or the name of a config of this package, such
             as ``digits``; None for the defaults.
-        overrides: such as ``train.lr=0.03``; the value is YAML.
+        overrides: such as ``train.lr=0.03``; the value is YAML, or text as it is written if the key holds text.
 
     Raises:
         UserError: if the file cannot be read, or a key or value is invalid.
     """
-    values = {} if source is None else read_yaml(find_config(source))
+    values = {} if source is None else read_yaml(find_config(source), text_keys())
     _override(values, overrides)
     return build_config(values, "config" if source is None or overrides else str(source))
 
@@ -94,13 +94,20 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
 def _override(values: dict[str, Any], overrides: Sequence[str]) -> None:
     """Set the values of ``key=value`` overrides in place."""
     parsed: dict[str, Any] = {}
-    for text in overrides:
-        key, separator, value = text.partition("=")
+    text = text_keys()
+    for override in overrides:
+        key, separator, value = override.partition("=")
         if not separator or not key:
-            raise UserError(f"{text}: not an override; write key=value, such as train.lr=0.03")
-        if value.startswith("#"):  # a color, not a comment
-            value = json.dumps(value)
-        parsed[key] = parse_yaml(value, short_repr(text))
+            raise UserError(f"{override}: not an override; write key=value, such as train.lr=0.03")
+        may_be_null = text.get(key)
+        if may_be_null is None:
+            inner = [name.removeprefix(f"{key}.") for name in text if name.startswith(f"{key}.")]  # of a section
+            parsed[key] = parse_yaml(value, short_repr(override), inner)
+        elif not value:
+            hint = " or null" if may_be_null else ""
+            raise UserError(f"{key}: must not be empty; write {key}=VALUE{hint}")
+        else:
+            parsed[key] = None if may_be_null and value == "null" else value
     _drop_keys_of_former_choices(values, parsed)
     for key, value in parsed.items():
         *sections, name = key.split(".")
@@ -147,6 +154,21 @@ def all_keys() -> Iterator[tuple[str, FieldInfo]]:
     for prefix, section_types in groups:
         unique = {(k, field.description): field for section in section_types for k, field in list_keys(section, prefix)}
         yield from ((key, field) for (key, _), field in unique.items())
+
+
+def text_keys() -> dict[str, bool]:
+    """Return the dotted keys that hold text of any kind, and whether they may be null instead."""
+
+    def kinds(annotation: object) -> set[object]:
+        """Return the members of a union, without ``Annotated``."""
+        if get_origin(annotation) is Annotated:
+            return kinds(get_args(annotation)[0])
+        if get_origin(annotation) in (Union, UnionType):
+            return set().union(*map(kinds, get_args(annotation)))
+        return {annotation}
+
+    fields = {key: kinds(field.annotation) for key, field in all_keys()}
+    return {key: NoneType in types for key, types in fields.items() if str in types and types <= {str, NoneType}}
 
 
 def flatten(config: Config) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""YAML in which 1e-3 is a number, as in YAML 1.2, and repeated keys are errors."""
+"""YAML in which 1e-3 is a number, as in YAML 1.2, repeated keys are errors, and text needs no quotes where it is due."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from mixmatch.files import read_file
 from mixmatch.settings import short_repr
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the ``key: value`` pairs in a YAML file, {} for an empty one.
+def read_yaml(path: Path, text_keys: Collection[str] = ()) -> dict[str, Any]:
+    """Return the ``key: value`` pairs in a YAML file, {} for an empty one; arguments as for ``parse_yaml``.
 
     Raises:
         UserError: if it cannot be read or contains anything else.
@@ -23,7 +24,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is not UTF-8 text; give a YAML file") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; give a YAML file") from None
-    values = parse_yaml(text, str(path))
+    values = parse_yaml(text, str(path), text_keys)
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -31,23 +32,41 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401 - YAML can hold anything
+def parse_yaml(text: str, source: str, text_keys: Collection[str] = ()) -> Any:  # noqa: ANN401 - YAML can hold anything
     """Return the content of YAML text.
 
     Args:
         text: the YAML.
         source: where it comes from, for error messages.
+        text_keys: dotted keys whose values are text as it is written, such as 2024, on or 007; null is still None.
 
     Raises:
         UserError: if it is not valid.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _keep_text(node, text_keys)
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise UserError(f"{source}: {line}not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # bad tags
         raise UserError(f"{source}: not valid YAML: {short_repr(str(error))}") from None
+
+
+def _keep_text(node: yaml.Node, text_keys: Collection[str], prefix: str = "") -> None:
+    """Make the plain values of ``text_keys`` strings. Keys have at most two parts, so that aliases cannot loop."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(value, yaml.ScalarNode) and f"{prefix}{key.value}" in text_keys and value.tag in _IMPLICIT_TAGS:
+            value.tag = "tag:yaml.org,2002:str"
+        elif not prefix:
+            _keep_text(value, text_keys, f"{key.value}.")
+
+
+_IMPLICIT_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "int", "merge", "timestamp", "value")}
 
 
 class _Loader(yaml.SafeLoader):
