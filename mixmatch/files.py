@@ -190,6 +190,11 @@ def csv_text(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
+def from_csv_text(cell: str) -> str:
+    """Return the text of a cell that ``csv_text`` wrote."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell
+
+
 def csv_path(path: str) -> str:
     """Return a path for a CSV cell: still that path, with ``./`` before what spreadsheets would evaluate."""
     return csv_text(f"./{path}" if path.startswith(FORMULA) else path)

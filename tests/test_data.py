@@ -135,13 +135,19 @@ def test_file_names_that_are_not_utf8(photographs):
     [
         (lambda root: (root / "train").rename(root / "training"), "train: does not exist"),
         (lambda root: save_image(root / "test" / "bird" / "x.png"), "class 'bird' appears only in test/"),
-        (lambda root: (root / "train" / "empty").mkdir(), "empty: has no images"),
+        (lambda root: (root / "train" / "Unlabeled").mkdir(), None),
+        (lambda root: save_image(root / "train" / "_unlabeled" / "x.png"), "move its images to .*unlabeled/"),
+        (lambda root: save_image(root / "val" / "bird" / "x.png"), "class 'bird' appears only in val/"),
+        (lambda root: [save_image(root / name / "cat" / "x.png") for name in ("val", "Valid")], "both Valid/ and val/"),
         (lambda root: os.rename(root / "train" / "dog", root / "dog"), "train: needs at least two classes, has 1"),
         (lambda root: save_image(root / "unlabelled" / "x.png"), "both unlabeled/ and unlabelled/ exist"),
     ],
 )
 def test_contradictory_folders(photographs, change, message):
     change(photographs)
+    if message is None:
+        assert load("folder", photographs).notes == [f"{photographs}/train/Unlabeled: has no images and is ignored"]
+        return
     with pytest.raises(UserError, match=message):
         load("folder", photographs)
 

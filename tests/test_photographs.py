@@ -19,6 +19,7 @@ from mixmatch.cli.check import plot_inputs
 from mixmatch.cli.part_file import ListedFile
 from mixmatch.cli.predictions import predict_batch
 from mixmatch.config import apply_overrides, build_config
+from mixmatch.cli import pseudo_label
 from mixmatch.data import load_data
 from mixmatch.data.dataset import ImageSpec
 from mixmatch.data.folder import report_folder
@@ -123,11 +124,37 @@ def test_files_that_a_labels_file_does_not_list(flat):
         ("file,class\ncat-0.png,cat, striped\n", "line 2: 3 cells, but 2 columns"),
         ("file,class\ncat-0.png,a/b\n", "line 2: class 'a/b' is not a valid folder name"),
         ('file,class\n"cat-0.png,cat\n', "not a CSV file"),
+        ("file,class\ncat-0.png,cat\ndog-0.png,Unlabeled\n", "'Unlabeled' would be a class; .*leave the class empty"),
     ],
 )
 def test_invalid_labels_files(flat, text, message):
     with pytest.raises(UserError, match=f"labels.csv: .*{message}"):
         load(flat, text)
+
+
+def test_a_labels_file_with_paths_of_another_kind_is_taken_with_a_note(photos, tmp_path, monkeypatch):
+    expected = load(photos, "file,class\ntrain/cat/0.png,cat\ntrain/dog/5.png,dog\nunlabeled/0.png,dog\n")
+    monkeypatch.chdir(tmp_path)
+    data = load(photos, f"path,class\n{photos.name}/train/cat/0.png,cat\ndog/5.png,dog\nunlabeled/0.png,dog\n")
+    assert torch.equal(data.labels, expected.labels) and data.files == expected.files
+    file = photos / "labels.csv"
+    assert data.notes[:3] == [
+        f"{file}: the column path is taken for the column file",
+        f"{file}: 1 path is taken as relative to the working directory, not to {photos}",
+        f"{file}: 1 path is taken as relative to folders below {photos}, not to {photos}",
+    ]
+    assert data.notes[3].startswith(f"{file}: 10 pictures in folders named like a class have no row and are unlabeled")
+    with pytest.raises(UserError, match=r"line 2: 0.png exists 5 times in"):
+        load(photos, "file,class\n0.png,cat\ntrain/dog/5.png,dog\n")
+    with pytest.raises(UserError, match="has different values in lines 2 and 3"):
+        load(photos, "file,class\ndog/5.png,dog\ntrain/dog/5.png,cat\n")
+
+
+def test_many_rows_without_a_file_are_one_problem(photos):
+    rows = "".join(f"no{i}.png,cat\n" for i in range(2000))
+    with pytest.raises(UserError, match=r"line 3: no0.png does not exist .*1,999 more rows, such as line 4") as raised:
+        load(photos, f"file,class\ntrain/dog/1.png,dog\n{rows}train/cat/1.png,cat\n")
+    assert len(str(raised.value)) < 1000
 
 
 def test_labels_files_that_cannot_be_read(photos):
@@ -195,6 +222,54 @@ def test_large_groups_are_held_out_only_if_the_others_do_not_suffice():
     assert split_of(everything, 1, "all", "auto").validation == []
 
 
+# Folders by name
+
+
+def test_names_of_folders_are_found_in_any_case(photos):
+    expected = load(photos)
+    for name in ("train", "test", "unlabeled"):
+        (photos / name).rename(photos / name.upper())
+    data = load(photos)
+    assert torch.equal(data.images, expected.images) and torch.equal(data.test_labels, expected.test_labels)
+    assert data.files == [f"{name.split('/')[0].upper()}/{name.split('/', 1)[1]}" for name in expected.files]
+
+
+def test_a_folder_of_validation_images_is_used_for_nothing_else(photos):
+    for name in CLASSES:
+        (photos / "Val" / name).mkdir(parents=True)
+        (photos / "train" / name / "5.png").rename(photos / "Val" / name / "5.png")
+    (photos / "unlabeled" / "0.png").write_text("not a picture")  # indices are those of the readable ones
+    data = load(photos, skip_unreadable=True)
+    for count, both in ((0, False), ("auto", True)):
+        split = split_of(data, 1, "all", count, both)
+        assert [data.files[i] for i in split.validation] == ["Val/cat/5.png", "Val/dog/5.png"]
+        assert len(split.labeled) == 10 and len(split.unlabeled) == (14 if both else 4)
+        assert not set(split.validation) & {*split.labeled, *split.unlabeled}
+        assert (split.files, split.fingerprint) == (data.files, data.fingerprint())
+    assert split_of(data, 1, 4).validation == split_of(data, 2, 10).validation == split.validation
+    with pytest.raises(UserError, match=r"data.num_validation: .*set it to 0 or auto"):
+        split_of(data, 1, "all", 2)
+
+
+def test_groups_in_the_folder_of_validation_images_are_not_in_training(photos):
+    (photos / "val" / "cat").mkdir(parents=True)
+    (photos / "train" / "cat" / "5.png").rename(photos / "val" / "cat" / "5.png")
+    with pytest.raises(UserError, match="group 'tom' is in validation and in training"):
+        split_of(load(photos, "file,group\nval/cat/5.png,tom\ntrain/cat/0.png,tom\n"))
+
+
+def test_a_labels_file_takes_validation_images_from_the_folder(flat):
+    (flat / "val").mkdir()
+    (flat / "cat-0.png").rename(flat / "val" / "a.png")
+    data = load(flat, "file,class\nval/a.png,cat\ncat-1.png,cat\ndog-1.png,dog\n")
+    assert [data.files[i] for i in data.validation] == ["val/a.png"]
+
+
+def test_a_name_of_several_classes_gives_a_note(flat):
+    data = load(flat, "file,class\ncat-0.png,cat\ndog-0.png,dog\ncat-1.png,cat|dog\ndog-1.png,cat; dog\n")
+    assert data.notes[0] == "a picture has one class: 'cat; dog', 'cat|dog' are classes of their own"
+
+
 # Decoding
 
 
@@ -224,6 +299,8 @@ def test_check_describes_the_folder(photos, tmp_path, capsys):
     shutil.copy(photos / "train" / "cat" / "0.png", photos / "test" / "cat" / "again.png")
     shutil.copy(photos / "train" / "cat" / "1.png", photos / "train" / "dog" / "other.png")
     shutil.copy(photos / "unlabeled" / "1.png", photos / "unlabeled" / "copy.png")
+    (photos / "more").mkdir(parents=True)
+    make_image(0, 1).save(photos / "more" / "x.png")
     (photos / "valid" / "cat").mkdir(parents=True)
     make_image(0, 1).save(photos / "valid" / "cat" / "x.png")
     make_image(0, 2).save(photos / "train" / "x.png")
@@ -244,19 +321,20 @@ def test_check_describes_the_folder(photos, tmp_path, capsys):
         "train/cat/0.png = test/cat/again.png",
     ]
     for line in (
-        f"{photos}: 26 files",
-        "cat             6       3",
-        "dog             7       2",
+        f"{photos}: 27 files",
+        "class       train     val    test",
+        "cat             6       1       3",
+        "dog             7       0       2",
         "unlabeled       8",
-        "formats: 24 PNG, RGB; 1 TIFF, RGB; 1 GIF, P",
+        "formats: 25 PNG, RGB; 1 TIFF, RGB; 1 GIF, P",
         "sizes: 20x20 to 40x10 pixels, median 20x20",
         "1 file with a side below 16 pixels",
         f"{duplicate} in unlabeled, exactly or nearly: unlabeled/1.png = unlabeled/copy.png",
         f"decoded images: {photos / '.mixmatch-cache' / '16px.safetensors'}",
         f"ignored: {photos / 'train' / 'x.png'}",
-        f"ignored: {photos / 'valid'}/ (1 file)",
+        f"ignored: {photos / 'more'}/ (1 file)",
         f"only the first page is used of {photos / 'unlabeled' / 'pages.tif'}",
-        "13 labeled, 8 unlabeled",
+        "13 labeled, 8 unlabeled, 1 validation",
         "classes are imbalanced: 6 (cat) to 7 (dog) labeled images",
         "12 steps of",
         "memory at its peak: ",
@@ -383,16 +461,15 @@ def test_the_picture_of_inputs_fits_on_a_screen(num_classes, size):
 def test_check_lists_every_problem(photos, tmp_path, capsys):
     for i in range(7):
         (photos / "unlabeled" / f"bad{i}.jpg").write_text("not a picture")
-    (photos / "train" / "owl").mkdir()
     (photos / "test" / "bird").mkdir()
     make_image(0, 1).save(photos / "test" / "bird" / "x.png")
     assert train(photos, tmp_path / "run", "--check") == 2
     error = capsys.readouterr().err
     assert error.count("cannot be read: ") == 7
-    assert "owl: has no images" in error and "class 'bird' appears only in test/" in error
-    assert error.splitlines()[-1] == "error: check failed: 9 problems, see above"
+    assert "class 'bird' appears only in test/" in error
+    assert error.splitlines()[-1] == "error: check failed: 8 problems, see above"
     assert train(photos, tmp_path / "run") == 2
-    assert "(and 1 more problems; --check lists them)" in capsys.readouterr().err
+    assert "class 'bird' appears only in test/" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -460,6 +537,23 @@ def test_a_run_refuses_changed_photographs(photos, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "1 new, such as train/cat/new.png, 2 missing, such as unlabeled/0.png" in error
     assert "init_from=RUN" in error
+
+
+@pytest.mark.slow
+def test_a_run_and_its_stage_refuse_a_renamed_class(photos, tmp_path, capsys):
+    assert train(photos, tmp_path / "run") == 0
+    (photos / "test" / "dog").rename(photos / "test" / "wolf")
+    (photos / "train" / "dog").rename(photos / "train" / "wolf")
+    message = "split.json: is of other classes than the present ones ('dog' is now 'wolf'); restore the names"
+    capsys.readouterr()
+    assert train(photos, tmp_path / "run", "train.steps=14") == 2
+    assert message in capsys.readouterr().err
+    assert pseudo_label.main(["--run-dir", str(tmp_path / "run"), "pseudo_label.steps=2"]) == 2
+    assert message in capsys.readouterr().err
+    assert train(photos, tmp_path / "other", f"data.split_file={tmp_path / 'run' / 'split.json'}") == 2
+    assert message in capsys.readouterr().err
+    assert train(photos, tmp_path / "next", f"init_from={tmp_path / 'run'}") == 0
+    assert "except dense.weight, dense.bias, which were of the classes cat, dog" in capsys.readouterr().out
 
 
 @pytest.mark.slow

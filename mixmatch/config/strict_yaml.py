@@ -1,4 +1,4 @@
-"""YAML in which 1e-3 is a number, as in YAML 1.2, repeated keys are errors, and text needs no quotes where it is due."""
+"""YAML in which 1e-3 is a number, as in YAML 1.2, repeated keys are errors, and text keys need no quotes."""
 
 import re
 from collections.abc import Collection

@@ -129,6 +129,7 @@ class ImageData:
         test_files: likewise of the test images, if ``data.num_test`` sampled them.
         groups: group of each training image (the same animal, the same day); empty string: none. Groups are never
             split over training and validation. None if there are no groups.
+        validation: indices of the training images that are for validation; None: sampled, see ``make_split``.
         by_share: labels are allocated by class frequency instead of equally.
         folds: published sets of labeled images, all of the same size.
         notes: lines to print about the data.
@@ -145,6 +146,7 @@ class ImageData:
     files: list[str] | None = None
     test_files: list[str] | None = None
     groups: list[str] | None = None
+    validation: list[int] | None = None
     by_share: bool = False
     folds: Sequence[list[int]] = ()
     notes: Sequence[str] = ()

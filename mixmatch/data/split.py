@@ -35,6 +35,7 @@ class Split:
         files: paths of all training images, index by index; None if images are not files.
         test_files: paths of the test images, if ``data.num_test`` sampled them.
         test_fingerprint: of the test images that accuracy is measured on; None if there are none.
+        classes: names.
     """
 
     dataset: str
@@ -45,6 +46,7 @@ class Split:
     files: list[str] | None = None
     test_files: list[str] | None = None
     test_fingerprint: str | None = None
+    classes: list[str] | None = None
 
     def to_json(self) -> str:
         """Return the text of a split file."""
@@ -59,7 +61,7 @@ def make_split(data: ImageData, settings: DataSettings, seed: int, labeled_as_un
     shuffled; the first are labeled and the last are for validation. So with the same seed, the 250 labeled images are
     among the 4000, and the validation set is the same. A group goes to validation as a whole, until each class has the
     number of validation images asked for; surplus images of these groups are unused. If the data set has folds of
-    ``num_labeled`` images, the fold of the seed is labeled.
+    ``num_labeled`` images, the fold of the seed is labeled. Validation images of the data set's own are kept.
 
     Args:
         data: images of unknown class (-1) only serve as unlabeled.
@@ -70,6 +72,8 @@ def make_split(data: ImageData, settings: DataSettings, seed: int, labeled_as_un
     Raises:
         UserError: if there are not enough images.
     """
+    if data.validation is not None:
+        return _split_around(data, data.validation, settings, seed, labeled_as_unlabeled)
     labels = data.labels.numpy()
     class_sizes = np.bincount(labels[labels >= 0], minlength=len(data.classes))
     num_labeled = _count_per_class("data.num_labeled", settings.num_labeled, data, class_sizes)
@@ -105,15 +109,8 @@ def make_split(data: ImageData, settings: DataSettings, seed: int, labeled_as_un
     if not labeled_as_unlabeled:
         is_unlabeled[labeled] = False
     unlabeled = np.flatnonzero(is_unlabeled)
-    return Split(
-        data.name,
-        data.fingerprint(),
-        labeled.tolist(),
-        unlabeled.tolist(),
-        validation.tolist(),
-        data.files,
-        data.test_files,
-    )
+    indices = (part.tolist() for part in (labeled, unlabeled, validation))
+    return Split(data.name, data.fingerprint(), *indices, data.files, data.test_files, classes=data.classes)
 
 
 def hold_out_test(data: ImageData, settings: DataSettings) -> ImageData:
@@ -132,6 +129,8 @@ def hold_out_test(data: ImageData, settings: DataSettings) -> ImageData:
         return data
     if data.test_labels is not None:
         raise UserError(f"data.num_test: {data.name} has {len(data.test_labels)} test images already; set it to 0")
+    if data.validation is not None:
+        raise UserError("data.num_test: the data set has validation images of its own; put test images into test/, too")
     labels = data.labels.numpy()
     class_sizes = np.bincount(labels[labels >= 0], minlength=len(data.classes))
     if isinstance(settings.num_test, float):
@@ -158,6 +157,30 @@ def hold_out_test(data: ImageData, settings: DataSettings) -> ImageData:
         test_files=data.files and [data.files[i] for i in test],
         groups=data.groups and [data.groups[i] for i in kept],
         folds=(),  # their indices are of all images
+    )
+
+
+def _split_around(
+    data: ImageData, validation: list[int], settings: DataSettings, seed: int, labeled_as_unlabeled: bool
+) -> Split:
+    """Return the split with the validation images of the data set; the others are split as if they were alone."""
+    if settings.num_validation not in (0, "auto"):
+        raise UserError("data.num_validation: the data set has validation images of its own; set it to 0 or auto")
+    others = np.setdiff1d(np.arange(len(data.labels)), validation)
+    groups = data.groups and [data.groups[i] for i in others]
+    both = sorted({*(groups or ())} & {data.groups[i] for i in validation} - {""}) if data.groups else []
+    if both:
+        raise UserError(f"data: group {both[0]!r} is in validation and in training; move its images into one of them")
+    # The images themselves have no influence.
+    rest = replace(data, images=data.images[:1], labels=data.labels[others], files=None, groups=groups, validation=None)
+    split = make_split(rest, settings.model_copy(update={"num_validation": 0}), seed, labeled_as_unlabeled)
+    return replace(
+        split,
+        fingerprint=data.fingerprint(),
+        labeled=others[split.labeled].tolist(),
+        unlabeled=others[split.unlabeled].tolist(),
+        validation=sorted(validation),
+        files=data.files,
     )
 
 
@@ -191,11 +214,11 @@ def _count_per_class(key: str, count: int | Literal["all"], data: ImageData, cla
             raise UserError(f"{key}: must be at least one for each of the {num_classes} classes, got {count}")
         return allocate_labels(class_sizes, count)
     if count % num_classes:
-        lower = count - count % num_classes
-        raise UserError(
-            f"{key}: must be divisible by the {num_classes} classes of {data.name}, got {count}; "
-            f"the nearest are {lower} and {lower + num_classes}"
-        )
+        lower, most = count - count % num_classes, num_classes * int(class_sizes.min())
+        least = num_classes if key == "data.num_labeled" else 0
+        near = sorted({min(max(number, least), max(most, least)) for number in (lower, lower + num_classes)})
+        nearest = f"the nearest are {near[0]} and {near[1]}" if len(near) > 1 else f"the nearest is {near[0]}"
+        raise UserError(f"{key}: must be divisible by the {num_classes} classes of {data.name}, got {count}; {nearest}")
     return np.full(num_classes, count // num_classes)
 
 
@@ -260,6 +283,8 @@ def read_split(path: Path, data: ImageData) -> Split:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a split.json") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a split file ({describe_error(error)})") from None
+    if split.classes not in (None, data.classes):
+        raise UserError(f"{path}: {_compare_classes(split.classes, data.classes)}")
     if split.fingerprint != data.fingerprint():
         raise UserError(f"{path}: is of other images than the present ones ({_compare(split.files, data.files)})")
     labels = data.labels.numpy()
@@ -270,6 +295,8 @@ def read_split(path: Path, data: ImageData) -> Split:
         raise UserError(
             f"{path}: labeled and validation images must have a known class, and there must be labeled ones"
         )
+    if data.validation is not None and sorted(data.validation) != split.validation:
+        raise UserError(f"{path}: its validation images are not those of the data set; use another split or run")
     trained_on = {*split.labeled, *split.unlabeled}
     if trained_on & set(split.validation):
         raise UserError(f"{path}: some validation images are labeled or unlabeled too")
@@ -282,6 +309,20 @@ def read_split(path: Path, data: ImageData) -> Split:
                 "without data.split_file"
             )
     return split
+
+
+def _compare_classes(old: list[str], new: list[str]) -> str:
+    """Return how the classes of a split differ from the present ones."""
+    added, missing = [name for name in new if name not in old], [name for name in old if name not in new]
+    parts = [
+        f"{len(names)} {text}, such as {names[0]!r}" for text, names in (("new", added), ("missing", missing)) if names
+    ]
+    if len(added) == len(missing) == 1:
+        parts = [f"{missing[0]!r} is now {added[0]!r}"]
+    return (
+        f"is of other classes than the present ones ({', '.join(parts) or 'their order changed'}); restore the names, "
+        "or start a new run from this one's weights with init_from=RUN"
+    )
 
 
 def _compare(old: list[str] | None, new: list[str] | None) -> str:

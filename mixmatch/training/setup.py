@@ -223,7 +223,7 @@ def load_checkpoint(trainer: Trainer, state: dict[str, Tensor], progress: Progre
 def load_weights(source: str, trainer: Trainer, classes: list[str], distributed: DistributedContext) -> list[str]:
     """Start ``trainer`` from the EMA weights of another run, and return lines to print.
 
-    Weights of another shape, such as those of the last layer for another number of classes, are not loaded.
+    The last layer is loaded only if the classes are the same.
 
     Args:
         source: a run directory, a checkpoint file or a model.safetensors.
@@ -241,7 +241,12 @@ def load_weights(source: str, trainer: Trainer, classes: list[str], distributed:
 
     weights, source_classes = distributed.broadcast_from_main(read)
     ours = trainer.model.state_dict()
-    fitting = {name: value for name, value in weights.items() if name in ours and value.shape == ours[name].shape}
+    last_layer = {f"dense.{name}" for name in trainer.model.dense.state_dict()}
+    fitting = {
+        name: value
+        for name, value in weights.items()
+        if name in ours and value.shape == ours[name].shape and (source_classes == classes or name not in last_layer)
+    }
     others = [name for name in ours if name not in fitting]
     if ours.keys() != weights.keys() or len(others) > len(ours) // 2:
         raise UserError(f"init_from: {source} is of another network; use the same model.* settings")
@@ -249,10 +254,12 @@ def load_weights(source: str, trainer: Trainer, classes: list[str], distributed:
     for name, value in fitting.items():
         state |= {key: value for key in (f"model.{name}", f"ema.{name}") if key in state}
     trainer.load_state(state, 0)
-    lines = [f"initial weights from {source}" + (f", except {', '.join(others)}" if others else "")]
-    if not others and source_classes != classes:
-        lines.append(f"note: these were trained on the classes {', '.join(source_classes)}")
-    return lines
+    other_classes = ", ".join(source_classes)[:200] if source_classes != classes else ""
+    return [
+        f"initial weights from {source}"
+        + (f", except {', '.join(others)}" if others else "")
+        + (f", which were of the classes {other_classes}" if other_classes else "")
+    ]
 
 
 def start_callbacks(callbacks: Sequence[Callback], trainer: Trainer, progress: Progress) -> None:

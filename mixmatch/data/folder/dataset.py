@@ -47,7 +47,8 @@ def read_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> 
     if index.problems:
         more = len(index.problems) - 1
         raise UserError(index.problems[0] + (f" (and {more} more problems; --check lists them)" if more else ""))
-    decoded, notes = read_pictures(index, settings, device, quiet)
+    decoded, decoding_notes = read_pictures(index, settings, device, quiet)
+    notes = [*index.notes, *decoding_notes]
     files, unreadable = index.files, decoded.unreadable
     if unreadable:
         examples = list_examples([f"{files[i]}: {reason}" for i, reason in unreadable.items()])
@@ -75,6 +76,8 @@ def read_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> 
             raise UserError(f"{index.root}: class {name!r} has no readable picture; add some")
     has_test = num_train < len(kept)
     groups = [index.groups[i] for i in kept[:num_train]]
+    first = index.num_train - index.num_validation
+    validation = [number for number, i in enumerate(kept[:num_train]) if i >= first]
     return ImageData(
         "folder",
         index.classes,
@@ -86,6 +89,7 @@ def read_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> 
         decoding=settings.decoding,
         files=[index.relative_path(files[i]) for i in kept[:num_train]],
         groups=groups if any(groups) else None,
+        validation=validation or None,
         notes=notes,
     )
 
@@ -139,12 +143,12 @@ def cache_file(root: Path, size: int) -> Path:
 
 
 def _cache_key(index: FolderIndex, options: str) -> str:
-    """Return a hash of ``options`` and of the path, size and times of every file."""
+    """Return a hash of ``options`` and of the path, size, times and inode of every file."""
     digest = hashlib.sha256(options.encode())
     for file in index.files:
         try:
             status = file.stat()
-            state = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+            state = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
         except OSError as error:  # such as a dangling link, which is unreadable
             state = str(error.errno)
         digest.update(os.fsencode(file.relative_to(index.root)) + f"\0{state}\0".encode())

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,12 @@ from PIL import Image
 
 from mixmatch.data.dataset import is_folder_name
 from mixmatch.errors import UserError
-from mixmatch.files import check_regular
+from mixmatch.files import check_regular, from_csv_text
 
 UNLABELED_FOLDERS = ("unlabeled", "unlabelled")  # both spellings
+VALIDATION_FOLDERS = ("val", "valid", "validation")
+# The first columns of predict's table. Those of the probabilities follow, named like the classes.
+PREDICTION_COLUMNS = ("file", "class", "confidence", "true_class", "problem")
 UNKNOWN_CLASS = -1
 # Files of operating systems; hidden files are ignored as well.
 JUNK_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
@@ -28,11 +32,13 @@ class FolderIndex:
     Attributes:
         root: the folder.
         classes: names, sorted.
-        files: below ``root``, training files first.
+        files: below ``root``: training files, of which those for validation are the last, then test files.
         labels: of each file, a class index or ``UNKNOWN_CLASS``.
         groups: of each file; empty string: none.
-        num_train: number of training files.
+        num_train: number of training files, those for validation included.
+        num_validation: number of files in val/.
         problems: reasons why training would fail.
+        notes: lines to print.
         unused_files: files and folders that are neither training nor test files.
     """
 
@@ -42,12 +48,22 @@ class FolderIndex:
     labels: list[int] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     num_train: int = 0
+    num_validation: int = 0
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     unused_files: list[Path] = field(default_factory=list)
 
     def relative_path(self, file: Path) -> str:
         """Return the path of a file below the root, with forward slashes."""
         return file.relative_to(self.root).as_posix()
+
+
+class FoundFiles(NamedTuple):
+    """The files of a folder, by what they are for; those for training include the unlabeled ones."""
+
+    train: NamedFiles
+    validation: NamedFiles
+    test: NamedFiles
 
 
 class LabelRow(NamedTuple):
@@ -97,8 +113,8 @@ def index_folder(root: Path, labels: str | None) -> FolderIndex:
     """Index a folder of photographs.
 
     Args:
-        root: holds train/<class>/, test/<class>/ and unlabeled/. If a labels file has classes, any folders; files in
-            test/ are then test files.
+        root: holds train/<class>/, val/<class>/, test/<class>/ and unlabeled/, in any case. If a labels file has
+            classes, any folders; files in val/ and test/ are then for validation and testing.
         labels: CSV file, relative to ``root``, with a column ``file`` (relative to ``root``), and ``class`` or
             ``group`` or both. Without ``class``, folder names are the classes.
 
@@ -106,32 +122,49 @@ def index_folder(root: Path, labels: str | None) -> FolderIndex:
         UserError: if a folder or the labels file cannot be read. Other faults are in ``problems``.
     """
     index, labels_file = FolderIndex(root), root / (labels or "")
-    rows = read_labels(labels_file, root) if labels else {}
+    rows = _locate(index, read_labels(labels_file, root, index.notes), labels_file) if labels else {}
     if any(row.class_name is not None for row in rows.values()):
-        source, (train, test) = labels_file, _find_by_labels(index, rows, labels_file)
+        source, files = labels_file, _find_by_labels(index, rows, labels_file)
     else:
-        source, (train, test) = root / "train", _find_by_folders(index, labels_file)
-    index.classes = sorted({name for _, name in train if name})
+        source, files = root / "train", _find_by_folders(index, labels_file)
+    index.classes = sorted({name for _, name in files.train if name})
     if len(index.classes) < 2:
         index.problems.append(f"{source}: needs at least two classes, has {len(index.classes)}")
-    for name in sorted({name for _, name in test} - {*index.classes}):
-        index.problems.append(f"{source}: class {name!r} appears only in test/")
+    for part, named in (("val/", files.validation), ("test/", files.test)):
+        for name in sorted({name for _, name in named} - {*index.classes}):
+            index.problems.append(f"{source}: class {name!r} appears only in {part}")
+    _check_class_names(index, source)
     numbers = {name: number for number, name in enumerate(index.classes)}
-    for file, name in (*train, *test):
+    for file, name in (*files.train, *files.validation, *files.test):
         path = index.relative_path(file)
         index.files.append(file)
         index.labels.append(numbers.get(name, UNKNOWN_CLASS))
         index.groups.append(rows[path].group if path in rows else "")
-    index.num_train = len(train)
-    found = {index.relative_path(file) for file in (*index.files, *index.unused_files)}
-    for path, row in rows.items():
-        if path not in found:
-            index.problems.append(f"{labels_file}: line {row.line}: {path} does not exist in {root}")
+    index.num_train, index.num_validation = len(files.train) + len(files.validation), len(files.validation)
     return index
 
 
-def read_labels(file: Path, root: Path) -> dict[str, LabelRow]:
-    """Read a labels file: UTF-8, separated by commas, semicolons or tabs.
+def _check_class_names(index: FolderIndex, source: Path) -> None:
+    """Report classes that are none, and names that look like several classes."""
+    for name in index.classes:
+        if re.sub(r"[\W_]", "", name).lower() in UNLABELED_FOLDERS:
+            index.problems.append(
+                f"{source}: {name!r} would be a class; move its images to {index.root / 'unlabeled'}/ (in a labels "
+                "file, leave the class empty), or rename it if it is a class"
+            )
+    several = [repr(name) for name in index.classes if re.search(r"\S\s*[|;,]\s*\S", name)]
+    if several:
+        more = f" and {len(several) - 3} more" * (len(several) > 3)
+        index.notes.append(f"a picture has one class: {', '.join(several[:3])}{more} are classes of their own")
+
+
+def read_labels(file: Path, root: Path, notes: list[str]) -> dict[str, LabelRow]:
+    """Read a labels file: UTF-8, separated by commas, semicolons or tabs. The table of ``predict`` is one.
+
+    Args:
+        file: CSV file.
+        root: the folder that its paths are relative to.
+        notes: gets a line if something was assumed.
 
     Returns:
         The row of each file, by its path below ``root``.
@@ -147,6 +180,11 @@ def read_labels(file: Path, root: Path) -> dict[str, LabelRow]:
             opened.seek(0)
             lines = csv.reader(opened, delimiter=max(",;\t", key=header.count), strict=True)
             columns = [name.strip().lower() for name in next(lines, [])]
+            if columns[: len(PREDICTION_COLUMNS)] == [*PREDICTION_COLUMNS]:  # a class may be called group
+                columns[len(PREDICTION_COLUMNS) :] = [""] * (len(columns) - len(PREDICTION_COLUMNS))
+            elif "path" in columns and "file" not in columns:
+                columns[columns.index("path")] = "file"
+                notes.append(f"{file}: the column path is taken for the column file")
             known = [name for name in columns if name in ("file", "class", "group")]
             if "file" not in known or len(known) < 2 or len(set(known)) < len(known):
                 raise UserError(
@@ -159,7 +197,7 @@ def read_labels(file: Path, root: Path) -> dict[str, LabelRow]:
                 where = f"{file}: line {lines.line_num}"
                 if len(cells) != len(columns):
                     raise UserError(f"{where}: {len(cells)} cells, but {len(columns)} columns; quote cells with commas")
-                values = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
+                values = {name: from_csv_text(cell.strip()) for name, cell in zip(columns, cells, strict=True)}
                 row = LabelRow(lines.line_num, values.get("class"), values.get("group", ""))
                 if row.class_name and not is_folder_name(row.class_name):
                     raise UserError(f"{where}: class {row.class_name!r} is not a valid folder name; rename it")
@@ -186,36 +224,95 @@ def _path_below(root: Path, name: str) -> str:
     return os.path.relpath(path, os.path.abspath(root)) if os.path.isabs(path) else path
 
 
-def _find_by_labels(index: FolderIndex, rows: dict[str, LabelRow], labels_file: Path) -> tuple[NamedFiles, NamedFiles]:
-    """Return training and test files with classes from a labels file: test files are those in test/ with a class."""
-    train: NamedFiles = []
-    test: NamedFiles = []
+def _locate(index: FolderIndex, rows: dict[str, LabelRow], labels_file: Path) -> dict[str, LabelRow]:
+    """Return the rows by paths below the root. Report those that do not exist.
+
+    Paths that are relative to the working directory, or to one folder below the root, are taken with a note.
+    """
+    root, located, missing = index.root, dict[str, LabelRow](), list[str]()
+    assumed = {"the working directory": 0, f"folders below {root}": 0}
+    by_name: dict[str, list[str]] = {}
+    if not all((root / path).exists() for path in rows):
+        for file in find_images(root):
+            by_name.setdefault(file.name, []).append(index.relative_path(file))
+    for path, row in rows.items():
+        from_here = os.path.relpath(path, root)
+        matches = [other for other in by_name.get(os.path.basename(path), []) if f"/{other}".endswith(f"/{path}")]
+        if os.path.lexists(root / path) and not path.startswith(".."):
+            found = path
+        elif os.path.lexists(path) and not from_here.startswith(".."):
+            found = Path(from_here).as_posix()
+            assumed["the working directory"] += 1
+        elif len(matches) == 1:
+            found = matches[0]
+            assumed[f"folders below {root}"] += 1
+        else:
+            missing.append(
+                f"line {row.line}: {path} " + (f"exists {len(matches)} times" if matches else "does not exist")
+            )
+            continue
+        if located.setdefault(found, row)[1:] != row[1:]:
+            earlier = located[found].line
+            raise UserError(f"{labels_file}: {found} has different values in lines {earlier} and {row.line}")
+    for where, count in assumed.items():
+        if count:
+            index.notes.append(
+                f"{labels_file}: {count:,} path{'s are' if count > 1 else ' is'} taken as relative to {where}, not to {root}"
+            )
+    if missing:
+        more = f" (and {len(missing) - 1:,} more rows, such as {missing[1]})" if len(missing) > 1 else ""
+        index.problems.append(f"{labels_file}: {missing[0]} in {root}{more}; write paths relative to data.root")
+    return located
+
+
+def _find_by_labels(index: FolderIndex, rows: dict[str, LabelRow], labels_file: Path) -> FoundFiles:
+    """Return the files with classes from a labels file. In val/ and test/, those without a class are not used."""
+    found = FoundFiles([], [], [])
     suffixes = Image.registered_extensions()
+    classes = {row.class_name for row in rows.values()}
+    unlisted: list[str] = []
     for file in find_images(index.root):
         path = index.relative_path(file)
-        is_test = path.split("/")[0].lower() == "test"
+        top = path.split("/")[0].lower() if "/" in path else ""
         name = (rows[path].class_name or "") if path in rows else ""
-        if is_test and name:
-            test.append((file, name))
-        elif not is_test and (path in rows or file.suffix.lower() in suffixes):
-            train.append((file, name))
+        held_out = found.test if top == "test" else found.validation if top in VALIDATION_FOLDERS else None
+        if held_out is not None and name:
+            held_out.append((file, name))
+        elif held_out is None and (path in rows or file.suffix.lower() in suffixes):
+            found.train.append((file, name))
+            if path not in rows and file.parent.name in classes:
+                unlisted.append(path)
         elif os.path.realpath(file) != os.path.realpath(labels_file):
             index.unused_files.append(file)
-    return train, test
+    if unlisted:
+        index.notes.append(
+            f"{labels_file}: {len(unlisted):,} pictures in folders named like a class have no row and are unlabeled, "
+            f"such as {unlisted[0]}; add rows for them, since the file replaces folder names"
+        )
+    return found
 
 
-def _find_by_folders(index: FolderIndex, labels_file: Path) -> tuple[NamedFiles, NamedFiles]:
-    """Return training and test files with classes from the names of folders."""
+def _find_by_folders(index: FolderIndex, labels_file: Path) -> FoundFiles:
+    """Return the files with classes from the names of folders."""
     root = index.root
-    unlabeled = [root / name for name in UNLABELED_FOLDERS if os.path.lexists(root / name)]
-    if len(unlabeled) > 1:
-        index.problems.append(f"{root}: both unlabeled/ and unlabelled/ exist; put all unlabeled images into one")
-    train = _find_in_class_folders(index, root / "train")
-    train += [(file, "") for folder in unlabeled for file in find_images(folder)]
-    test = _find_in_class_folders(index, root / "test") if os.path.lexists(root / "test") else []
-    used = {root / "train", root / "test", *unlabeled, labels_file}
+    train = _find_folder(index, "train") or root / "train"
+    unlabeled, validation, test = (
+        _find_folder(index, *names) for names in (UNLABELED_FOLDERS, VALIDATION_FOLDERS, ["test"])
+    )
+    found = FoundFiles(*(_find_in_class_folders(index, part) if part else [] for part in (train, validation, test)))
+    found.train.extend((file, "") for file in (find_images(unlabeled) if unlabeled else ()))
+    used = {train, unlabeled, validation, test, labels_file}
     index.unused_files += [path for path in _list_folder(root) if path not in used]
-    return train, test
+    return found
+
+
+def _find_folder(index: FolderIndex, *names: str) -> Path | None:
+    """Return the folder below the root with one of these names, in any case; report it if there are several."""
+    found = [path for path in _list_folder(index.root) if path.name.lower() in names]
+    if len(found) > 1:
+        names_found = " and ".join(f"{path.name}/" for path in found)
+        index.problems.append(f"{index.root}: both {names_found} exist; put all of their images into one")
+    return found[0] if found else None
 
 
 def _find_in_class_folders(index: FolderIndex, folder: Path) -> NamedFiles:
@@ -225,8 +322,8 @@ def _find_in_class_folders(index: FolderIndex, folder: Path) -> NamedFiles:
             index.unused_files.append(path)
             continue
         images = [(file, path.name) for file in find_images(path)]
-        if not images and folder == index.root / "train":
-            index.problems.append(f"{path}: has no images; add some or remove the folder")
+        if not images:
+            index.notes.append(f"{path}: has no images and is ignored")
         files += images
     return files
 

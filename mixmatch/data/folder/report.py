@@ -54,19 +54,22 @@ def describe_folder(settings: FolderSettings, device: torch.device, quiet: bool)
     elif unreadable:
         problems += [f"cannot be read: {line}" for line in unreadable]
         lines.append(f"{count_files(len(unreadable))} cannot be read; data.skip_unreadable=true skips such files")
-    return Report([*lines, *notes], warnings, problems)
+    return Report([*lines, *(index.notes if problems else []), *notes], warnings, problems)
 
 
 def _describe_classes(index: FolderIndex, decoded: DecodedPictures) -> Iterator[str]:
     readable = [(n, label) for n, label in enumerate(index.labels) if n not in decoded.unreadable]
-    train = Counter(label for n, label in readable if n < index.num_train)
+    first = index.num_train - index.num_validation
+    train = Counter(label for n, label in readable if n < first)
+    validation = Counter(label for n, label in readable if first <= n < index.num_train)
     test = Counter(label for n, label in readable if n >= index.num_train)
     names = [single_line(name)[:MAX_NAME_LENGTH] for name in index.classes]
     width = max(len(name) for name in ("unlabeled", *names))
     yield f"{index.root}: {count_files(len(index.files))}"
-    yield f"  {'class':<{width}}   train    test"
+    val = bool(index.num_validation)
+    yield f"  {'class':<{width}}   train{'     val' * val}    test"
     for number, name in enumerate(names):
-        yield f"  {name:<{width}}{train[number]:>8,}{test[number]:>8,}"
+        yield f"  {name:<{width}}{train[number]:>8,}{f'{validation[number]:>8,}' * val}{test[number]:>8,}"
     yield f"  {'unlabeled':<{width}}{train[UNKNOWN_CLASS]:>8,}"
 
 
