@@ -5,9 +5,9 @@
     config = mixmatch.load_config("digits", ["seed=2"])
     results = mixmatch.train(config, "runs/mine")
     model = mixmatch.load_model("runs/mine")
-    print(results.test_accuracy, model.classes, model.predict(images))
+    print(results.test_accuracy, model.predict("image.png"))
 
-The images are (n, size, size, channels) uint8. ``METHODS``, ``MODELS`` and ``DATASETS`` take methods, networks and data
+``METHODS``, ``MODELS`` and ``DATASETS`` take methods, networks and data
 sets of your own; errors that the user can fix are ``UserError``.
 """
 

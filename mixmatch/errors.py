@@ -1,6 +1,13 @@
 """Errors that end a command with one line and an exit code."""
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 from pydantic import ValidationError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class UserError(Exception):
@@ -11,6 +18,10 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(single_line(message))
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows instead of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 class RunInUse(UserError):
@@ -39,6 +50,19 @@ class Interrupted(KeyboardInterrupt):
     def _render_traceback_(self) -> list[str]:
         """Return the lines that IPython shows instead of a traceback."""
         return [str(self)]
+
+
+def short_tracebacks(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function that users call: tracebacks of UserError do not show the frames of this package."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            raise error.with_traceback(None) from None
+
+    return call
 
 
 class Stopped(Interrupted):

@@ -2,24 +2,46 @@
 
 import importlib.util
 import json
+import os
 import warnings
+from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from mixmatch.config import build_config
 from mixmatch.data.dataset import ImageSpec
-from mixmatch.errors import UserError, describe_error
+from mixmatch.data.folder.decode import Unreadable, decode, decode_opened
+from mixmatch.errors import UserError, describe_error, short_tracebacks
 from mixmatch.evaluation import predict_probabilities
 from mixmatch.files import DamagedFile, checksum, explain_os_errors, load_tensors, save_tensors
 from mixmatch.models import Network, NetworkSettings, build_network
 from mixmatch.runs.directory import RunDirectory
+
+ImageSource = str | os.PathLike[str] | Image.Image
+
+
+@dataclass(frozen=True)
+class ClassPrediction:
+    """The prediction for one image.
+
+    Attributes:
+        class_name: the most likely class.
+        confidence: its probability.
+        probabilities: of all classes, by name.
+    """
+
+    class_name: str
+    confidence: float
+    probabilities: dict[str, float] = field(repr=False)
 
 
 class Classifier(nn.Module):
@@ -50,7 +72,31 @@ class Classifier(nn.Module):
         """Map images (n, channels, size, size), normalized by ``spec.mean`` and ``spec.std``, to logits (n, C)."""
         return self.network(x)
 
-    def predict(self, images: Tensor | NDArray[Any]) -> Tensor:
+    @short_tracebacks
+    def predict(self, images: ImageSource | Sequence[ImageSource] | Tensor | NDArray[Any]) -> list[ClassPrediction]:
+        """Return the class of each image, computed as in the evaluations of the run.
+
+        Args:
+            images: paths or PIL images, one or several, which are made square as those of the run; or pixels, as for
+                ``predict_probabilities``.
+
+        Raises:
+            UserError: if a file cannot be read as a picture.
+            ValueError: if pixels have another shape or type.
+        """
+        if isinstance(images, Tensor | np.ndarray):
+            pixels: Tensor | NDArray[Any] = images
+        else:
+            several = [images] if isinstance(images, str | os.PathLike | Image.Image) else [*images]
+            squares = [self._to_square(image) for image in several]
+            pixels = np.stack(squares) if squares else np.empty((0, *self._image_shape()), np.uint8)
+        rows = self.predict_probabilities(pixels).cpu().tolist() if len(pixels) else []
+        return [
+            ClassPrediction(self.classes[row.index(max(row))], max(row), dict(zip(self.classes, row, strict=True)))
+            for row in rows
+        ]
+
+    def predict_probabilities(self, images: Tensor | NDArray[Any]) -> Tensor:
         """Return class probabilities, computed as in the evaluations of the run.
 
         Args:
@@ -62,17 +108,28 @@ class Classifier(nn.Module):
         Raises:
             ValueError: if the images have another shape or type.
         """
-        spec, images = self.spec, torch.as_tensor(images)
-        if images.dtype != torch.uint8 or images.shape[1:] != (spec.size, spec.size, spec.channels):
-            raise ValueError(
-                f"images must be (n, {spec.size}, {spec.size}, {spec.channels}) uint8, "
-                f"got {tuple(images.shape)} {images.dtype}"
-            )
+        images, shape = torch.as_tensor(images), self._image_shape()
+        if images.dtype != torch.uint8 or images.shape[1:] != shape:
+            expected = ", ".join(map(str, shape))
+            raise ValueError(f"images must be (n, {expected}) uint8, got {tuple(images.shape)} {images.dtype}")
         device = next(self.network.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             return predict_probabilities(self.network, images, device)
 
+    def _image_shape(self) -> tuple[int, int, int]:
+        return self.spec.size, self.spec.size, self.spec.channels
 
+    def _to_square(self, image: ImageSource) -> NDArray[np.uint8]:
+        spec = self.spec
+        try:
+            if isinstance(image, Image.Image):
+                return decode_opened(image, spec.size, spec.channels, spec).pixels
+            return decode(Path(image), spec.size, spec.channels, spec).pixels
+        except (Unreadable, OSError, Image.DecompressionBombError) as error:  # OSError: an image that PIL has opened, but not read
+            raise UserError(f"{image}: cannot be read as a picture ({error})") from None
+
+
+@short_tracebacks
 def load_model(path: Path | str, device: str = "cpu", best: bool = False) -> Classifier:
     """Load the EMA weights of a run, finished or not. The data set is not needed.
 
@@ -131,8 +188,28 @@ def _load_file(path: Path, device: str) -> Classifier:
         settings = build_config({"model": meta["model"]}, str(path)).model
         precision = str(meta["precision"])
     except (DamagedFile, OSError, ValidationError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as a model ({describe_error(error)})") from None
+        reason = f"is {kind}" if (kind := _other_kind(path)) else f"cannot be read as a model ({describe_error(error)})"
+        raise UserError(f"{path}: {reason}; give the model.safetensors of a run, or its directory") from None
     return _build(settings, spec, weights, precision, device, str(path))
+
+
+def _other_kind(path: Path) -> str:
+    """Return what a file that is not a model is, an empty string if it is not known."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4096)
+    except OSError:
+        return ""
+    kinds = {
+        "a Git LFS pointer, not the model itself (git lfs pull fetches it)": start.startswith(
+            b"version https://git-lfs"
+        ),
+        "a file of torch.save": start.startswith(b"\x80") or (start.startswith(b"PK") and b"data.pkl" in start),
+        "a ZIP archive": start.startswith(b"PK"),
+        "an ONNX file": b"pytorch" in start[:40],
+        "a checkpoint": b"start_step" in start,
+    }
+    return next((kind for kind, matches in kinds.items() if matches), "")
 
 
 def _build(

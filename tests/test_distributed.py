@@ -143,5 +143,5 @@ def test_a_run_in_two_processes_resumes_after_a_kill_and_a_signal_and_in_one_pro
     assert "environment changed" in (printed := capsys.readouterr().out) and "in 2 processes" in printed
     results = json.loads((tmp_path / "whole" / "results.json").read_text())
     data = load_data(load_config(tmp_path / "whole" / "config.yml").data, torch.device("cpu"))
-    right = load_model(tmp_path / "whole").predict(data.test_images).argmax(1) == data.test_labels
+    right = load_model(tmp_path / "whole").predict_probabilities(data.test_images).argmax(1) == data.test_labels
     assert results["processes"] == 2 and results["test_accuracy"] == pytest.approx(100 * right.float().mean().item())

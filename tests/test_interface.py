@@ -29,10 +29,10 @@ def test_a_loaded_model_is_the_evaluated_one(trained):
     config, results, path = trained
     model = mixmatch.load_model(path)
     data = load_data(config.data, torch.device("cpu"))
-    probabilities = model.predict(data.test_images)
+    probabilities = model.predict_probabilities(data.test_images)
     accuracy = 100 * (probabilities.argmax(dim=1) == data.test_labels).double().mean().item()
     assert accuracy == pytest.approx(results.test_accuracy)
-    assert torch.equal(model.predict(data.test_images.numpy()), probabilities)
+    assert torch.equal(model.predict_probabilities(data.test_images.numpy()), probabilities)
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     assert model.classes == [str(digit) for digit in range(10)]
     assert repr(model) == "Classifier(WRN-10-0.5, 8x8x1 images, 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9)"
@@ -78,7 +78,7 @@ def test_images_of_another_shape_or_type_are_an_error(trained):
     model = mixmatch.load_model(trained[2])
     for images in (torch.zeros(1, 9, 9, 1, dtype=torch.uint8), torch.zeros(1, 8, 8, 1)):
         with pytest.raises(ValueError, match=r"must be \(n, 8, 8, 1\) uint8"):
-            model.predict(images)
+            model.predict_probabilities(images)
 
 
 @pytest.mark.slow
@@ -181,5 +181,5 @@ def test_type_checkers_see_the_signatures(tmp_path):
     found = subprocess.run(mypy, cwd=ROOT, capture_output=True, text=True).stdout.replace("builtins.", "")
     assert 'user.py:2: note: Revealed type is "def (config: mixmatch.config.schema.Config, path: ' in found
     assert '-> mixmatch.runs.results.RunResults"' in found
-    assert "-> mixmatch.inference.Classifier" in found and "images: torch._tensor.Tensor | numpy.ndarray" in found
+    assert "-> mixmatch.inference.Classifier" in found and "-> list[mixmatch.inference.ClassPrediction]" in found
     assert "dict[str, type[mixmatch.methods.base.Method[Any]]]" in found

@@ -47,6 +47,6 @@ def test_mixmatch_learns_from_unlabeled_images(tmp_path):
     for name, weight in average.average.items():
         torch.testing.assert_close(saved[name].double(), weight, rtol=1e-3, atol=1e-4)
     data = load_data(config.data, CPU)
-    alone = torch.cat([model.predict(image[None]) for image in data.test_images])
+    alone = torch.cat([model.predict_probabilities(image[None]) for image in data.test_images])
     accuracy = 100 * (alone.argmax(dim=1) == data.test_labels).double().mean().item()
     assert accuracy == pytest.approx(results.test_accuracy, abs=0.3)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -280,6 +281,32 @@ def test_unreadable_files_can_be_skipped(photos):
         assert len(data.images) == 17 and "skipped 1 file that cannot be read" in data.notes[0]
     make_image(0, 5).save(photos / "unlabeled" / "bad.png")
     assert len(load(photos, skip_unreadable=True).images) == 18
+
+
+def test_exchanged_pictures_of_equal_size_and_time_are_decoded_anew(photos):
+    a, b = photos / "train" / "cat" / "0.bmp", photos / "train" / "dog" / "0.bmp"
+    for channel, file in enumerate((a, b)):
+        make_image(channel, 1).save(file)
+        os.utime(file, ns=(10**18, 10**18))
+    before = load(photos)
+    a.rename(photos / "x.bmp")
+    b.rename(a)
+    (photos / "x.bmp").rename(b)
+    after = load(photos)
+    first, second = (before.files.index(f"train/{name}/0.bmp") for name in CLASSES)
+    assert torch.equal(after.images[[first, second]], before.images[[second, first]])
+
+
+def test_the_cache_can_be_refreshed(photos, tmp_path):
+    def cached():
+        (file,) = (photos / ".mixmatch-cache").iterdir()
+        return file.stat().st_mtime_ns
+
+    load(photos)
+    time = cached()
+    assert train(photos, tmp_path / "run", "--check") == 0 and cached() == time
+    assert train(photos, tmp_path / "run", "--check", "--refresh-cache") == 0 and cached() > time
+    assert main.main(["--refresh-cache", "--run-dir", str(tmp_path / "run"), *SMALL]) == 2  # no folder
 
 
 def test_heif_needs_a_plug_in(tmp_path, monkeypatch):

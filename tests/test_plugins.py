@@ -92,6 +92,25 @@ def test_help_lists_imported_keys_and_mistakes_are_one_line(tmp_path, registries
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "layer", [torch.nn.BatchNorm2d(6), torch.nn.SyncBatchNorm(6), torch.nn.BatchNorm2d(6, affine=False)]
+)
+def test_a_network_with_batch_norm_of_pytorch_is_refused(tmp_path, registries, capsys, layer):
+    import_file(PLUGIN)
+
+    class Mine(MODELS["tiny"]):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.body = torch.nn.Sequential(torch.nn.Identity(), layer)
+
+    MODELS["tiny"] = Mine
+    assert train.main(["--run-dir", str(tmp_path / "run"), *SETTINGS]) == 2
+    error = capsys.readouterr().err
+    assert f"tiny.body.1 is a {type(layer).__name__} of PyTorch" in error and error.count("\n") == 1
+    assert "mixmatch.models.BatchNorm(channels, settings.bn_momentum)" in error
+    assert not list(tmp_path.iterdir())
+
+
 HEAD = "from mixmatch.methods import METHODS\nfrom mixmatch.methods.base import Method\n"
 
 

@@ -18,6 +18,7 @@ from mixmatch.cli import predict, predictions, train
 from mixmatch.cli.part_file import PartFile
 from mixmatch.cli.predictions import copy_to_class_folder
 from mixmatch.data.weak_augmentation import to_float
+from mixmatch.data.folder.index import index_folder
 from mixmatch.errors import UserError
 from mixmatch.files import load_tensors
 from mixmatch.inference import fingerprint, load_model
@@ -89,7 +90,7 @@ def test_accuracy_is_that_of_the_run_and_rows_are_complete(photos, trained, comm
     printed = capsys.readouterr().out
     accuracy = json.loads((trained / "results.json").read_text())["test_accuracy"]
     assert f"accuracy {accuracy:.2f}% of 18 files whose class is known, balanced accuracy {accuracy:.2f}%" in printed
-    assert "precision    recall" in printed and "18 images classified" in printed
+    assert "precision  recall" in printed and "18 images classified" in printed
     rows = read_rows(tmp_path / "p.csv")
     names = ["'=cmd()", "<b>ß 猫", "horizontal"]  # a formula would be computed by spreadsheets
     for row in rows:
@@ -97,7 +98,7 @@ def test_accuracy_is_that_of_the_run_and_rows_are_complete(photos, trained, comm
         assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
         assert row["class"] == max(probabilities, key=probabilities.get)
         assert float(row["confidence"]) == max(probabilities.values())
-        assert row["true_class"].strip("'") == row["path"].split("/")[-2]
+        assert row["true_class"].strip("'") == row["file"].split("/")[-2]
     correct = [row["class"] == row["true_class"] for row in rows]
     assert len(rows) == 18 and 100 * sum(correct) / 18 == pytest.approx(accuracy)
 
@@ -131,6 +132,21 @@ def test_a_corrupt_model_file_gives_one_line(photos, trained, tmp_path, capsys, 
     assert error.count("\n") == 1 and "model.safetensors" in error and not (tmp_path / "p.csv").exists()
 
 
+@pytest.mark.parametrize(
+    "write, kind",
+    [
+        (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "is a Git LFS pointer"),
+        (lambda path: torch.save({"x": torch.ones(2)}, path), "is a file of torch.save"),
+        (lambda path: torch.save([1], path, _use_new_zipfile_serialization=False), "is a file of torch.save"),
+    ],
+)
+def test_a_model_of_another_kind_is_named(photos, tmp_path, capsys, write, kind):
+    write(tmp_path / "model.pth")
+    assert predict.main(["--model", str(tmp_path / "model.pth"), str(photos)]) == 2
+    error = capsys.readouterr().err
+    assert kind in error and "give the model.safetensors of a run" in error and error.count("\n") == 1
+
+
 def test_best_is_the_checkpoint_with_the_best_validation_accuracy(trained, tmp_path, photos, command, capsys):
     shutil.copytree(trained, tmp_path / "run")
     step = json.loads((trained / "results.json").read_text())["best_validation"]["step"]
@@ -160,12 +176,13 @@ def test_files_that_cannot_be_read_are_rows_and_the_others_are_classified(comman
     make_image(2, 3).save("=1+1.png")
     assert command(new, "=1+1.png") == 0
     rows = read_rows(tmp_path / "p.csv")
-    problems = {row["path"].split("/")[-1]: row["problem"] for row in rows if row["problem"]}
+    problems = {row["file"].split("/")[-1]: row["problem"] for row in rows if row["problem"]}
     assert set(problems) == {"bad.png", "pipe.png", "dangling.png"} and "file" in problems["pipe.png"]
-    assert len(rows) == 8 and rows[-1]["path"] == "./=1+1.png"
-    assert any("\\udcff=cmd().png" in row["path"] for row in rows)
+    assert len(rows) == 8 and rows[-1]["file"] == "./=1+1.png"
+    assert any("\\udcff=cmd().png" in row["file"] for row in rows)
     printed = capsys.readouterr().out
-    assert "3 of 8 files could not be read" in printed and "of which the first was used: 1" in printed
+    assert "3 of 8 files could not be read" in printed and f"  {new}/sub/bad.png: cannot identify image file" in printed
+    assert "of which the first was used: 1" in printed
     (new / "sub" / "circle").unlink()
     assert command(new / "sub") == 2
     assert "no image could be read" in capsys.readouterr().err
@@ -174,8 +191,37 @@ def test_files_that_cannot_be_read_are_rows_and_the_others_are_classified(comman
 
 def test_classes_are_named_by_folders_below_the_given_one(photos, command, tmp_path, capsys):
     assert command(photos / "test" / "horizontal") == 0
-    assert {row["true_class"] for row in read_rows(tmp_path / "p.csv")} == {""}
-    assert "accuracy" not in capsys.readouterr().out
+    assert {row["true_class"] for row in read_rows(tmp_path / "p.csv")} == {"horizontal"}
+    printed = capsys.readouterr().out
+    assert "of 6 files whose class is known" in printed and "<b>" not in printed  # no files of that class
+    assert command(photos / "unlabeled", *(photos / "test" / "horizontal").iterdir()) == 0
+    assert sorted({row["true_class"] for row in read_rows(tmp_path / "p.csv")}) == ["", "horizontal"]
+    assert "of 6 files whose class is known" in capsys.readouterr().out
+
+
+def test_the_table_of_one_folder_is_a_labels_file(photos, command, tmp_path, capsys):
+    new = tmp_path / "new"
+    shutil.copytree(photos / "test", new / "sub")
+    make_image(1, 2).save(new / "=1+1.png")
+    assert command(new) == 0 and read_rows(tmp_path / "p.csv")[0]["file"] == "./=1+1.png"
+    (new / "labels.csv").write_bytes((tmp_path / "p.csv").read_bytes())
+    index = index_folder(new, "labels.csv")
+    assert index.classes == sorted(CLASSES) and not index.problems and not index.notes
+    named = {
+        index.relative_path(file): index.classes[label] for file, label in zip(index.files, index.labels, strict=True)
+    }
+    rows = read_rows(tmp_path / "p.csv")
+    assert named == {row["file"].removeprefix("./"): row["class"].removeprefix("'") for row in rows}
+
+
+def test_a_folder_without_files_and_names_with_a_dash(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    assert command(tmp_path / "empty") == 2
+    assert "empty: no files found; give files or folders" in capsys.readouterr().err
+    assert not (tmp_path / "p.csv").exists()
+    monkeypatch.chdir(tmp_path)
+    make_image(0, 1).save("-x.png")
+    assert command("--", "-x.png") == 0 and read_rows(tmp_path / "p.csv")[0]["file"] == "./-x.png"
 
 
 def test_the_html_page_shows_the_least_certain_first_and_has_no_code(photos, command, tmp_path):
@@ -189,12 +235,13 @@ def test_the_html_page_shows_the_least_certain_first_and_has_no_code(photos, com
     assert "The 19 least certain of 19 images" in page and page.count("data:image/png;base64,") == 19
     assert "<script" not in page and "&lt;script&gt;" in page and "&lt;b&gt;ß 猫" in page and "http" not in page
     rows = sorted(read_rows(tmp_path / "p.csv"), key=lambda row: float(row["confidence"]))
-    positions = [page.index(f'title="{row["path"]}"') for row in rows if "<" not in row["path"]]
+    titles = [f'title="{tmp_path / "test" / row["file"]}"' for row in rows]
+    positions = [page.index(title) for title in titles if "<" not in title]
     assert positions == sorted(positions)
     assert command(*arguments, "--html-size", 5) == 0
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "The 5 least certain of 19" in page and page.count("<figure") == 5
-    assert f'title="{rows[0]["path"]}"' in page
+    assert titles[0] in page
 
 
 def test_copies_by_class_are_made_once_and_never_overwrite(photos, command, tmp_path):
@@ -210,7 +257,7 @@ def test_copies_by_class_are_made_once_and_never_overwrite(photos, command, tmp_
         assert command(source, "--copy-by-class", copies) == 0
         assert len([path for path in copies.rglob("*") if path.is_file()]) == 40
     for row in read_rows(tmp_path / "p.csv"):
-        folder, name = row["path"].split("/")[-2:]
+        folder, name = row["file"].split("/")[-2:]
         copy = name if folder == "a" else name.replace(".jpg", "-2.jpg")
         assert (copies / row["class"].strip("'") / copy).read_bytes() == (source / folder / name).read_bytes()
     with pytest.raises(UserError):
@@ -258,6 +305,9 @@ def test_the_onnx_file_takes_pixels_if_asked(trained, command, tmp_path):
         ("--run-dir RUN PHOTOS --html /dev/null", "/dev/null: "),
         ("--run-dir RUN --export /nowhere/m.onnx", "m.onnx: cannot be written"),
         ("--run-dir RUN PHOTOS --output x.jpg", "--output: x.jpg is an image"),
+        ("--run-dir RUN PHOTOS --html x.jpg", "--html: x.jpg is an image"),
+        ("--run-dir RUN --export m.pt", "--export: writes an ONNX file, m.pt must end in .onnx"),
+        ("--model RUN/config.yml PHOTOS", "config.yml: cannot be read as a model"),
         ("--run-dir RUN PHOTOS --copy-by-class PHOTOS/sorted", "must be outside the input folder"),
     ],
 )
@@ -286,7 +336,7 @@ def test_the_table_can_be_piped(photos, command):
     assert command(photos / "test", "--output", f"/dev/fd/{writer}") == 0
     os.close(writer)
     with open(reader, encoding="utf-8", newline="") as table:
-        assert [row["path"].split("/")[-3] for row in csv.DictReader(table)] == ["test"] * 18
+        assert len([*csv.DictReader(table)]) == 18
 
 
 def test_a_closed_pipe_ends_silently(trained, photos, start):
@@ -435,7 +485,7 @@ def test_the_table_has_the_files_that_are_there_now(stop, finish, new, out, tmp_
     assert "22 of 40 files are done" in finish()[0]
     finish(output=tmp_path / "p.csv")
     rows, others = read_rows(out / "p.csv"), read_rows(tmp_path / "p.csv")
-    assert [row["path"] for row in rows] == [row["path"] for row in others]
+    assert [row["file"] for row in rows] == [row["file"] for row in others]
     for row, other in zip(rows, others, strict=True):  # other batches can differ in the last digit
         assert float(row["confidence"] or 0) == pytest.approx(float(other["confidence"] or 0), abs=2e-6)
 

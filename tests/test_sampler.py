@@ -123,7 +123,12 @@ def test_all_labels_of_unequal_classes():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"num_labeled": 31}, "data.num_labeled: must be divisible by the 3 classes of toy, got 31"),
+        (
+            {"num_labeled": 31},
+            "data.num_labeled: must be divisible by the 3 classes of toy, got 31; the nearest are 30 and 33",
+        ),
+        ({"num_labeled": 2}, "got 2; the nearest is 3"),
+        ({"num_labeled": 121}, "got 121; the nearest is 120"),
         ({"num_validation": 1}, "data.num_validation: must be divisible"),
         ({"num_labeled": 120}, "class 'a' has 40 images, 5 of them for validation, but needs 40 for training"),
         ({"num_validation": 120}, "class 'a' has 40 images, 40 of them for validation, but needs 10 for training"),

@@ -123,6 +123,13 @@ def import_file(path: Path) -> None:
         raise UserError(f"{path}: cannot be imported ({type(error).__name__}: {error})") from error
 
 
+def after_dashes(arguments: Sequence[str]) -> list[str]:
+    """Return arguments without ``--``; names after it that begin with a dash get ``./``."""
+    before = [*arguments, "--"].index("--")
+    after = [f"./{name}" if name.startswith("-") else name for name in arguments[before + 1 :]]
+    return [*arguments[:before], *after]
+
+
 def run_command(
     make_parser: Callable[[], Parser], arguments: Sequence[str] | None, body: Callable[[argparse.Namespace], object]
 ) -> int:
@@ -145,7 +152,7 @@ def run_command(
         with print_log():
             for path in Parser(add_help=False).parse_known_args(arguments)[0].imports:
                 import_file(path)
-            body(make_parser().parse_intermixed_args(arguments))
+            body(make_parser().parse_intermixed_args(after_dashes(sys.argv[1:] if arguments is None else arguments)))
     except Stopped as stop:
         if rank == "0":
             print(stop)

@@ -29,6 +29,7 @@ class ListedFile(NamedTuple):
 
     path: str
     true_label: int | None  # the class that a folder names
+    name: str  # in the table
 
 
 @dataclass(frozen=True)

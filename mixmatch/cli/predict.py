@@ -72,6 +72,8 @@ def export_and_predict(options: Namespace) -> None:
         raise UserError("--export-uint8: requires --export FILE")
     if not options.images and options.export is None:
         raise UserError("give images or --export; see --help")
+    if options.export is not None and options.export.suffix.lower() != ".onnx":
+        raise UserError(f"--export: writes an ONNX file, {options.export} must end in .onnx")
     outputs = Outputs(options.output, options.html, options.html_size, options.copy_by_class)
     check_inputs(options.images, outputs)
     device = choose_device(build_config({"device": options.device}, "--device").device)

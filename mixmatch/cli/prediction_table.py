@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from io import TextIOWrapper
 from typing import BinaryIO
 
-from sklearn.metrics import accuracy_score, classification_report, recall_score
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from mixmatch.cli.part_file import UNREADABLE, ListedFile, Prediction
+from mixmatch.data.folder.index import PREDICTION_COLUMNS
 from mixmatch.errors import single_line
 from mixmatch.files import csv_path, csv_text
+
+MAX_PROBLEMS = 5  # that are printed
 
 
 @dataclass
@@ -20,11 +23,13 @@ class Summary:
 
     Attributes:
         labels: the predicted class of each file, or UNREADABLE.
+        problems: of the first files that could not be read, with their paths.
         num_multi_page: number of files with several pages.
         least_certain: predictions with the lowest confidence, lowest first.
     """
 
     labels: list[int] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     num_multi_page: int = 0
     least_certain: list[Prediction] = field(default_factory=list)
 
@@ -37,6 +42,8 @@ class Summary:
         """Add a row; keep the ``num_least_certain`` predictions with the lowest confidence."""
         self.labels.append(prediction.label)
         if prediction.problem:
+            if len(self.problems) < MAX_PROBLEMS:
+                self.problems.append(f"{prediction.file.path}: {prediction.problem}")
             return
         self.num_multi_page += prediction.pages > 1
         bisect.insort(self.least_certain, prediction, key=lambda other: other.confidence)
@@ -49,7 +56,7 @@ def write_table(
     """Write the CSV table and return its summary, with ``num_least_certain`` predictions in it."""
     summary, text = Summary(), TextIOWrapper(file, encoding="utf-8", newline="")
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["path", "class", "confidence", "true_class", "problem", *map(csv_text, classes)])
+    table.writerow([*PREDICTION_COLUMNS, *map(csv_text, classes)])
     for prediction in predictions:
         table.writerow(to_row(prediction, classes))
         summary.add(prediction, num_least_certain)
@@ -58,11 +65,11 @@ def write_table(
 
 
 def to_row(prediction: Prediction, classes: Sequence[str]) -> list[str]:
-    """Return a row of the table: path, class, confidence, true class, problem, and the probability of each class.
+    """Return a row of the table: file, class, confidence, true class, problem, and the probability of each class.
 
     A cell that a spreadsheet would take for a formula is prefixed: a path with ``./``, other text with an apostrophe.
     """
-    path, true_label = csv_path(prediction.file.path), prediction.file.true_label
+    path, true_label = csv_path(prediction.file.name), prediction.file.true_label
     true_class = "" if true_label is None else csv_text(classes[true_label])
     if prediction.problem:
         return [path, "", "", true_class, csv_text(prediction.problem), *[""] * len(classes)]
@@ -83,22 +90,30 @@ def print_summary(files: Sequence[ListedFile], summary: Summary, classes: Sequen
         print(f"files with several pages, of which the first was used: {summary.num_multi_page}")
     if num_unreadable := len(files) - summary.num_images:
         print(f"{num_unreadable} of {len(files)} files could not be read; see the column problem")
+        for problem in summary.problems:
+            print(f"  {single_line(problem)}")
+        if num_unreadable > len(summary.problems):
+            print(f"  and {num_unreadable - len(summary.problems)} more")
 
 
 def describe_accuracy(labels: Sequence[tuple[int, int]], classes: Sequence[str]) -> str:
-    """Return accuracy, balanced accuracy, and precision and recall of each class.
+    """Return accuracy, balanced accuracy (the mean recall), and precision and recall of each class that has files.
 
     Args:
         labels: true and predicted label of each file.
         classes: names.
     """
     true, predicted = zip(*labels, strict=True)
-    # Balanced accuracy is the mean recall of the classes that have files.
-    balanced = recall_score(true, predicted, labels=sorted(set(true)), average="macro")
-    present = sorted({*true, *predicted})
+    present = sorted(set(true))  # a class without files has no recall
+    columns = precision_recall_fscore_support(true, predicted, labels=present, zero_division=0)
     names = [single_line(classes[label]) for label in present]
-    report = classification_report(true, predicted, labels=present, target_names=names, digits=3, zero_division=0)
+    width = max(len(name) for name in (*names, "class"))
+    lines = [f"{'class':<{width}}  precision  recall  f1-score  files"]
+    lines += [
+        f"{name:<{width}}  {precision:>9.3f}  {recall:>6.3f}  {f1:>8.3f}  {count:>5}"
+        for name, precision, recall, f1, count in zip(names, *columns, strict=True)
+    ]
     return (
         f"accuracy {100 * accuracy_score(true, predicted):.2f}% of {len(labels)} files whose class is known, "
-        f"balanced accuracy {100 * balanced:.2f}%\n{report}"
+        f"balanced accuracy {100 * columns[1].mean():.2f}%\n" + "\n".join(lines)
     )

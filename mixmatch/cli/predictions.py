@@ -57,9 +57,10 @@ def check_inputs(images: Sequence[Path], outputs: Outputs) -> None:
     """Raise UserError if an image does not exist, or an output would go over or among the images."""
     check_paths_exist(images)
     resolved = [path.resolve() for path in images]
-    table, copies = outputs.table, outputs.copies
-    if table.resolve() in resolved or table.suffix.lower() in Image.registered_extensions():
-        raise UserError(f"--output: {table} is an image; give another name for the CSV file")
+    copies = outputs.copies
+    for option, file, kind in (("--output", outputs.table, "CSV"), ("--html", outputs.page, "HTML")):
+        if file and (file.resolve() in resolved or file.suffix.lower() in Image.registered_extensions()):
+            raise UserError(f"{option}: {file} is an image; give another name for the {kind} file")
     for path in resolved if copies else []:
         if copies and (path == copies.resolve() or path in copies.resolve().parents):
             raise UserError(f"--copy-by-class: {copies} must be outside the input folder {path}")
@@ -97,6 +98,8 @@ def write_predictions(model: Classifier, images: Sequence[Path], outputs: Output
     start = time.monotonic()
     check_outputs(outputs, model.classes)
     files = list_files(images, model.classes)
+    if not files:
+        raise UserError(f"{', '.join(map(str, images[:3]))}: no files found; give files or folders of pictures")
     if outputs.table.exists() and not outputs.table.is_file():  # a device or pipe, such as /dev/stdout
         num_new = len(files)
         with explain_os_errors(outputs.table), open(outputs.table, "wb") as table:
@@ -109,6 +112,10 @@ def write_predictions(model: Classifier, images: Sequence[Path], outputs: Output
         raise UserError(f"no image could be read; see the column problem in {outputs.table}")
     rate = f", {num_new / max(time.monotonic() - start, 1e-9):.0f} per second" * bool(num_new)
     print(f"{summary.num_images} images classified{rate}: {outputs.table}")
+    if outputs.page is not None:
+        print(f"least certain images: {outputs.page}")
+    if outputs.copies is not None:
+        print(f"copies by class: {outputs.copies}")
 
 
 def predict_with_part_file(model: Classifier, files: Sequence[ListedFile], outputs: Outputs) -> tuple[int, Summary]:
@@ -153,7 +160,10 @@ def predict_remaining(model: Classifier, part: PartFile, remaining: Sequence[int
 
 
 def list_files(paths: Sequence[Path], classes: Sequence[str]) -> list[ListedFile]:
-    """Return each file, in folders too, with the class that the nearest folder below the given path names.
+    """Return each file, in folders too, with the class that the nearest folder names, and its name in the table.
+
+    Folders are looked at up to the given one, or that of a given file. Names are relative to the folder if only one is
+    given, so that the table is a labels file of that folder; otherwise they are the given paths.
 
     Raises:
         UserError: if a folder cannot be read.
@@ -164,12 +174,14 @@ def list_files(paths: Sequence[Path], classes: Sequence[str]) -> list[ListedFile
 def _find_files(paths: Sequence[Path], classes: Sequence[str]) -> Iterator[ListedFile]:
     numbers = {name: number for number, name in enumerate(classes)}
     for path in paths:
-        if not path.is_dir():
-            yield ListedFile(str(path), None)
-            continue
-        for file in find_images(path):
-            labels = [numbers[part] for part in file.relative_to(path).parts[:-1] if part in numbers]
-            yield ListedFile(str(file), labels[-1] if labels else None)
+        is_folder = path.is_dir()
+        folder = path if is_folder else path.parent
+        top = os.path.basename(os.path.abspath(folder))
+        for file in find_images(path) if is_folder else [path]:
+            below = file.relative_to(folder)
+            labels = [numbers[part] for part in (top, *below.parts[:-1]) if part in numbers]
+            name = below.as_posix() if is_folder and len(paths) == 1 else str(file)
+            yield ListedFile(str(file), labels[-1] if labels else None, name)
 
 
 def predict_files(model: Classifier, files: Sequence[ListedFile]) -> Iterator[Prediction]:
@@ -185,7 +197,7 @@ def predict_batch(model: Classifier, files: Sequence[ListedFile]) -> list[Predic
     spec = model.spec
     decoded = [image for _, image in decode_all((Path(f.path) for f in files), spec.size, spec.channels, spec)]
     readable = [image.pixels for image in decoded if not isinstance(image, Unreadable)]
-    probabilities = iter(model.predict(np.stack(readable)).cpu().numpy() if readable else ())
+    probabilities = iter(model.predict_probabilities(np.stack(readable)).cpu().numpy() if readable else ())
     predictions = []
     for file, image in zip(files, decoded, strict=True):
         if isinstance(image, Unreadable):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mixmatch.cli.common import Parser, add_run_dir, command_line, next_steps, run_command
+from mixmatch.errors import UserError
 
 DESCRIPTIONS = {
     "train": "Train a model on few labels. The same command resumes an unfinished run;\nso does --run-dir alone.",
@@ -38,6 +39,7 @@ def make_parser(default_config: Path | None = None, subcommand: str = "train") -
         parser.add_argument(
             "--check", action="store_true", help="read all data, try a few steps, report problems and the expected time"
         )
+    parser.add_argument("--refresh-cache", action="store_true", help="decode the pictures of a folder anew")
     parser.set_defaults(check=subcommand == "check", default_config=default_config)
     return parser
 
@@ -73,6 +75,8 @@ def train_or_check(options: Namespace) -> None:
     """
     from mixmatch.cli.check import check
     from mixmatch.config import load_config
+    from mixmatch.data.folder import FolderSettings
+    from mixmatch.data.folder.dataset import remove_cache
     from mixmatch.distributed import init_distributed
     from mixmatch.pseudo_labels.start import stage_path
     from mixmatch.runs.directory import RunDirectory
@@ -87,10 +91,16 @@ def train_or_check(options: Namespace) -> None:
             source = run.config_file
     config = load_config(source, options.overrides)
     path = options.run_dir or Path("runs", config.run_name())
+    if options.refresh_cache and not isinstance(config.data, FolderSettings):
+        raise UserError("--refresh-cache: only data.dataset=folder has a cache of decoded pictures")
     if options.check:
+        if options.refresh_cache:
+            remove_cache(Path(config.data.root))
         check(config, path)
         return
     with init_distributed(config.device) as distributed:
+        if options.refresh_cache and distributed.is_main:
+            remove_cache(Path(config.data.root))
         results = train(config, path, distributed)
         if distributed.is_main:
             stage = config.pseudo_label

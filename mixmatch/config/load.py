@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from mixmatch.config.schema import Config, PseudoLabelSettings, TrainSettings, schema_for, validate
 from mixmatch.config.strict_yaml import parse_yaml, read_yaml
 from mixmatch.data import DATASETS, DataSettings
-from mixmatch.errors import UserError
+from mixmatch.errors import UserError, short_tracebacks
 from mixmatch.methods import METHODS
 from mixmatch.models import MODELS, NetworkSettings
 from mixmatch.settings import Settings, describe_validation_error, list_keys, non_default_values, short_repr
@@ -20,6 +20,7 @@ from mixmatch.settings import Settings, describe_validation_error, list_keys, no
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
+@short_tracebacks
 def load_config(source: Path | str | None, overrides: Sequence[str] = ()) -> Config:
     """Return the config in a YAML file, with overrides applied.
 
@@ -59,6 +60,7 @@ def config_names() -> list[str]:
     return sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yml"))
 
 
+@short_tracebacks
 def build_config(values: dict[str, Any], source: str = "config") -> Config:
     """Return the config with values that differ from the defaults: ``{"seed": 2, "train": {"steps": 1000}}``.
 
@@ -80,6 +82,7 @@ def build_config(values: dict[str, Any], source: str = "config") -> Config:
         raise UserError(f"{source}: {describe_validation_error(error, schema_for(values), hint)}") from None
 
 
+@short_tracebacks
 def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
     """Return the config with ``key=value`` overrides applied.
 

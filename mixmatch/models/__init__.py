@@ -1,7 +1,9 @@
 """Networks, one file each. To add one: a ``Network`` in a file, registered in ``MODELS``."""
 
 from torch import Generator
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from mixmatch.errors import UserError
 from mixmatch.models.base import Network, NetworkSettings
 from mixmatch.models.batch_norm import BatchNorm
 from mixmatch.models.resnet import ResNet
@@ -22,8 +24,18 @@ def build_network(
         num_classes: C.
         in_channels: of the images.
         generator: on the CPU, of the initial weights; None: they will be loaded.
+
+    Raises:
+        UserError: if a layer is PyTorch's batch normalization, which would mix the batches of a step.
     """
     network = MODELS[settings.network](settings, num_classes, in_channels)
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm):
+            raise UserError(
+                f"model.network: {settings.network}.{name} is a {type(module).__name__} of PyTorch, which mixes the "
+                "batches of a step; use mixmatch.models.BatchNorm(channels, settings.bn_momentum), and call it with "
+                "embed's num_batches and update_statistics"
+            )
     if generator is not None:
         network.initialize(generator)
     return network

@@ -9,7 +9,7 @@ from typing import Any
 
 from mixmatch.config import Config, PseudoLabelSettings, TrainSettings, hyperparameters
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
-from mixmatch.errors import Stopped, TimeUp
+from mixmatch.errors import Stopped, TimeUp, short_tracebacks
 from mixmatch.inference import Classifier, save_model
 from mixmatch.methods import METHODS
 from mixmatch.output import print_log_unless_configured
@@ -28,6 +28,7 @@ from mixmatch.training.results import code_commit, collect_results, describe_res
 from mixmatch.training.setup import TrainingSession, find_results, prepare, stored_config
 
 
+@short_tracebacks
 def train(
     config: Config,
     path: Path | str,

@@ -15,10 +15,11 @@ from mixmatch.data.folder.index import FolderIndex, index_folder
 from mixmatch.data.folder.settings import FolderSettings
 from mixmatch.data.memory import check_memory
 from mixmatch.errors import UserError
-from mixmatch.files import DamagedFile, load_tensors, save_tensors
+from mixmatch.files import DamagedFile, explain_os_errors, load_tensors, save_tensors
 from mixmatch.output import tqdm
 
 DEFAULT_SIZE = 32
+CACHE_FOLDER = ".mixmatch-cache"
 
 
 class DecodedPictures(NamedTuple):
@@ -139,7 +140,18 @@ def read_pictures(
 
 def cache_file(root: Path, size: int) -> Path:
     """Return the file that holds the decoded pictures of ``size`` pixels a side."""
-    return root / ".mixmatch-cache" / f"{size}px.safetensors"
+    return root / CACHE_FOLDER / f"{size}px.safetensors"
+
+
+def remove_cache(root: Path) -> None:
+    """Remove the decoded pictures of a folder, so that they are decoded anew.
+
+    Raises:
+        UserError: if they cannot be removed.
+    """
+    for file in (root / CACHE_FOLDER).glob("*px.safetensors"):
+        with explain_os_errors(file):
+            file.unlink(missing_ok=True)
 
 
 def _cache_key(index: FolderIndex, options: str) -> str:

@@ -206,7 +206,7 @@ def _decode(file: Path, size: int, channels: int, options: Decoding) -> Picture:
             raise Unreadable("not a regular file")
         # Opened by name, Pillow 13.0.0 maps uncompressed TIFF files with their width and height exchanged.
         with open(file, "rb") as stream, Image.open(stream) as opened:
-            return _decode_opened(opened, size, channels, options)
+            return decode_opened(opened, size, channels, options, may_change=True)
     except Unreadable:
         raise
     except Image.DecompressionBombError as error:
@@ -221,13 +221,17 @@ def _decode(file: Path, size: int, channels: int, options: Decoding) -> Picture:
         raise Unreadable(single_line(error) or type(error).__name__) from error
 
 
-def _decode_opened(opened: ImageFile.ImageFile, size: int, channels: int, options: Decoding) -> Picture:
+def decode_opened(
+    opened: Image.Image, size: int, channels: int, options: Decoding, may_change: bool = False
+) -> Picture:
+    """Decode a picture that is open, arguments and errors as for ``decode``; ``may_change``: at a smaller scale."""
     if opened.width * opened.height > options.max_pixels:
         raise Image.DecompressionBombError(f"{opened.width * opened.height} pixels")
     kind, file_size = f"{opened.format}, {opened.mode}", opened.size
     pages = 2 if has_several_pages(opened) else 1
     profile = opened.info.get("icc_profile")
-    opened.draft("RGB", (2 * size, 2 * size))  # decodes large JPEGs at a smaller scale
+    if may_change:
+        opened.draft("RGB", (2 * size, 2 * size))  # decodes large JPEGs at a smaller scale
     image: Image.Image
     if opened.mode in ("I", "F") or opened.mode.startswith("I;"):
         image = to_eight_bits(opened, options.white)
@@ -300,10 +304,10 @@ def find_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | st
     return transform
 
 
-def _scale_transparent_color(image: ImageFile.ImageFile) -> None:
+def _scale_transparent_color(image: Image.Image) -> None:
     """Scale the transparent color (tRNS) of a PNG from the bits of the file to 8, as Pillow scales the pixels only."""
     color = image.info.get("transparency")
-    if image.format != "PNG" or color is None:
+    if image.format != "PNG" or color is None or not isinstance(image, ImageFile.ImageFile) or not image.tile:
         return
     layout = image.tile[0][3]
     if layout in ("L;2", "L;4"):

@@ -256,9 +256,8 @@ def _locate(index: FolderIndex, rows: dict[str, LabelRow], labels_file: Path) ->
             raise UserError(f"{labels_file}: {found} has different values in lines {earlier} and {row.line}")
     for where, count in assumed.items():
         if count:
-            index.notes.append(
-                f"{labels_file}: {count:,} path{'s are' if count > 1 else ' is'} taken as relative to {where}, not to {root}"
-            )
+            paths = f"{count:,} path{'s are' if count > 1 else ' is'}"
+            index.notes.append(f"{labels_file}: {paths} taken as relative to {where}, not to {root}")
     if missing:
         more = f" (and {len(missing) - 1:,} more rows, such as {missing[1]})" if len(missing) > 1 else ""
         index.problems.append(f"{labels_file}: {missing[0]} in {root}{more}; write paths relative to data.root")
