@@ -118,7 +118,7 @@ def test_the_default_config_is_the_one_in_the_folder_or_the_packages(tmp_path, m
     small = [setting for setting in SMALL if setting != "data.dataset=digits"]
     assert main(["train", *small, "train.steps=0"]) == 2
     assert capsys.readouterr().err.startswith("error: config: train.steps: ")
-    (tmp_path / "config.yml").write_text("data: {dataset: digits, root: 3}")
+    (tmp_path / "config.yml").write_text("data: {dataset: digits, root: []}")
     assert main(["train"]) == 2
     assert capsys.readouterr().err.startswith("error: config.yml: data.root: ")
     (tmp_path / "config.yml").write_text("name: mine\ndata: {dataset: digits}")

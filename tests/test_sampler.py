@@ -125,7 +125,7 @@ def test_all_labels_of_unequal_classes():
     [
         (
             {"num_labeled": 31},
-            "data.num_labeled: must be divisible by the 3 classes of toy, got 31; the nearest are 30 and 33",
+            "must be divisible by the 3 classes of toy, got 31; the nearest are 30 and 33",
         ),
         ({"num_labeled": 2}, "got 2; the nearest is 3"),
         ({"num_labeled": 121}, "got 121; the nearest is 120"),
