@@ -5,10 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from PIL import Image
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import mixmatch
@@ -78,7 +80,40 @@ def test_images_of_another_shape_or_type_are_an_error(trained):
     model = mixmatch.load_model(trained[2])
     for images in (torch.zeros(1, 9, 9, 1, dtype=torch.uint8), torch.zeros(1, 8, 8, 1)):
         with pytest.raises(ValueError, match=r"must be \(n, 8, 8, 1\) uint8"):
-            model.predict_probabilities(images)
+            model.predict(images)
+    with pytest.raises(mixmatch.UserError, match=r"nowhere.png: cannot be read as a picture"):
+        model.predict("nowhere.png")
+
+
+def test_predictions_of_paths_images_and_pixels_are_the_same(trained, tmp_path):
+    config, _, path = trained
+    model, pixels = mixmatch.load_model(path), load_data(config.data, torch.device("cpu")).test_images[:5]
+    images = [Image.fromarray(image.numpy().squeeze()) for image in pixels]
+    paths = [tmp_path / f"{number}.png" for number in range(5)]
+    for image, file in zip(images, paths, strict=True):
+        image.save(file)
+    expected = model.predict(pixels)
+    assert model.predict(images) == model.predict(paths) == model.predict([images[0], *map(str, paths[1:])]) == expected
+    (one,) = model.predict(str(paths[2]))
+    assert model.predict(images[2]) == [one] and one.class_name == expected[2].class_name
+    for prediction, row in zip(expected, model.predict_probabilities(pixels).tolist(), strict=True):
+        assert list(prediction.probabilities.values()) == row and prediction.confidence == max(row)
+        assert prediction.class_name == model.classes[row.index(max(row))]
+    assert repr(one).startswith(f"ClassPrediction(class_name={one.class_name!r}, confidence=")
+    assert model.predict([]) == []
+
+
+def test_an_error_is_shown_without_frames_of_the_package(tmp_path):
+    folder = mixmatch.load_config("folder", [f"data.root={tmp_path}/no"])
+    for call in (
+        lambda: mixmatch.load_config(None, ["seed=x"]),
+        lambda: mixmatch.train(folder, tmp_path / "run", quiet=True),
+        lambda: mixmatch.load_model(tmp_path),
+    ):
+        with pytest.raises(mixmatch.UserError) as raised:
+            call()
+        assert len(traceback.extract_tb(raised.value.__traceback__)) == 3  # two of this file, one of the package
+        assert raised.value._render_traceback_() == [f"UserError: {raised.value}"]  # what IPython shows
 
 
 @pytest.mark.slow
