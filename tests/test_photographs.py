@@ -16,11 +16,11 @@ from PIL import ExifTags, Image
 from pydantic import TypeAdapter
 
 import main
+from mixmatch.cli import pseudo_label
 from mixmatch.cli.check import plot_inputs
 from mixmatch.cli.part_file import ListedFile
 from mixmatch.cli.predictions import predict_batch
 from mixmatch.config import apply_overrides, build_config
-from mixmatch.cli import pseudo_label
 from mixmatch.data import load_data
 from mixmatch.data.dataset import ImageSpec
 from mixmatch.data.folder import report_folder

@@ -17,8 +17,8 @@ from PIL import Image
 from mixmatch.cli import predict, predictions, train
 from mixmatch.cli.part_file import PartFile
 from mixmatch.cli.predictions import copy_to_class_folder
-from mixmatch.data.weak_augmentation import to_float
 from mixmatch.data.folder.index import index_folder
+from mixmatch.data.weak_augmentation import to_float
 from mixmatch.errors import UserError
 from mixmatch.files import load_tensors
 from mixmatch.inference import fingerprint, load_model

@@ -109,8 +109,16 @@ def make_split(data: ImageData, settings: DataSettings, seed: int, labeled_as_un
     if not labeled_as_unlabeled:
         is_unlabeled[labeled] = False
     unlabeled = np.flatnonzero(is_unlabeled)
-    indices = (part.tolist() for part in (labeled, unlabeled, validation))
-    return Split(data.name, data.fingerprint(), *indices, data.files, data.test_files, classes=data.classes)
+    return Split(
+        data.name,
+        data.fingerprint(),
+        labeled.tolist(),
+        unlabeled.tolist(),
+        validation.tolist(),
+        data.files,
+        data.test_files,
+        classes=data.classes,
+    )
 
 
 def hold_out_test(data: ImageData, settings: DataSettings) -> ImageData:

@@ -42,7 +42,9 @@ def describe_unmeasured(config: Config, data: ImageData, split: Split) -> list[s
         return []
     fewest = int(data.labels[data.labels >= 0].bincount(minlength=len(data.classes)).min())
     if fewest < 2:
-        return ["note: there are no validation or test images: accuracy will be unknown; label more images to measure it"]
+        return [
+            "note: there are no validation or test images: accuracy will be unknown; label more images to measure it"
+        ]
     name = f"{config.name or config.data.display_name()}-measured"
     return [
         "note: there are no validation or test images: accuracy will be unknown; to measure it, start another run with "
