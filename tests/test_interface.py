@@ -53,7 +53,8 @@ def test_a_model_needs_no_data_set(trained, tmp_path):
     assert mixmatch.load_model(tmp_path / "run").classes[3] == "3"
     spec = json.loads((tmp_path / "run" / "images.json").read_text())
     classes = [str(digit) for digit in range(10)]
-    assert spec == {"classes": classes, "size": 8, "channels": 1, "mean": 127.5, "std": 127.5, "fit": "crop"}
+    decoding = {"fit": "crop", "background": "white", "white": None, "max_pixels": 178956970}
+    assert spec == {"classes": classes, "size": 8, "channels": 1, "mean": 127.5, "std": 127.5} | decoding
 
 
 @pytest.mark.parametrize(

@@ -459,7 +459,8 @@ def test_predictions_decode_as_training_did(photos, capsys):
         seen.append(torch.from_numpy(images))
         return torch.full((len(images), 2), 0.5)
 
-    predict_batch(SimpleNamespace(spec=spec, predict=predict), [ListedFile(str(photos / f), None) for f in data.files])
+    model = SimpleNamespace(spec=spec, predict_probabilities=predict)
+    predict_batch(model, [ListedFile(str(photos / name), None, name) for name in data.files])
     assert torch.equal(seen[0], data.images) and data.images[6, 0, 0].tolist() == [16, 32, 48]
 
 

@@ -181,7 +181,7 @@ def test_files_that_cannot_be_read_are_rows_and_the_others_are_classified(comman
     assert len(rows) == 8 and rows[-1]["file"] == "./=1+1.png"
     assert any("\\udcff=cmd().png" in row["file"] for row in rows)
     printed = capsys.readouterr().out
-    assert "3 of 8 files could not be read" in printed and f"  {new}/sub/bad.png: cannot identify image file" in printed
+    assert "3 of 8 files could not be read" in printed and f"  {new}/sub/bad.png: not a picture, damaged" in printed
     assert "of which the first was used: 1" in printed
     (new / "sub" / "circle").unlink()
     assert command(new / "sub") == 2

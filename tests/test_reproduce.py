@@ -10,6 +10,7 @@ from PIL import Image
 from scipy import stats
 
 from mixmatch.config import build_config
+from mixmatch.methods import METHODS
 from reproduce.command import main
 from reproduce.render import forward_passes, mean_interval, render, render_into
 from reproduce.results import read_records
@@ -308,7 +309,11 @@ def test_the_committed_tables_and_records_agree():
     records = read_records(RECORDS)
     assert len(records) == len(RECORDS.read_text().splitlines()) > 500
     assert not records.keys() - known.keys()
-    assert not {name: keys for name in records if (keys := known[name].differing_keys(records[name].config))}
+    # Runs of methods that have changed since, which the tables note below themselves.
+    stale = {name: keys for name in records if (keys := known[name].differing_keys(records[name].config))}
+    for name in stale:
+        config = records[name].config
+        assert {config["method"], config["pseudo_label"]["method"]} & {*METHODS} - {"mixmatch", "supervised", None}
     for record in records.values():
         assert record.results.test_accuracy == record.metrics["test_accuracy"][-1]
 

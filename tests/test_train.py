@@ -418,7 +418,7 @@ def test_own_photographs_few_labeled_and_many_unlabeled(tmp_path):
         (["train.lr"], "train.lr=0.03"),
         (["data.num_labeled=55"], "data.num_labeled: must be divisible by the 10 classes of digits"),
         (["data.num_labeled=100000"], "but needs 10000 for training; lower data.num_labeled"),
-        (["data.dataset=folder", "data.root=nowhere"], "nowhere/train"),
+        (["data.dataset=folder", "data.root=nowhere"], "nowhere: does not exist"),
         (["data.split_file=nowhere.json"], "nowhere.json: cannot be read (No such file"),
         (["device=cuda:99"], "device: cuda:99 does not exist"),
         (["data.num_labeled=all"], "no unlabeled images are left"),
