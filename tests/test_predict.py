@@ -147,6 +147,23 @@ def test_a_model_of_another_kind_is_named(photos, tmp_path, capsys, write, kind)
     assert kind in error and "give the model.safetensors of a run" in error and error.count("\n") == 1
 
 
+def test_files_below_the_minimum_confidence_have_no_class(photos, command, tmp_path, capsys):
+    assert command(photos / "test") == 0
+    confidences = sorted(float(row["confidence"]) for row in read_rows(tmp_path / "p.csv"))
+    threshold = confidences[len(confidences) // 2]
+    num_below = sum(confidence < threshold for confidence in confidences)
+    assert 0 < num_below < 18
+    capsys.readouterr()
+    assert command(photos / "test", "--min-confidence", threshold, "--copy-by-class", tmp_path / "sorted") == 0
+    rows = read_rows(tmp_path / "p.csv")
+    assert all((row["class"] == "") == (float(row["confidence"]) < threshold) for row in rows)
+    printed = capsys.readouterr().out
+    assert f"{num_below} of 18 files are below --min-confidence" in printed
+    assert f"of {18 - num_below} files whose class is known" in printed
+    assert len([path for path in (tmp_path / "sorted").rglob("*") if path.is_file()]) == 18 - num_below
+    assert command(photos / "test", "--min-confidence", "1.5") == 2
+
+
 def test_best_is_the_checkpoint_with_the_best_validation_accuracy(trained, tmp_path, photos, command, capsys):
     shutil.copytree(trained, tmp_path / "run")
     step = json.loads((trained / "results.json").read_text())["best_validation"]["step"]

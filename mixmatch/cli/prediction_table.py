@@ -15,6 +15,7 @@ from mixmatch.errors import single_line
 from mixmatch.files import csv_path, csv_text
 
 MAX_PROBLEMS = 5  # that are printed
+UNCERTAIN = -2  # stands for the class of a file below the minimum confidence
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Summary:
     """What is needed of the rows when the table is complete.
 
     Attributes:
-        labels: the predicted class of each file, or UNREADABLE.
+        labels: the predicted class of each file, or UNREADABLE or UNCERTAIN.
         problems: of the first files that could not be read, with their paths.
         num_multi_page: number of files with several pages.
         least_certain: predictions with the lowest confidence, lowest first.
@@ -38,9 +39,10 @@ class Summary:
         """Number of files that could be read."""
         return len(self.labels) - self.labels.count(UNREADABLE)
 
-    def add(self, prediction: Prediction, num_least_certain: int) -> None:
+    def add(self, prediction: Prediction, num_least_certain: int, min_confidence: float) -> None:
         """Add a row; keep the ``num_least_certain`` predictions with the lowest confidence."""
-        self.labels.append(prediction.label)
+        uncertain = not prediction.problem and prediction.confidence < min_confidence
+        self.labels.append(UNCERTAIN if uncertain else prediction.label)
         if prediction.problem:
             if len(self.problems) < MAX_PROBLEMS:
                 self.problems.append(f"{prediction.file.path}: {prediction.problem}")
@@ -51,22 +53,27 @@ class Summary:
 
 
 def write_table(
-    file: BinaryIO, predictions: Iterable[Prediction], classes: Sequence[str], num_least_certain: int
+    file: BinaryIO,
+    predictions: Iterable[Prediction],
+    classes: Sequence[str],
+    num_least_certain: int,
+    min_confidence: float = 0,
 ) -> Summary:
     """Write the CSV table and return its summary, with ``num_least_certain`` predictions in it."""
     summary, text = Summary(), TextIOWrapper(file, encoding="utf-8", newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow([*PREDICTION_COLUMNS, *map(csv_text, classes)])
     for prediction in predictions:
-        table.writerow(to_row(prediction, classes))
-        summary.add(prediction, num_least_certain)
+        table.writerow(to_row(prediction, classes, min_confidence))
+        summary.add(prediction, num_least_certain, min_confidence)
     text.detach()  # flushes without closing
     return summary
 
 
-def to_row(prediction: Prediction, classes: Sequence[str]) -> list[str]:
+def to_row(prediction: Prediction, classes: Sequence[str], min_confidence: float = 0) -> list[str]:
     """Return a row of the table: file, class, confidence, true class, problem, and the probability of each class.
 
+    The class is empty below the minimum confidence: such a file is unlabeled if the table is used as ``data.labels``.
     A cell that a spreadsheet would take for a formula is prefixed: a path with ``./``, other text with an apostrophe.
     """
     path, true_label = csv_path(prediction.file.name), prediction.file.true_label
@@ -74,18 +81,21 @@ def to_row(prediction: Prediction, classes: Sequence[str]) -> list[str]:
     if prediction.problem:
         return [path, "", "", true_class, csv_text(prediction.problem), *[""] * len(classes)]
     probabilities = [f"{probability:.6f}" for probability in prediction.probabilities]
-    return [path, csv_text(classes[prediction.label]), max(probabilities), true_class, "", *probabilities]
+    name = csv_text(classes[prediction.label]) if prediction.confidence >= min_confidence else ""
+    return [path, name, max(probabilities), true_class, "", *probabilities]
 
 
 def print_summary(files: Sequence[ListedFile], summary: Summary, classes: Sequence[str]) -> None:
-    """Print the accuracy on files whose class is known, and the numbers of files with several pages and unreadable."""
+    """Print the accuracy on files whose class is known, and how many are uncertain, unreadable, or of several pages."""
     labels = [
         (file.true_label, label)
         for file, label in zip(files, summary.labels, strict=True)
-        if file.true_label is not None and label != UNREADABLE
+        if file.true_label is not None and label not in (UNREADABLE, UNCERTAIN)
     ]
     if labels:
         print(describe_accuracy(labels, classes))
+    if num_uncertain := summary.labels.count(UNCERTAIN):
+        print(f"{num_uncertain} of {len(files)} files are below --min-confidence: no class, not part of the accuracy")
     if summary.num_multi_page:
         print(f"files with several pages, of which the first was used: {summary.num_multi_page}")
     if num_unreadable := len(files) - summary.num_images:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from mixmatch.cli.least_certain_page import write_page
 from mixmatch.cli.part_file import UNREADABLE, ListedFile, PartFile, Prediction
-from mixmatch.cli.prediction_table import Summary, print_summary, write_table
+from mixmatch.cli.prediction_table import UNCERTAIN, Summary, print_summary, write_table
 from mixmatch.data.dataset import is_folder_name
 from mixmatch.data.folder.decode import Unreadable, decode_all
 from mixmatch.data.folder.index import check_paths_exist, find_images
@@ -45,12 +45,14 @@ class Outputs:
         page: the HTML page of the least certain images.
         page_size: number of images on it.
         copies: folder for copies of the files, by class.
+        min_confidence: files below it have no class.
     """
 
     table: Path
     page: Path | None = None
     page_size: int = 500
     copies: Path | None = None
+    min_confidence: float = 0
 
 
 def check_inputs(images: Sequence[Path], outputs: Outputs) -> None:
@@ -103,7 +105,8 @@ def write_predictions(model: Classifier, images: Sequence[Path], outputs: Output
     if outputs.table.exists() and not outputs.table.is_file():  # a device or pipe, such as /dev/stdout
         num_new = len(files)
         with explain_os_errors(outputs.table), open(outputs.table, "wb") as table:
-            summary = write_table(table, predict_files(model, files), model.classes, outputs.page_size)
+            rows = predict_files(model, files)
+            summary = write_table(table, rows, model.classes, outputs.page_size, outputs.min_confidence)
         write_page_and_copies(model, files, summary, outputs)
     else:
         num_new, summary = predict_with_part_file(model, files, outputs)
@@ -138,7 +141,7 @@ def predict_with_part_file(model: Classifier, files: Sequence[ListedFile], outpu
                 predict_remaining(model, part, remaining)
                 with open_atomically(outputs.table) as table:
                     rows = progress_bar(part.read(), len(files), desc="writing")
-                    summary = write_table(table, rows, model.classes, outputs.page_size)
+                    summary = write_table(table, rows, model.classes, outputs.page_size, outputs.min_confidence)
                 write_page_and_copies(model, files, summary, outputs)
                 part.complete = True
     except KeyboardInterrupt as error:
@@ -228,7 +231,7 @@ def write_page_and_copies(model: Classifier, files: Sequence[ListedFile], summar
         write_page(outputs.page, summary.least_certain, summary.num_images, model.spec)
     if outputs.copies is not None:
         for file, label in progress_bar(zip(files, summary.labels, strict=True), len(files), desc="copying"):
-            if label != UNREADABLE:
+            if label not in (UNREADABLE, UNCERTAIN):
                 copy_to_class_folder(outputs.copies, model.classes[label], Path(file.path))
 
 
