@@ -8,7 +8,7 @@ COMPILE := uv pip compile pyproject.toml --extra dev --no-emit-package mixmatch 
 help:
 	@echo 'make demo    train on 8x8 digits with one seed, supervised and by MixMatch, and print the table'
 	@echo 'make quick   check style and types, run the fast tests: a minute on two cores'
-	@echo 'make test    check style and types, run all tests: 8 minutes on two cores'
+	@echo 'make test    check style and types, run all tests: 10 minutes on two cores'
 	@echo 'make format  fix the style of the code'
 	@echo 'make lock    update the lock files (needs uv)'
 	@echo 'All but the last install $(LOCK) into .venv first: 6 GB. make PYTHON=python3.12 chooses the interpreter.'

@@ -39,7 +39,7 @@ def make_parser(default_config: Path | None = None, subcommand: str = "train") -
         parser.add_argument(
             "--check", action="store_true", help="read all data, try a few steps, report problems and the expected time"
         )
-    parser.add_argument("--refresh-cache", action="store_true", help="decode the pictures of a folder anew")
+    parser.add_argument("--refresh-cache", action="store_true", help="decode the pictures of a folder again")
     parser.set_defaults(check=subcommand == "check", default_config=default_config)
     return parser
 

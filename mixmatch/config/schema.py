@@ -72,7 +72,8 @@ class TrainSettings(Settings):
     )
     checkpoint_every: Count = Field(1024, description="steps between checkpoints")
     keep_checkpoints: Count | Literal["all"] = Field(
-        2, description="newest checkpoints that are kept, besides the best by validation accuracy; all: every one"
+        2,
+        description="newest checkpoints that are kept, in addition to the best by validation accuracy; all: every one",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of convolutions and linear layers; auto: bfloat16 where it is faster, fixed per run"

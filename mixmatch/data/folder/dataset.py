@@ -144,7 +144,7 @@ def cache_file(root: Path, size: int) -> Path:
 
 
 def remove_cache(root: Path) -> None:
-    """Remove the decoded pictures of a folder, so that they are decoded anew.
+    """Remove the decoded pictures of a folder, so that they are decoded again.
 
     Raises:
         UserError: if they cannot be removed.
