@@ -294,5 +294,5 @@ def test_test_sets_that_cannot_be_had(num_test, groups, message):
 def test_a_test_set_is_not_sampled_where_there_is_one():
     with pytest.raises(UserError, match=r"data\.num_test: toy has 40 test images already; set it to 0"):
         hold_out_test(toy_data(), DataSettings(num_test=0.2))
-    with pytest.raises(UserError, match="data.num_test: the data set has validation images of its own"):
+    with pytest.raises(UserError, match=r"data\.num_test: the data set has validation images of its own"):
         hold_out_test(data_of_labels([0, 0, 1, 1], ["a", "b"], validation=[0]), DataSettings(num_test=0.5))
