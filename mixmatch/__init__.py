@@ -7,8 +7,8 @@
     model = mixmatch.load_model("runs/mine")
     print(results.test_accuracy, model.predict("image.png"))
 
-``METHODS``, ``MODELS`` and ``DATASETS`` take methods, networks and data
-sets of your own; errors that the user can fix are ``UserError``.
+``METHODS``, ``MODELS`` and ``DATASETS`` take methods, networks and data sets of your own; errors that the user can fix
+are ``UserError``.
 """
 
 import importlib

@@ -125,11 +125,8 @@ class Classifier(nn.Module):
             if isinstance(image, Image.Image):
                 return decode_opened(image, spec.size, spec.channels, spec).pixels
             return decode(Path(image), spec.size, spec.channels, spec).pixels
-        except (
-            Unreadable,
-            OSError,
-            Image.DecompressionBombError,
-        ) as error:  # OSError: an image that PIL has opened, but not read
+        # OSError: an image that PIL has opened, but not read.
+        except (Unreadable, OSError, Image.DecompressionBombError) as error:
             raise UserError(f"{image}: cannot be read as a picture ({error})") from None
 
 

@@ -39,10 +39,9 @@ class Summary:
         """Number of files that could be read."""
         return len(self.labels) - self.labels.count(UNREADABLE)
 
-    def add(self, prediction: Prediction, num_least_certain: int, min_confidence: float) -> None:
+    def add(self, prediction: Prediction, label: int, num_least_certain: int) -> None:
         """Add a row; keep the ``num_least_certain`` predictions with the lowest confidence."""
-        uncertain = not prediction.problem and prediction.confidence < min_confidence
-        self.labels.append(UNCERTAIN if uncertain else prediction.label)
+        self.labels.append(label)
         if prediction.problem:
             if len(self.problems) < MAX_PROBLEMS:
                 self.problems.append(f"{prediction.file.path}: {prediction.problem}")
@@ -64,16 +63,18 @@ def write_table(
     table = csv.writer(text, lineterminator="\n")
     table.writerow([*PREDICTION_COLUMNS, *map(csv_text, classes)])
     for prediction in predictions:
-        table.writerow(to_row(prediction, classes, min_confidence))
-        summary.add(prediction, num_least_certain, min_confidence)
+        uncertain = not prediction.problem and prediction.confidence < min_confidence
+        label = UNCERTAIN if uncertain else prediction.label
+        table.writerow(to_row(prediction, label, classes))
+        summary.add(prediction, label, num_least_certain)
     text.detach()  # flushes without closing
     return summary
 
 
-def to_row(prediction: Prediction, classes: Sequence[str], min_confidence: float = 0) -> list[str]:
+def to_row(prediction: Prediction, label: int, classes: Sequence[str]) -> list[str]:
     """Return a row of the table: file, class, confidence, true class, problem, and the probability of each class.
 
-    The class is empty below the minimum confidence: such a file is unlabeled if the table is used as ``data.labels``.
+    The class is empty if ``label`` is UNCERTAIN: such a file is unlabeled if the table is used as ``data.labels``.
     A cell that a spreadsheet would take for a formula is prefixed: a path with ``./``, other text with an apostrophe.
     """
     path, true_label = csv_path(prediction.file.name), prediction.file.true_label
@@ -81,7 +82,7 @@ def to_row(prediction: Prediction, classes: Sequence[str], min_confidence: float
     if prediction.problem:
         return [path, "", "", true_class, csv_text(prediction.problem), *[""] * len(classes)]
     probabilities = [f"{probability:.6f}" for probability in prediction.probabilities]
-    name = csv_text(classes[prediction.label]) if prediction.confidence >= min_confidence else ""
+    name = "" if label == UNCERTAIN else csv_text(classes[label])
     return [path, name, max(probabilities), true_class, "", *probabilities]
 
 

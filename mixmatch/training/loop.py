@@ -183,7 +183,8 @@ def run_steps(
     clock = logged_at = time.monotonic()
     logged_step = trainer.step
     duration = DurationEstimator(clock, trainer.step, settings.steps, recurring(config, progress.start_step))
-    while trainer.step < settings.steps and not _is_out_of_patience(session, settings):
+    out_of_patience = _is_out_of_patience(session, settings)
+    while trainer.step < settings.steps and not out_of_patience:
         for callback in session.callbacks:
             for line in callback.before_step(trainer.step, writer):
                 console.print(line)
@@ -210,7 +211,8 @@ def run_steps(
             trainer.check_finite()
             best = progress.best_validation()
             evaluate(session, values, writer, console, settings.steps)
-            last = last or _is_out_of_patience(session, settings)
+            out_of_patience = _is_out_of_patience(session, settings)
+            last = last or out_of_patience
             saving = saving or last or progress.best_validation() != best
             duration.add("evaluation", time.monotonic())
 

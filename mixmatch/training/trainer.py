@@ -284,8 +284,10 @@ class Trainer:
             augmentation, random = self._sample()
             examples = self.make_examples(augmentation, random)
             preview = {"images": examples.images, "targets": examples.targets}
-            with torch.no_grad(), self.autocast():
-                guesses = self.method.loss(self.compute_model, examples, self.schedules).guesses
+            guesses = examples.guesses
+            if guesses is None and self.metrics.num_classes:  # the loss guesses
+                with torch.no_grad(), self.autocast():
+                    guesses = self.method.loss(self.compute_model, examples, self.schedules).guesses
             if guesses is not None:
                 _, u, u_strong = self.augmenter.apply(
                     self.dataset.images, self.indices.x_index, self.indices.u_index, augmentation

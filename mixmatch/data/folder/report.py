@@ -24,7 +24,7 @@ MAX_LISTED = 20  # duplicates or groups
 MAX_NAME_LENGTH = 40
 # Thumbnails are of the same picture if their RMS difference is at most NEAR times their standard deviation (of the one
 # with less contrast; at least MIN_CONTRAST gray levels). Copies that are saved as JPEG of quality 50 or scaled to half
-# their size are within 0.15, and none of 2 million pairs of different road signs.
+# their size are within 0.15, and none of 2 million pairs of different hand signs.
 NEAR, MIN_CONTRAST = 0.15, 4.0
 
 
