@@ -25,7 +25,7 @@ MEASURES = {
 def make_network(options: argparse.Namespace) -> Network:
     """Return the network that is timed."""
     settings = WideResNet.settings_type(depth=options.depth, width=options.width)
-    return build_network(settings, CLASSES, 3, torch.Generator().manual_seed(1))
+    return build_network(settings, CLASSES, (3, 32, 32), torch.Generator().manual_seed(1))
 
 
 class TwoTransforms:

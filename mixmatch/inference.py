@@ -216,7 +216,7 @@ def _other_kind(path: Path) -> str:
 def _build(
     settings: NetworkSettings, spec: ImageSpec, weights: dict[str, Tensor], precision: str, device: str, source: str
 ) -> Classifier:
-    network = build_network(settings, len(spec.classes), spec.channels)
+    network = build_network(settings, len(spec.classes), (spec.channels, spec.size, spec.size))
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

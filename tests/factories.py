@@ -44,6 +44,8 @@ def make_toy_trainer(device=CPU, distributed=SINGLE_PROCESS, split=SPLIT, data=N
 
 
 def wide_resnet(depth, width, num_classes, in_channels=3, **settings):
-    network = WideResNet(WideResNet.settings_type(depth=depth, width=width, **settings), num_classes, in_channels)
+    network = WideResNet(
+        WideResNet.settings_type(depth=depth, width=width, **settings), num_classes, (in_channels, 32, 32)
+    )
     network.initialize(torch.Generator().manual_seed(0))
     return network

@@ -119,7 +119,10 @@ def test_a_run_whose_schedules_depend_on_its_length_keeps_it():
         ("data=3", "data: must be a section with keys such as data.dataset, got 3"),
         ("data.dataset=cats", "data.dataset: must be 'cifar10', 'cifar100', 'digits', 'fashion_mnist', 'mnist'"),
         ("data.dataset.x=3", "data.dataset: must be a valid string, got {'x': 3}"),
-        ("model.network=vgg", "model.network: must be 'wide_resnet' or 'resnet', got 'vgg'; --import FILE brings"),
+        (
+            "model.network=vgg",
+            "model.network: must be 'wide_resnet', 'resnet' or 'timm', got 'vgg'; --import FILE brings",
+        ),
         ("train.lr_decay_steps=[1, x]", "train.lr_decay_steps: must be a valid integer, got 'x'"),
         ("train={lr: -1, momentum: 2, zzz: 1}", "train.lr: must be greater than 0, got -1 (and 2 more: train.mom"),
         ("train={optimizer: sgd, momentum: 0}", "train: nesterov needs a momentum above 0"),

@@ -17,7 +17,7 @@ from tests.factories import wide_resnet
 
 
 def resnet(num_classes=10, in_channels=3, **settings):
-    network = ResNet(ResNet.settings_type(**settings), num_classes, in_channels)
+    network = ResNet(ResNet.settings_type(**settings), num_classes, (in_channels, 32, 32))
     network.initialize(torch.Generator().manual_seed(0))
     return network
 
@@ -53,7 +53,7 @@ def test_weights_depend_on_the_generator_only(name):
 
     def weights(seed, global_seed):
         torch.manual_seed(global_seed)
-        return build_network(settings, 3, 1, torch.Generator().manual_seed(seed)).state_dict()
+        return build_network(settings, 3, (1, 8, 8), torch.Generator().manual_seed(seed)).state_dict()
 
     a, b, c = weights(1, 0), weights(1, 5), weights(2, 0)
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -152,7 +152,7 @@ def test_joint_batch_norm_passes_pytorchs_gradient_check():
     x, weight, bias = (
         torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((6, 2, 2, 2), (2,), (2,))
     )
-    assert torch.autograd.gradcheck(lambda *args: JointBatchNorm.apply(*args, 3)[0], (x, weight, bias))
+    assert torch.autograd.gradcheck(lambda *args: JointBatchNorm.apply(*args, 3, EPSILON)[0], (x, weight, bias))
 
 
 def test_joint_batch_norm_in_bfloat16_sums_in_float32():

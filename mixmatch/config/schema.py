@@ -15,7 +15,7 @@ from mixmatch.data import DATASETS, DataSettings
 from mixmatch.errors import UserError, describe_error
 from mixmatch.methods import METHODS, Method
 from mixmatch.models import MODELS, NetworkSettings
-from mixmatch.settings import Count, NonNegative, Positive, Settings, short_repr
+from mixmatch.settings import Count, CountOrZero, NonNegative, Positive, Settings, short_repr
 
 
 def _check_name(name: str) -> str:
@@ -47,10 +47,17 @@ class TrainSettings(Settings):
     balanced_sampling: bool = Field(
         False, description="take labeled images of each class equally often, also where classes have unequal numbers"
     )
-    optimizer: Literal["adam", "sgd", "muon"] = Field(
-        "adam", description="adam, sgd (with momentum and step decay) or muon (for convolutions; adam for the rest)"
+    optimizer: Literal["adam", "adamw", "sgd", "muon"] = Field(
+        "adam",
+        description="adam (weight decay after its update, as the authors), adamw (before it, as timm), sgd (with "
+        "momentum and step decay) or muon (for convolutions; adam for the rest)",
     )
     lr: Positive = Field(0.002, description="learning rate")
+    head_lr: Positive | None = Field(None, description="learning rate of the last layer; null: lr")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1, description="factor of lr from each layer to the one before it, for fine-tuning; networks of timm have many"
+    )
+    warmup_steps: CountOrZero = Field(0, description="steps over which the learning rates rise linearly from 0")
     muon_lr: Positive = Field(0.1, description="muon: learning rate of the convolutions")
     lr_schedule: Literal["constant", "cosine", "linear"] = Field(
         "constant", description="constant, cosine (FixMatch's, decays to a fifth) or linear (decays to 0)"
@@ -176,8 +183,15 @@ class Config(Settings):
 
 
 def validate(values: dict[str, Any]) -> Config:
-    """Return the config with these values; raise pydantic's ValidationError, or what ``schema_for`` raises."""
-    return schema_for(values).model_validate(values)
+    """Return the config with these values; raise pydantic's ValidationError, or what ``schema_for`` raises.
+
+    Images get the size that the network was made for, unless ``values`` have another.
+    """
+    config = schema_for(values).model_validate(values)
+    size = config.model.default_image_size()
+    if config.data.image_size is None and size is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"image_size": size})})
+    return config
 
 
 def schema_for(values: dict[str, Any]) -> type[Config]:

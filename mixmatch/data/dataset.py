@@ -28,7 +28,9 @@ class DataSettings(Settings):
         "data", description="directory of downloads; for folder, the one with train/<class>/, test/<class>/, unlabeled/"
     )
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = Field(
-        None, description="resize images to squares of this many pixels a side; null: unchanged (folder: 32)"
+        None,
+        description="resize images to squares of this many pixels a side; null: the size that a network of timm was "
+        "made for, else unchanged (folder: 32)",
     )
     num_labeled: Count | Literal["all"] = Field(
         250, description="labeled images, the same number of each class (svhn: by class frequency); all: every label"

@@ -4,31 +4,43 @@ from torch import Generator
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixmatch.errors import UserError
-from mixmatch.models.base import Network, NetworkSettings
+from mixmatch.models.base import ImageShape, Network, NetworkSettings
 from mixmatch.models.batch_norm import BatchNorm
 from mixmatch.models.resnet import ResNet
+from mixmatch.models.timm_network import TimmNetwork
 from mixmatch.models.wide_resnet import WideResNet
 
-__all__ = ["MODELS", "BatchNorm", "Network", "NetworkSettings", "ResNet", "WideResNet", "build_network"]
+__all__ = [
+    "MODELS",
+    "BatchNorm",
+    "ImageShape",
+    "Network",
+    "NetworkSettings",
+    "ResNet",
+    "TimmNetwork",
+    "WideResNet",
+    "build_network",
+]
 
-MODELS: dict[str, type[Network]] = {"wide_resnet": WideResNet, "resnet": ResNet}
+MODELS: dict[str, type[Network]] = {"wide_resnet": WideResNet, "resnet": ResNet, "timm": TimmNetwork}
 
 
 def build_network(
-    settings: NetworkSettings, num_classes: int, in_channels: int, generator: Generator | None = None
+    settings: NetworkSettings, num_classes: int, shape: ImageShape, generator: Generator | None = None
 ) -> Network:
     """Build the network that ``settings`` names, on the CPU.
 
     Args:
         settings: the ``model`` section.
         num_classes: C.
-        in_channels: of the images.
+        shape: (c, h, w) of the images.
         generator: on the CPU, of the initial weights; None: they will be loaded.
 
     Raises:
-        UserError: if a layer is PyTorch's batch normalization, which would mix the batches of a step.
+        UserError: if the network does not fit the images, or a layer is PyTorch's batch normalization, which would mix
+            the batches of a step.
     """
-    network = MODELS[settings.network](settings, num_classes, in_channels)
+    network = MODELS[settings.network](settings, num_classes, shape)
     for name, module in network.named_modules():
         if isinstance(module, _BatchNorm):
             raise UserError(

@@ -23,15 +23,16 @@ class BatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int, momentum: float) -> None:
+    def __init__(self, channels: int, momentum: float, epsilon: float = EPSILON) -> None:
         """Start at the identity.
 
         Args:
             channels: of the input.
             momentum: weight of a batch in the running statistics (TensorFlow's 0.999 is 0.001 here).
+            epsilon: is added to the variance.
         """
         super().__init__()
-        self.momentum = momentum
+        self.momentum, self.epsilon = momentum, epsilon
         self.joint = False
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
@@ -42,7 +43,7 @@ class BatchNorm(nn.Module):
         """Normalize ``x``.
 
         Args:
-            x: (num_batches * n, channels, h, w).
+            x: (num_batches * n, channels, ...).
             num_batches: in training, how many batches of equal size ``x`` holds; each has its own mean and variance.
             update_statistics: in training, whether the first batch updates the running statistics.
         """
@@ -56,10 +57,10 @@ class BatchNorm(nn.Module):
         return torch.cat(normalized) if others else normalized[0]
 
     def _normalize(self, x: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
-        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, EPSILON)
+        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.epsilon)
 
     def _normalize_jointly(self, x: Tensor, num_batches: int, update_statistics: bool) -> Tensor:
-        y, mean, var = JointBatchNorm.apply(x, self.weight, self.bias, num_batches)
+        y, mean, var = JointBatchNorm.apply(x, self.weight, self.bias, num_batches, self.epsilon)
         if update_statistics:
             count = x.numel() // num_batches // x.shape[1]
             with torch.no_grad():
@@ -81,26 +82,38 @@ class JointBatchNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, num_batches: int) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
-        """Return y (N * n, c, h, w), and mean and biased variance of each batch, (N, c)."""
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        num_batches: int,
+        epsilon: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return y (N * n, c, ...), and mean and biased variance of each batch, (N, c)."""
         batches = x.unflatten(0, (num_batches, -1)).to(weight.dtype)
-        var, mean = torch.var_mean(batches, dim=(1, 3, 4), correction=0, keepdim=True)
-        inverse = (var + EPSILON).rsqrt()
-        y = (batches - mean) * (inverse * weight[:, None, None]) + bias[:, None, None]
+        var, mean = torch.var_mean(batches, dim=_summed(batches), correction=0, keepdim=True)
+        inverse = (var + epsilon).rsqrt()
+        y = (batches - mean) * (inverse * weight.view_as(mean[0])) + bias.view_as(mean[0])
         ctx.save_for_backward(x, weight, mean, inverse)
-        mean, var = mean[:, 0, :, 0, 0], var[:, 0, :, 0, 0]
+        mean, var = mean.flatten(1), var.flatten(1)
         ctx.mark_non_differentiable(mean, var)
         return y.to(x.dtype).flatten(0, 1), mean, var
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: ANN401
+    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # noqa: ANN401
         """Return the gradients of x, weight and bias."""
         x, weight, mean, inverse = ctx.saved_tensors
         shape = (len(mean), -1)
         batches, slope = x.unflatten(0, shape).to(weight.dtype), dy.unflatten(0, shape).to(weight.dtype)
         normal = (batches - mean) * inverse
-        total = slope.sum(dim=(1, 3, 4), keepdim=True)
-        along = (slope * normal).sum(dim=(1, 3, 4), keepdim=True)
+        total = slope.sum(dim=_summed(slope), keepdim=True)
+        along = (slope * normal).sum(dim=_summed(slope), keepdim=True)
         count = batches[0, :, 0].numel()
-        dx = (slope - (total + normal * along) / count) * (inverse * weight[:, None, None])
-        return dx.to(x.dtype).flatten(0, 1), along.sum(dim=0).flatten(), total.sum(dim=0).flatten(), None
+        dx = (slope - (total + normal * along) / count) * (inverse * weight.view_as(mean[0]))
+        return dx.to(x.dtype).flatten(0, 1), along.sum(dim=0).flatten(), total.sum(dim=0).flatten(), None, None
+
+
+def _summed(batches: Tensor) -> tuple[int, ...]:
+    """Return the dimensions of (N, n, c, ...) other than batches and channels."""
+    return 1, *range(3, batches.dim())

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixmatch.models.base import Network, NetworkSettings
+from mixmatch.models.base import ImageShape, Network, NetworkSettings
 from mixmatch.models.batch_norm import BatchNorm
 from mixmatch.settings import Count
 
@@ -56,11 +56,11 @@ class ResNet(Network):
 
     settings_type = ResNetSettings
 
-    def __init__(self, settings: ResNetSettings, num_classes: int, in_channels: int) -> None:
+    def __init__(self, settings: ResNetSettings, num_classes: int, shape: ImageShape) -> None:
         """Create the layers. Arguments as for ``Network``."""
-        super().__init__(settings, num_classes, in_channels)
+        super().__init__(settings, num_classes, shape)
         channels, momentum = settings.channels, settings.bn_momentum
-        self.stem = nn.Conv2d(in_channels, channels, 3, stride=settings.stem_stride, padding=1, bias=False)
+        self.stem = nn.Conv2d(shape[0], channels, 3, stride=settings.stem_stride, padding=1, bias=False)
         self.bn = BatchNorm(channels, momentum)
         self.blocks = nn.ModuleList()
         for group, count in enumerate(settings.blocks):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from mixmatch.models.base import Network, NetworkSettings
+from mixmatch.models.base import ImageShape, Network, NetworkSettings
 from mixmatch.models.batch_norm import BatchNorm
 
 LEAKY_SLOPE = 0.1
@@ -91,12 +91,12 @@ class WideResNet(Network):
 
     settings_type = WideResNetSettings
 
-    def __init__(self, settings: WideResNetSettings, num_classes: int, in_channels: int) -> None:
+    def __init__(self, settings: WideResNetSettings, num_classes: int, shape: ImageShape) -> None:
         """Create the layers. Arguments as for ``Network``."""
-        super().__init__(settings, num_classes, in_channels)
+        super().__init__(settings, num_classes, shape)
         blocks_per_group = (settings.depth - 4) // 6
         channels = 16
-        self.stem = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(shape[0], channels, 3, padding=1, bias=False)
         self.blocks = nn.ModuleList()
         for group in range(settings.scales):
             out_channels = int(16 * settings.width) << group

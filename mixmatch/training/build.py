@@ -1,5 +1,7 @@
 """Builds the trainer of a run from its config, images and split."""
 
+import math
+
 import torch
 
 from mixmatch.config.schema import Config
@@ -58,9 +60,9 @@ def make_trainer(
         settings.color_jitter,
     )
     dataset = DeviceDataset(data, split, device)
-    check_memory_for_network(config.model, dataset.num_classes, channels, device)
+    check_memory_for_network(config.model, dataset.num_classes, data.shape, device)
     generator = torch.Generator().manual_seed(config.seed)
-    network = build_network(config.model, dataset.num_classes, channels, generator)
+    network = build_network(config.model, dataset.num_classes, data.shape, generator)
     if method_num_steps is None:
         method_num_steps = config.train.steps - method_start_step
     context = MethodContext(
@@ -81,6 +83,7 @@ def make_trainer(
         raise UserError(f"data: strong augmentation needs gray or RGB images, these have {channels} channels")
     precision = precision or choose_precision(config.train.precision, device, network, data.shape)
     sampler = Sampler(config.seed, distributed.rank, distributed.world_size, config.train.balanced_sampling)
-    trainer = Trainer(config.train, dataset, sampler, augmenter, network, method, precision, distributed)
+    freeze_until = math.inf if config.model.freeze_steps == "all" else config.model.freeze_steps
+    trainer = Trainer(config.train, dataset, sampler, augmenter, network, method, precision, distributed, freeze_until)
     trainer.start_step, trainer.method_start_step = start_step, method_start_step
     return trainer

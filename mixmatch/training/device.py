@@ -10,7 +10,7 @@ from mixmatch.config.schema import Config
 from mixmatch.data.memory import free_memory
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 from mixmatch.errors import UserError
-from mixmatch.models import MODELS, NetworkSettings
+from mixmatch.models import MODELS, ImageShape, NetworkSettings
 from mixmatch.output import log
 
 COPIES = 5  # of the weights: weights, gradients, two moments, EMA
@@ -64,19 +64,22 @@ def explain_out_of_memory(config: Config, device: torch.device) -> Iterator[None
         ) from None
 
 
-def check_memory_for_network(settings: NetworkSettings, num_classes: int, channels: int, device: torch.device) -> None:
+def check_memory_for_network(
+    settings: NetworkSettings, num_classes: int, shape: ImageShape, device: torch.device
+) -> None:
     """Check that a network, its gradient, two moments of an optimizer and its EMA fit into memory.
 
     Args:
         settings: the ``model`` section.
-        num_classes, channels: of the images.
+        num_classes: C.
+        shape: (c, h, w) of the images.
         device: where the network is trained.
 
     Raises:
         UserError: if they do not.
     """
     with torch.device("meta"):
-        network = MODELS[settings.network](settings, num_classes, channels)
+        network = MODELS[settings.network](settings, num_classes, shape)
     count = sum(parameter.numel() for parameter in network.parameters())
     needed = 4 * COPIES * count
     for place, free in free_memory(device).items():

@@ -24,7 +24,7 @@ class Muon(torch.optim.Adam):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Iterable[dict[str, Any]],
         lr: float | Tensor,
         muon_lr_ratio: float,
         momentum: float,
@@ -34,8 +34,8 @@ class Muon(torch.optim.Adam):
         """Create the optimizer.
 
         Args:
-            parameters: those with four dimensions are convolutions.
-            lr: of Adam.
+            parameters: in groups; those with four dimensions are convolutions.
+            lr: of Adam, for groups without their own.
             muon_lr_ratio: the learning rate of convolutions, divided by ``lr``.
             momentum: of the gradients of convolutions, Nesterov.
             fused, capturable: of torch's Adam.
@@ -46,9 +46,23 @@ class Muon(torch.optim.Adam):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure: the step is recorded
         """Update the parameters that have gradients."""
-        (group,) = self.param_groups
-        convolutions = [p for p in group["params"] if p.dim() == 4 and p.grad is not None]
+        convolutions = [
+            weight
+            for group in self.param_groups
+            for weight in group["params"]
+            if weight.dim() == 4 and weight.grad is not None
+        ]
         gradients = [weight.grad for weight in convolutions]
+        for group in self.param_groups:
+            members = {*group["params"]}
+            self._update([weight for weight in convolutions if weight in members], group["lr"])
+        for weight in convolutions:  # Adam skips parameters without a gradient
+            weight.grad = None
+        super().step()
+        for weight, gradient in zip(convolutions, gradients, strict=True):
+            weight.grad = gradient
+
+    def _update(self, convolutions: list[Tensor], lr: float | Tensor) -> None:
         by_shape: dict[torch.Size, list[Tensor]] = {}
         for weight in convolutions:
             by_shape.setdefault(weight.shape, []).append(weight)
@@ -58,15 +72,10 @@ class Muon(torch.optim.Adam):
             torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
             nesterov = torch._foreach_lerp(grads, buffers, self.momentum)
             updates = orthogonalize(torch.stack(nesterov).flatten(2)).unflatten(2, shape[1:])
-            updates = updates * (group["lr"] * self.muon_lr_ratio)
+            updates = updates * (lr * self.muon_lr_ratio)
             norms = torch.stack(torch._foreach_norm(weights)).clamp_min(1e-7)
             torch._foreach_mul_(weights, list((shape[0] ** 0.5 / norms).unbind()))
             torch._foreach_sub_(weights, list(updates.unbind()))
-        for weight in convolutions:  # Adam skips parameters without a gradient
-            weight.grad = None
-        super().step()
-        for weight, gradient in zip(convolutions, gradients, strict=True):
-            weight.grad = gradient
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         torch.optim.Optimizer.__setstate__(self, state)  # Adam's expects Adam's state for all parameters

@@ -1,27 +1,82 @@
-"""The optimizers of the ``train`` section: Adam, SGD with momentum and step decay, or Muon."""
+"""The optimizers of the ``train`` section: Adam, AdamW, SGD with momentum and step decay, or Muon."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mixmatch.config.schema import TrainSettings
+from mixmatch.models import Network
 from mixmatch.training.muon import Muon
 
 
-def make_optimizer(settings: TrainSettings, parameters: Iterable[Tensor], device: torch.device) -> Optimizer:
-    """Return the optimizer that ``settings`` names."""
+def group_parameters(settings: TrainSettings, network: Network, head: nn.Module) -> list[dict[str, Any]]:
+    """Return the parameters in groups for an optimizer, from the input to the last layer.
+
+    Args:
+        settings: the ``train`` section.
+        network: its layers get ``settings.layer_decay``.
+        head: of the method, trained like the last layer.
+
+    Returns:
+        For each group ``params``; ``lr_scale``, its learning rate divided by that of the run; and ``decayed``, those
+        of ``params`` to which weight decay applies.
+    """
+    depths = network.layer_depths()
+    last = max(depths.values())
+    head_scale = (settings.head_lr or settings.lr) / settings.lr
+    groups: dict[float, dict[str, Any]] = {}
+
+    def add(parameter: Tensor, lr_scale: float, decays: bool) -> None:
+        group = groups.setdefault(lr_scale, {"params": [], "lr_scale": lr_scale, "decayed": []})
+        group["params"].append(parameter)
+        if decays:
+            group["decayed"].append(parameter)
+
+    for name, parameter in network.named_parameters():
+        is_last = name.startswith("dense.")
+        lr_scale = head_scale if is_last else settings.layer_decay ** (last - depths[name])
+        add(parameter, lr_scale, network.has_weight_decay(name))
+    for parameter in head.parameters():
+        add(parameter, head_scale, parameter.dim() > 1)
+    return list(groups.values())
+
+
+def make_optimizer(settings: TrainSettings, groups: Sequence[Mapping[str, Any]], device: torch.device) -> Optimizer:
+    """Return the optimizer that ``settings`` names.
+
+    Args:
+        settings: the ``train`` section.
+        groups: from ``group_parameters``.
+        device: of the parameters.
+    """
     on_gpu = device.type == "cuda"
-    # On a GPU the learning rate is a tensor, which a CUDA graph reads at each replay.
-    lr = torch.tensor(settings.lr, device=device) if on_gpu else settings.lr
+
+    def rate() -> Tensor | float:
+        """Return a learning rate; on a GPU it is a tensor, which a CUDA graph reads at each replay."""
+        return torch.tensor(settings.lr, device=device) if on_gpu else settings.lr
+
+    if settings.optimizer == "adamw":
+        split = []
+        for group in groups:
+            decayed = set(group["decayed"])
+            for decay, part in (
+                (settings.weight_decay, group["decayed"]),
+                (0.0, [parameter for parameter in group["params"] if parameter not in decayed]),
+            ):
+                if part:
+                    split.append({"params": part, "lr_scale": group["lr_scale"], "lr": rate(), "weight_decay": decay})
+        return torch.optim.AdamW(split, fused=on_gpu, capturable=on_gpu)
+    parameters = [{"params": group["params"], "lr_scale": group["lr_scale"], "lr": rate()} for group in groups]
     if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=lr, fused=on_gpu, capturable=on_gpu)
+        return torch.optim.Adam(parameters, fused=on_gpu, capturable=on_gpu)
     if settings.optimizer == "muon":
         ratio = settings.muon_lr / settings.lr
-        return Muon(parameters, lr, ratio, settings.momentum, fused=on_gpu, capturable=on_gpu)
-    return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=on_gpu)
+        return Muon(parameters, rate(), ratio, settings.momentum, fused=on_gpu, capturable=on_gpu)
+    return torch.optim.SGD(parameters, lr=rate(), momentum=settings.momentum, nesterov=settings.nesterov, fused=on_gpu)
 
 
 def learning_rate(settings: TrainSettings, step: int, start_step: int = 0) -> float:
@@ -35,18 +90,21 @@ def learning_rate(settings: TrainSettings, step: int, start_step: int = 0) -> fl
         lr *= math.cos(7 / 16 * math.pi * progress)
     elif settings.lr_schedule == "linear":
         lr *= 1 - progress
+    if step < settings.warmup_steps:
+        lr *= (step + 1) / settings.warmup_steps
     if settings.optimizer == "sgd":
         lr *= settings.lr_decay_factor ** sum(step >= at for at in settings.lr_decay_steps)
     return lr
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """Set the learning rate, in place where it is a tensor."""
+    """Set the learning rate of each group, in place where it is a tensor."""
     for group in optimizer.param_groups:
+        scaled = lr * group["lr_scale"]
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
+            group["lr"].fill_(scaled)
         else:
-            group["lr"] = lr
+            group["lr"] = scaled
 
 
 def copy_tensors(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
@@ -63,34 +121,49 @@ def copy_tensors(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -
         target.copy_(sources[name])
 
 
-def load_optimizer(optimizer: Optimizer, entries: dict[str, Tensor]) -> None:
-    """Restore the state from entries named ``<index of the parameter>.<key>``.
+def save_optimizer(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state of the optimizer, named ``<parameter>.<key>``."""
+    return {
+        f"{name}.{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if value is not None
+    }
+
+
+def load_optimizer(optimizer: Optimizer, parameters: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> None:
+    """Restore the state from the entries of ``save_optimizer``.
 
     Raises:
         ValueError: if they belong to another optimizer or network.
     """
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[str, dict[str, Tensor]] = {}
     for name, value in entries.items():
-        number, _, key = name.partition(".")
-        state.setdefault(int(number), {})[key] = value
-    groups = optimizer.state_dict()["param_groups"]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, values in state.items():
-        if not 0 <= index < len(parameters) or values.keys() != _state_keys(optimizer, parameters[index]):
+        parameter, _, key = name.rpartition(".")
+        state.setdefault(parameter, {})[key] = value
+    for name, values in state.items():
+        if name not in parameters or values.keys() != _state_keys(optimizer, parameters[name]):
             raise ValueError("the optimizer state belongs to another optimizer or network")
         for key, value in values.items():
-            expected = torch.Size() if key == "step" else parameters[index].shape
+            expected = torch.Size() if key == "step" else parameters[name].shape
             if value.shape != expected or not value.is_floating_point():
-                raise ValueError(f"optimizer.{index}.{key} has shape {tuple(value.shape)}, {value.dtype}")
+                raise ValueError(f"optimizer.{name}.{key} has shape {tuple(value.shape)}, {value.dtype}")
             if key != "step":  # in the memory format of the parameter
-                values[key] = torch.empty_like(parameters[index]).copy_(value)
+                values[key] = torch.empty_like(parameters[name]).copy_(value)
     if isinstance(optimizer, torch.optim.SGD) and state:
         # A parameter that has joined, such as the head of a stage's method, starts at zero; fused SGD wants all.
-        for index, parameter in enumerate(parameters):
-            state.setdefault(index, {"momentum_buffer": torch.zeros_like(parameter)})
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for name, weight in parameters.items():
+            state.setdefault(name, {"momentum_buffer": torch.zeros_like(weight)})
+    names = {parameter: name for name, parameter in parameters.items()}
+    ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    optimizer.load_state_dict(
+        {
+            "state": {index: state[name] for index, name in enumerate(ordered) if name in state},
+            "param_groups": optimizer.state_dict()["param_groups"],
+        }
+    )
 
 
-def _state_keys(optimizer: Optimizer, parameter: nn.Parameter) -> set[str]:
+def _state_keys(optimizer: Optimizer, parameter: Tensor) -> set[str]:
     with_momentum = isinstance(optimizer, torch.optim.SGD) or (isinstance(optimizer, Muon) and parameter.dim() == 4)
     return {"momentum_buffer"} if with_momentum else {"step", "exp_avg", "exp_avg_sq"}

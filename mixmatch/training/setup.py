@@ -16,7 +16,7 @@ from mixmatch.errors import UserError
 from mixmatch.evaluation import effective_num_classes
 from mixmatch.inference import load_model
 from mixmatch.methods import METHODS
-from mixmatch.models import build_network
+from mixmatch.models import NetworkSettings, build_network
 from mixmatch.pseudo_labels.stage import PseudoLabelStage
 from mixmatch.pseudo_labels.start import StageStart, check_stage
 from mixmatch.runs.directory import RunDirectory
@@ -119,6 +119,8 @@ def prepare(
         messages += describe_unused(config)
         if config.init_from is not None:
             messages += load_weights(config.init_from, trainer, data.classes, distributed)
+        else:
+            messages += load_pretrained(trainer, config.model, distributed)
     progress.environment, progress.precision = environment, precision
 
     num_labeled_classes = effective_num_classes(trainer.dataset.class_frequencies().tolist())
@@ -191,7 +193,7 @@ def find_precision(path: Path, config: Config, data: ImageData, device: torch.de
     asked = config.train.precision
     if not progress.precision:
         with torch.device("meta"):
-            network = build_network(config.model, len(data.classes), data.shape[0])
+            network = build_network(config.model, len(data.classes), data.shape)
         return choose_precision(asked, device, network, data.shape)
     if asked not in ("auto", progress.precision):
         raise UserError(
@@ -210,8 +212,7 @@ def load_checkpoint(trainer: Trainer, state: dict[str, Tensor], progress: Progre
         UserError: if the checkpoint does not fit.
     """
     if 0 < progress.step == progress.start_step == progress.method_start_step:
-        of_head = range(len([*trainer.model.parameters()]), len(state))  # parameter numbers in the optimizer
-        of_method = ("metrics", "method.", "head.", *(f"optimizer.{number}." for number in of_head))
+        of_method = ("metrics", "method.", "head.", "optimizer.head.")
         own = {name: value for name, value in trainer.state().items() if name.startswith(of_method)}
         state = {name: value for name, value in state.items() if not name.startswith(of_method)} | own
     try:
@@ -260,6 +261,24 @@ def load_weights(source: str, trainer: Trainer, classes: list[str], distributed:
         + (f", except {', '.join(others)}" if others else "")
         + (f", which were of the classes {other_classes}" if other_classes else "")
     ]
+
+
+def load_pretrained(trainer: Trainer, settings: NetworkSettings, distributed: DistributedContext) -> list[str]:
+    """Start ``trainer`` from the weights that others have trained, if ``settings`` ask for them; return lines to print.
+
+    Raises:
+        UserError: if they cannot be read.
+    """
+    weights = distributed.broadcast_from_main(trainer.model.read_pretrained)
+    if not weights:
+        return []
+    state = trainer.state()
+    for name, value in weights.items():
+        state |= {key: value for key in (f"model.{name}", f"ema.{name}") if key in state}
+    trainer.load_state(state, 0)
+    others = [name for name, _ in trainer.model.named_parameters() if name not in weights]
+    except_for = f", except {', '.join(others)}" if others else ""
+    return [f"initial weights: those of {settings.display_name()}{except_for}"]
 
 
 def start_callbacks(callbacks: Sequence[Callback], trainer: Trainer, progress: Progress) -> None:

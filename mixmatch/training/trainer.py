@@ -22,7 +22,15 @@ from mixmatch.models import BatchNorm, Network
 from mixmatch.training.cuda_graph import capture
 from mixmatch.training.execution import EAGER, ExecutionMode
 from mixmatch.training.metrics import RunningMetrics
-from mixmatch.training.optimizer import copy_tensors, learning_rate, load_optimizer, make_optimizer, set_learning_rate
+from mixmatch.training.optimizer import (
+    copy_tensors,
+    group_parameters,
+    learning_rate,
+    load_optimizer,
+    make_optimizer,
+    save_optimizer,
+    set_learning_rate,
+)
 from mixmatch.training.precision import low_precision_copy, share_buffers
 
 
@@ -38,7 +46,7 @@ class Trainer:
             schedules of the learning rate and of the method start there.
         model: the network that is trained.
         ema_model: its EMA, with the BatchNorm statistics of ``model``; every reported accuracy is that of the EMA.
-        parameters: of the model and the method's head.
+        parameters: of the model and the method's head (``head.<name>``), by name.
         mode: how steps are executed.
     """
 
@@ -52,6 +60,7 @@ class Trainer:
         method: Method[Any],
         precision: str = "float32",
         distributed: DistributedContext = SINGLE_PROCESS,
+        freeze_until: float = 0,
     ) -> None:
         """Prepare step 0.
 
@@ -64,7 +73,9 @@ class Trainer:
             precision: of convolutions and linear layers, ``float32`` or ``bfloat16``.
             distributed: the processes that train together. Each computes its share of the batch with BatchNorm
                 statistics of its own; gradients, running statistics and the method's state are averaged.
+            freeze_until: step up to which only the last layer is trained.
         """
+        self.freeze_until = freeze_until
         self.settings, self.dataset, self.sampler, self.augmenter = settings, dataset, sampler, augmenter
         self.method, self.precision, self.distributed, self.device = method, precision, distributed, dataset.device
         self.step = self.start_step = self.method_start_step = 0
@@ -73,22 +84,23 @@ class Trainer:
         self.model.train()
         self.ema_model = copy.deepcopy(self.model).requires_grad_(False)
         share_buffers(self.ema_model, self.model)
-        self.parameters: list[Tensor] = [*self.model.parameters(), *method.head.parameters()]
-        self.decayed = [parameter for parameter in self.parameters if parameter.dim() > 1]
+        self.parameters: dict[str, Tensor] = dict(self.model.named_parameters())
+        self.parameters |= {f"head.{name}": parameter for name, parameter in method.head.named_parameters()}
         # In bfloat16 a copy of the network computes, whose weights are cast once a step: 3% faster on a GPU than
         # casting them at each use.
         self.compute_model, self.weight_pairs = self.model, list[tuple[Tensor, Tensor]]()
         if precision == "bfloat16":
             self.compute_model, self.weight_pairs = low_precision_copy(self.model, torch.bfloat16)
         self.networks = Networks(self.compute_model, self.ema_model)
-        self.optimizer = make_optimizer(settings, self.parameters, self.device)
-        self.generator = torch.Generator(self.device)
+        self.groups = group_parameters(settings, self.model, method.head)
+        self.optimizer = make_optimizer(settings, self.groups, self.device)
+        self.generator = self.compute_model.generator = torch.Generator(self.device)
         guesses = method.num_views > 0 and method.guesses_labels
         self.metrics = RunningMetrics(method.loss_names, dataset.num_classes if guesses else 0, self.device)
         # The inputs of a step. They keep their place in memory, where a CUDA graph reads them.
         self.indices = BatchIndices(*(tensor.clone() for tensor in self._next_indices()))
         self.schedules = {name: torch.zeros((), device=self.device) for name in method.schedules(0)}
-        self.decay_factor = torch.zeros((), device=self.device)
+        self.decay_factors = [torch.zeros((), device=self.device) for _ in self.groups]
         self._launch: Callable[[], None] | None = None  # set by ``prepare``
         self.set_execution_mode(EAGER)
 
@@ -110,13 +122,16 @@ class Trainer:
         loss, metrics = self._compute_loss(examples)
         self._backward(loss)
         # Average gradients, running statistics, the method's state and metrics over the processes.
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        buffers = [*self.model.buffers(), *self.method.head.buffers(), *self.method.state.values()]
-        self.distributed.all_reduce_mean([*gradients, *buffers, metrics])
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        statistics = [buffer for module in self._batch_norms(self.model) for buffer in module.buffers()]
+        head_buffers = [*self.method.head.buffers()]
+        self.distributed.all_reduce_mean([*gradients, *statistics, *head_buffers, *self.method.state.values(), metrics])
         # Update; weight decay of convolution and linear weights: a factor, not L2 in the gradient; EMA.
         self.optimizer.step()
         with torch.no_grad():
-            torch._foreach_mul_(self.decayed, self.decay_factor)
+            if self.settings.optimizer != "adamw":  # which decays by itself
+                for group, factor in zip(self.groups, self.decay_factors, strict=True):
+                    torch._foreach_mul_([weight for weight in group["decayed"] if weight.requires_grad], factor)
             torch._foreach_lerp_(
                 [*self.ema_model.parameters()], [*self.model.parameters()], 1 - self.settings.ema_decay
             )
@@ -181,9 +196,8 @@ class Trainer:
         self.mode = mode
         self._make_examples, self._compute_loss = self.make_examples, self.compute_loss
         joint = mode.compiled and self.device.type == "cuda"
-        for module in (*self.compute_model.modules(), *self.ema_model.modules()):
-            if isinstance(module, BatchNorm):
-                module.joint = joint
+        for module in (*self._batch_norms(self.compute_model), *self._batch_norms(self.ema_model)):
+            module.joint = joint
         if mode.compiled:
             torch.compiler.reset()  # there is a limit of compiled functions per process
             options: dict[str, Any] | None = (
@@ -195,6 +209,7 @@ class Trainer:
 
     def compile(self) -> None:
         """Compute one step's gradients, which compiles it, without a message to other processes."""
+        self._freeze()
         with self._preserved_state():
             self.set_inputs()
             self._cast_weights()
@@ -203,6 +218,7 @@ class Trainer:
 
     def prepare(self) -> None:
         """Record the step as a CUDA graph, if the mode asks for it and it is not done. The state stays as it is."""
+        self._freeze()
         if self._launch is not None:
             return
         self._launch = self._step
@@ -210,6 +226,18 @@ class Trainer:
             self.set_inputs()
             with self._preserved_state():
                 self._launch = capture(self._step, self.generator).replay
+
+    def _freeze(self) -> None:
+        """Freeze the network for the first steps that ``model.freeze_steps`` asks for; another step is recorded."""
+        frozen = self.step < self.freeze_until
+        if frozen != self.model.frozen:
+            self.model.freeze(frozen)
+            self.compute_model.freeze(frozen)
+            self._launch = None
+
+    @staticmethod
+    def _batch_norms(network: Network) -> list[BatchNorm]:
+        return [module for module in network.modules() if isinstance(module, BatchNorm)]
 
     @contextmanager
     def _preserved_state(self) -> Iterator[None]:
@@ -230,7 +258,8 @@ class Trainer:
             place.copy_(value)
         for name, scheduled in self.method_schedules().items():
             self.schedules[name].fill_(scheduled)
-        self.decay_factor.fill_(1 - self.lr() * self.settings.weight_decay)
+        for group, factor in zip(self.groups, self.decay_factors, strict=True):
+            factor.fill_(1 - self.lr() * group["lr_scale"] * self.settings.weight_decay)
         set_learning_rate(self.optimizer, self.lr())
         self.generator.manual_seed(step_seed(self.sampler.seed, self.step, self.distributed.rank))
 
@@ -267,7 +296,7 @@ class Trainer:
 
     def check_finite(self) -> None:
         """Raise Diverged if any weight is not finite."""
-        norms = torch._foreach_norm([*self.parameters, *self.ema_model.parameters()])
+        norms = torch._foreach_norm([*self.parameters.values(), *self.ema_model.parameters()])
         if not torch.stack(norms).isfinite().all():
             raise Diverged(f"a weight is not finite at step {self.step}; lower train.lr")
 
@@ -301,8 +330,7 @@ class Trainer:
         """Return every tensor that training changes, by name."""
         state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         state |= {f"ema.{name}": value for name, value in self.ema_model.named_parameters()}
-        for number, values in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{number}.{key}": value for key, value in values.items() if value is not None}
+        state |= {f"optimizer.{name}": value for name, value in save_optimizer(self.optimizer, self.parameters).items()}
         state |= {f"method.{name}": value for name, value in self.method.state.items()}
         state |= {f"head.{name}": value for name, value in self.method.head.state_dict().items()}
         state |= {f"pseudo.{name}": value for name, value in self.dataset.state().items()}
@@ -329,7 +357,7 @@ class Trainer:
                 copy_tensors(self.method.state, parts["method"])
                 copy_tensors(self.method.head.state_dict(), parts["head"])
                 copy_tensors({"": self.metrics.sums}, parts["metrics"])
-            load_optimizer(self.optimizer, parts["optimizer"])
+            load_optimizer(self.optimizer, self.parameters, parts["optimizer"])
             if parts["pseudo"]:
                 self.dataset.load_state(parts["pseudo"])
         except RuntimeError as error:
