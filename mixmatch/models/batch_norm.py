@@ -60,18 +60,19 @@ class BatchNorm(nn.Module):
         return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.epsilon)
 
     def _normalize_jointly(self, x: Tensor, num_batches: int, update_statistics: bool) -> Tensor:
-        y, mean, var = JointBatchNorm.apply(x, self.weight, self.bias, num_batches, self.epsilon)
+        batches = x.unflatten(0, (num_batches, -1))
+        y, mean, var = JointBatchNorm.apply(batches, self.weight, self.bias, self.epsilon)
         if update_statistics:
             count = x.numel() // num_batches // x.shape[1]
             with torch.no_grad():
                 self.running_mean.lerp_(mean[0], self.momentum)
                 self.running_var.lerp_(var[0] * (count / (count - 1)), self.momentum)
         assert isinstance(y, Tensor)
-        return y
+        return y.flatten(0, 1)
 
 
 class JointBatchNorm(torch.autograd.Function):
-    """Normalize N batches in one tensor, each by its own mean and variance, and differentiate that.
+    """Normalize N batches, each by its own mean and variance, and differentiate that.
 
     With x-hat = (x - mean) / sqrt(var + eps) and y = weight * x-hat + bias, and sums over the m elements that a channel
     has in a batch (Ioffe & Szegedy, arXiv:1502.03167):
@@ -82,36 +83,28 @@ class JointBatchNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        num_batches: int,
-        epsilon: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return y (N * n, c, ...), and mean and biased variance of each batch, (N, c)."""
-        batches = x.unflatten(0, (num_batches, -1)).to(weight.dtype)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
+        """Return y of the batches x, (N, n, c, ...), and mean and biased variance of each, (N, c)."""
+        batches = x.to(weight.dtype)
         var, mean = torch.var_mean(batches, dim=_summed(batches), correction=0, keepdim=True)
         inverse = (var + epsilon).rsqrt()
         y = (batches - mean) * (inverse * weight.view_as(mean[0])) + bias.view_as(mean[0])
         ctx.save_for_backward(x, weight, mean, inverse)
         mean, var = mean.flatten(1), var.flatten(1)
         ctx.mark_non_differentiable(mean, var)
-        return y.to(x.dtype).flatten(0, 1), mean, var
+        return y.to(x.dtype), mean, var
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: ANN401
         """Return the gradients of x, weight and bias."""
         x, weight, mean, inverse = ctx.saved_tensors
-        shape = (len(mean), -1)
-        batches, slope = x.unflatten(0, shape).to(weight.dtype), dy.unflatten(0, shape).to(weight.dtype)
-        normal = (batches - mean) * inverse
+        slope = dy.to(weight.dtype)
+        normal = (x.to(weight.dtype) - mean) * inverse
         total = slope.sum(dim=_summed(slope), keepdim=True)
         along = (slope * normal).sum(dim=_summed(slope), keepdim=True)
-        count = batches[0, :, 0].numel()
+        count = slope[0, :, 0].numel()
         dx = (slope - (total + normal * along) / count) * (inverse * weight.view_as(mean[0]))
-        return dx.to(x.dtype).flatten(0, 1), along.sum(dim=0).flatten(), total.sum(dim=0).flatten(), None, None
+        return dx.to(x.dtype), along.sum(dim=0).flatten(), total.sum(dim=0).flatten(), None
 
 
 def _summed(batches: Tensor) -> tuple[int, ...]:

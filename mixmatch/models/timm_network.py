@@ -4,6 +4,7 @@ https://huggingface.co/docs/timm. timm is imported when a network of it is asked
 """
 
 import difflib
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -175,9 +176,9 @@ class TimmNetwork(Network):
         self.dense = nn.Linear(features.shape[1], num_classes)
 
     def _create(self, **arguments: Any) -> nn.Module:  # noqa: ANN401 - timm's
-        """Return timm's network without its last layer; random weights come from the global generator."""
+        """Return timm's network, without a last layer by default; random weights come from the global generator."""
         settings, size = self.settings, self.shape[1]
-        arguments |= {"num_classes": 0, "in_chans": self.shape[0]}
+        arguments = {"num_classes": 0, "in_chans": self.shape[0]} | arguments
         if settings.drop_path:
             arguments["drop_path_rate"] = settings.drop_path
         create = import_timm().create_model
@@ -227,46 +228,63 @@ class TimmNetwork(Network):
             UserError: if they cannot be read or downloaded, or are of another architecture.
         """
         settings = self.settings
-        head: dict[str, Tensor] = {}
         if settings.weights is not None:
-            if not Path(settings.weights).is_file():
-                raise UserError(f"model.weights: {settings.weights}: no such file")
-            source = {"file": settings.weights, "custom_load": False, "source": "", "state_dict": None}
-            try:
-                head = self._read_head(Path(settings.weights))
-                network = self._create(pretrained=True, pretrained_cfg_overlay=source)
-            except UserError:
-                raise
-            except Exception as error:  # noqa: BLE001 - unpickling, safetensors and timm raise anything
-                raise UserError(
-                    f"model.weights: {settings.weights} cannot be read as weights of {settings.architecture} "
-                    f"({type(error).__name__}: {single_line(error)[:200]})"
-                ) from None
+            network = self._read_file(Path(settings.weights))
         elif settings.pretrained:
-            try:
-                network = self._create(pretrained=True)
-            except UserError:
-                raise
-            except Exception as error:  # noqa: BLE001 - network errors of several libraries
-                raise UserError(
-                    f"model.pretrained: the weights of {settings.architecture} cannot be downloaded "
-                    f"({type(error).__name__}: {single_line(error)[:200]}); set model.weights to a file of them, or "
-                    "model.pretrained=false"
-                ) from None
+            network = self._download()
         else:
             return {}
-        weights = _without_counters(network.state_dict())
-        return {f"backbone.{name}": value for name, value in weights.items()} | head
+        weights = network.state_dict()
+        read = {f"backbone.{name}": weights[name] for name in self.backbone.state_dict()}
+        last = network.get_classifier() if hasattr(network, "get_classifier") else None
+        if (
+            settings.weights is not None
+            and isinstance(last, nn.Linear)
+            and last.weight.shape == self.dense.weight.shape
+        ):
+            read |= {f"dense.{name}": value for name, value in last.state_dict().items()}
+        return read
 
-    def _read_head(self, file: Path) -> dict[str, Tensor]:
-        """Return the last layer in a file of weights by our names; empty if it is of other classes."""
-        from timm.models import load_state_dict
+    def _read_file(self, file: Path) -> Any:  # noqa: ANN401 - timm's networks
+        """Return timm's network with the weights in a file, and with a last layer if there is one."""
+        if not file.is_file():
+            raise UserError(f"model.weights: {file}: no such file")
+        architecture = self.settings.architecture
+        last_layer = _pretrained_config(architecture).classifier
+        try:
+            from timm.models import load_state_dict
 
-        weights = load_state_dict(str(file), weights_only=True)
-        name = _pretrained_config(self.settings.architecture).classifier
-        ours = {f"dense.{part}": weights.get(f"{name}.{part}") for part in ("weight", "bias")}
-        fits = all(value is not None and value.shape == self.get_parameter(key).shape for key, value in ours.items())
-        return {key: value for key, value in ours.items() if value is not None} if fits else {}
+            weight = load_state_dict(str(file), weights_only=True).get(f"{last_layer}.weight")
+            # timm is told the number of classes, or it would accept any names of weights.
+            classes = 0 if weight is None else len(weight)
+            source = {"file": str(file), "num_classes": classes, "custom_load": False, "source": ""}
+            return self._create(num_classes=classes, pretrained=True, pretrained_cfg_overlay=source)
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - unpickling, safetensors and timm raise anything
+            raise UserError(
+                f"model.weights: {file} cannot be read as weights of {architecture} "
+                f"({type(error).__name__}: {single_line(error)[:200]})"
+            ) from None
+
+    def _download(self) -> Any:  # noqa: ANN401 - timm's networks
+        """Return timm's network with the weights of its hub, or of the hub's cache."""
+        log = logging.getLogger("huggingface_hub")
+        level = log.level
+        log.setLevel(logging.ERROR)  # it prints a line for each try
+        architecture = self.settings.architecture
+        try:
+            return self._create(num_classes=_pretrained_config(architecture).num_classes, pretrained=True)
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - network errors of several libraries
+            raise UserError(
+                f"model.pretrained: the weights of {architecture} cannot be downloaded "
+                f"({type(error).__name__}: {single_line(error)[:200]}); set model.weights to a file of them, or "
+                "model.pretrained=false"
+            ) from None
+        finally:
+            log.setLevel(level)
 
     def layer_depths(self) -> dict[str, int]:
         """Return for each parameter the number of its layer, counted as timm does."""

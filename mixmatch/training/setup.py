@@ -278,7 +278,7 @@ def load_pretrained(trainer: Trainer, settings: NetworkSettings, distributed: Di
     trainer.load_state(state, 0)
     others = [name for name, _ in trainer.model.named_parameters() if name not in weights]
     except_for = f", except {', '.join(others)}" if others else ""
-    return [f"initial weights: those of {settings.display_name()}{except_for}"]
+    return [f"initial weights: {settings.display_name()}, pretrained{except_for}"]
 
 
 def start_callbacks(callbacks: Sequence[Callback], trainer: Trainer, progress: Progress) -> None:

@@ -131,7 +131,9 @@ class Trainer:
         with torch.no_grad():
             if self.settings.optimizer != "adamw":  # which decays by itself
                 for group, factor in zip(self.groups, self.decay_factors, strict=True):
-                    torch._foreach_mul_([weight for weight in group["decayed"] if weight.requires_grad], factor)
+                    decayed = [weight for weight in group["decayed"] if weight.requires_grad]
+                    if decayed:
+                        torch._foreach_mul_(decayed, factor)
             torch._foreach_lerp_(
                 [*self.ema_model.parameters()], [*self.model.parameters()], 1 - self.settings.ema_decay
             )
