@@ -321,6 +321,20 @@ def test_only_the_last_layer_is_trained_while_frozen(method, precision):
     assert any("running_mean" in name for name in changed)
 
 
+@pytest.mark.parametrize("freeze_steps", [0, 1])
+def test_frozen_batch_norm_keeps_its_statistics(freeze_steps):
+    trainer = trainer_of({"freeze_batch_norm": True, "freeze_steps": freeze_steps})
+    before = snapshot(trainer)
+    for _ in range(3):
+        trainer.train_step()
+    after = snapshot(trainer)
+    assert all(torch.equal(after[name], value) for name, value in before.items() if "running" in name)
+    assert not torch.equal(after["model.dense.weight"], before["model.dense.weight"])
+    assert not torch.equal(after["model.backbone.layer4.0.bn2.weight"], before["model.backbone.layer4.0.bn2.weight"])
+    x = torch.rand(6, 3, 32, 32) * 2 - 1
+    assert torch.equal(trainer.model.train()(x, num_batches=3), trainer.model.eval()(x))
+
+
 def test_paths_are_dropped_as_the_rate_says_and_repeatably():
     network = make("test_convnext", size=64, drop_path=0.5).train()
     x = torch.rand(2, 3, 64, 64)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from mixmatch.models.batch_norm import BatchNorm
 from mixmatch.settings import CountOrZero, Settings
 
 ImageShape = tuple[int, int, int]  # (c, h, w)
@@ -23,6 +24,10 @@ class NetworkSettings(Settings):
     freeze_steps: CountOrZero | Literal["all"] = Field(
         0,
         description="first steps in which only the last layer is trained; all: a linear probe of the initial weights",
+    )
+
+    freeze_batch_norm: bool = Field(
+        False, description="keep BatchNorm's running statistics as they are, and normalize with them in training too"
     )
 
     def display_name(self) -> str:
@@ -62,6 +67,7 @@ class Network(nn.Module, ABC):
             shape: (c, h, w) of the images; c is 3 for RGB, 1 for gray.
         """
         super().__init__()
+        self.freeze_batch_norm = settings.freeze_batch_norm
 
     def initialize(self, generator: Generator) -> None:
         """Sample the weights: He's initialization (fan out) of convolutions, Glorot's of linear layers, no bias.
@@ -102,6 +108,10 @@ class Network(nn.Module, ABC):
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; frozen layers stay in evaluation mode."""
         super().train(mode)
+        if self.freeze_batch_norm:
+            for module in self.modules():
+                if isinstance(module, BatchNorm):
+                    module.eval()
         if self.frozen:
             for name, module in self.named_children():
                 module.train(mode and name == "dense")
