@@ -37,7 +37,8 @@ def split_of(data, seed=1, num_labeled="all", num_validation=0, labeled_as_unlab
 
 def make_toy_trainer(device=CPU, distributed=SINGLE_PROCESS, split=SPLIT, data=None, **sections):
     """A trainer of a WRN-10-1 on random images: 9 labeled, 30 unlabeled."""
-    settings = {"model": {"depth": 10, "width": 1}, "train": {"batch_size": 5}}
+    model = {} if "network" in sections.get("model", {}) else {"depth": 10, "width": 1}
+    settings = {"model": model, "train": {"batch_size": 5}}
     for section, values in sections.items():
         settings[section] = settings.get(section, {}) | values if isinstance(values, dict) else values
     return make_trainer(build_config(settings), data or toy_data(), split, device, distributed=distributed)

@@ -10,7 +10,7 @@ import torch
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 from mixmatch.runs.writer import copy_to_host
 from mixmatch.training.execution import COMPILED_CUDA_GRAPH, CUDA_GRAPH, EAGER, select_execution_mode
-from tests.factories import make_toy_trainer
+from tests.factories import make_toy_trainer, toy_data
 from tests.helpers import final, run, signal_after
 
 MODES = [EAGER, CUDA_GRAPH, COMPILED_CUDA_GRAPH]
@@ -67,6 +67,26 @@ def test_each_method_equals_its_eager_step(mode, method):
     # Rounding may tip a pseudo-label between two classes: of 7 x 16 images, one changes the loss by about 0.01.
     torch.testing.assert_close(a[2], b[2], rtol=1e-3, atol=0.03)
     torch.testing.assert_close(a.mean(), b.mean(), rtol=0.2, atol=0.2)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_convnext", "test_vit"])
+@pytest.mark.parametrize("mode", [CUDA_GRAPH, COMPILED_CUDA_GRAPH], ids=lambda mode: mode.name)
+def test_fine_tuning_equals_its_eager_step(mode, architecture):
+    """Frozen at first, so that two steps are recorded; with dropped paths, and groups of parameters."""
+    pytest.importorskip("timm")
+
+    def trainer(mode):
+        model = {"network": "timm", "architecture": architecture, "pretrained": False}
+        model |= {"freeze_steps": 3, "drop_path": 0.0 if architecture == "test_resnet" else 0.2}
+        train = {"batch_size": 16, "precision": "float32", "optimizer": "adamw", "layer_decay": 0.7, "head_lr": 0.01}
+        made = make_toy_trainer(torch.device("cuda"), data=toy_data(size=32), model=model, train=train)
+        made.set_execution_mode(mode)
+        return made
+
+    a, b = losses(trainer(EAGER), 8), losses(trainer(mode), 8)
+    torch.testing.assert_close(a[:5], b[:5], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.timeout(600)

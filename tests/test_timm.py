@@ -17,7 +17,8 @@ from mixmatch.errors import UserError
 from mixmatch.inference import load_model
 from mixmatch.models import build_network
 from mixmatch.models.timm_network import TimmNetwork
-from mixmatch.training.optimizer import group_parameters
+from mixmatch.training.execution import COMPILED
+from mixmatch.training.optimizer import group_parameters, learning_rate, make_optimizer
 from tests.factories import make_toy_trainer, toy_data
 from tests.helpers import assert_same_run, final, signal_after
 
@@ -229,8 +230,7 @@ def train_settings(**values):
 def test_layer_decay_and_weight_decay_are_those_of_timm(architecture):
     from timm.optim import param_groups_layer_decay
 
-    size = 160
-    network = make(architecture, size=size)
+    network = make(architecture, size=160)
     theirs = timm.create_model(architecture, num_classes=3)
     expected = {}
     excluded = theirs.no_weight_decay() if hasattr(theirs, "no_weight_decay") else ()
@@ -241,8 +241,6 @@ def test_layer_decay_and_weight_decay_are_those_of_timm(architecture):
     head = timm.get_pretrained_cfg(architecture).classifier
     settings = train_settings(optimizer="adamw", layer_decay=0.7, weight_decay=0.05, head_lr=0.02, lr=0.002)
     groups = group_parameters(settings, network, nn.Identity())
-    from mixmatch.training.optimizer import make_optimizer
-
     optimizer = make_optimizer(settings, groups, torch.device("cpu"))
     ours = {}
     by_parameter = {parameter: name for name, parameter in network.named_parameters()}
@@ -276,20 +274,17 @@ def test_adamw_is_torchs():
 
 
 def test_warmup_rises_linearly():
-    from mixmatch.training.optimizer import learning_rate
-
     settings = train_settings(lr=1.0, warmup_steps=4, steps=10)
     assert [learning_rate(settings, step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    again = [learning_rate(settings, step, freeze_until=2) for step in range(7)]
+    assert again == [0.25, 0.5, 0.25, 0.5, 0.75, 1, 1]
+    assert learning_rate(settings, 5, freeze_until=math.inf) == 1
 
 
 def trainer_of(model=None, **sections):
     """A trainer of a network of timm on random images."""
     network = {"network": "timm", "architecture": "test_resnet", "pretrained": False} | (model or {})
-    from mixmatch.training.build import make_trainer
-    from tests.factories import CPU, SPLIT
-
-    config = build_config({"model": network, "train": {"batch_size": 5}} | sections)
-    return make_trainer(config, toy_data(size=32), SPLIT, CPU)
+    return make_toy_trainer(data=toy_data(size=32), model=network, **sections)
 
 
 def snapshot(trainer):
@@ -375,8 +370,6 @@ def test_a_step_in_bfloat16_is_close_to_float32(architecture):
 
 @pytest.mark.slow
 def test_compiled_steps_equal_eager_ones():
-    from mixmatch.training.execution import COMPILED
-
     def losses(compiled):
         trainer = trainer_of({"architecture": "test_convnext", "drop_path": 0.3, "freeze_steps": 1})
         if compiled:

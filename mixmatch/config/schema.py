@@ -57,7 +57,9 @@ class TrainSettings(Settings):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1, description="factor of lr from each layer to the one before it, for fine-tuning; networks of timm have many"
     )
-    warmup_steps: CountOrZero = Field(0, description="steps over which the learning rates rise linearly from 0")
+    warmup_steps: CountOrZero = Field(
+        0, description="steps over which the learning rates rise linearly from 0, also after model.freeze_steps"
+    )
     muon_lr: Positive = Field(0.1, description="muon: learning rate of the convolutions")
     lr_schedule: Literal["constant", "cosine", "linear"] = Field(
         "constant", description="constant, cosine (FixMatch's, decays to a fifth) or linear (decays to 0)"

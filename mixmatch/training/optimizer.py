@@ -79,10 +79,11 @@ def make_optimizer(settings: TrainSettings, groups: Sequence[Mapping[str, Any]],
     return torch.optim.SGD(parameters, lr=rate(), momentum=settings.momentum, nesterov=settings.nesterov, fused=on_gpu)
 
 
-def learning_rate(settings: TrainSettings, step: int, start_step: int = 0) -> float:
+def learning_rate(settings: TrainSettings, step: int, start_step: int = 0, freeze_until: float = 0) -> float:
     """Return the learning rate after ``step`` completed steps of a run that started at ``start_step``.
 
-    Cosine is lr * cos(7/16 * pi * progress), FixMatch's (arXiv:2001.07685, section 2.4).
+    It warms up at step 0, and again at ``freeze_until``, when layers that were frozen are trained. Cosine is
+    lr * cos(7/16 * pi * progress), FixMatch's (arXiv:2001.07685, section 2.4).
     """
     progress = (step - start_step) / (settings.steps - start_step)
     lr = settings.lr
@@ -90,8 +91,9 @@ def learning_rate(settings: TrainSettings, step: int, start_step: int = 0) -> fl
         lr *= math.cos(7 / 16 * math.pi * progress)
     elif settings.lr_schedule == "linear":
         lr *= 1 - progress
-    if step < settings.warmup_steps:
-        lr *= (step + 1) / settings.warmup_steps
+    warmed_up = step - freeze_until if step >= freeze_until else step
+    if warmed_up < settings.warmup_steps:
+        lr *= (warmed_up + 1) / settings.warmup_steps
     if settings.optimizer == "sgd":
         lr *= settings.lr_decay_factor ** sum(step >= at for at in settings.lr_decay_steps)
     return lr

@@ -272,7 +272,7 @@ class Trainer:
 
     def lr(self) -> float:
         """Return the learning rate of the next step."""
-        return learning_rate(self.settings, self.step, self.start_step)
+        return learning_rate(self.settings, self.step, self.start_step, self.freeze_until)
 
     def method_schedules(self) -> dict[str, float]:
         """Return the method's schedules at the next step."""
