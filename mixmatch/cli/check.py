@@ -137,7 +137,12 @@ def measure(trainer: Trainer, steps: int, config: Config, console: Console) -> s
         trainer.train_step()
         trainer.read_metrics()  # waits for the device, and raises if the loss is not finite
 
-    seconds, evaluation = seconds_per_call(step), 0.0
+    num_frozen = max(0, min(trainer.freeze_until - trainer.step, steps))
+    seconds = seconds_per_call(step) * num_frozen / steps if num_frozen else 0.0
+    if num_frozen < steps:
+        trainer.freeze_until = 0
+        seconds += seconds_per_call(step) * (steps - num_frozen) / steps
+    evaluation = 0.0
     for images, _ in trainer.dataset.held_out.values():
         part = images[:NUM_EVALUATED]
         evaluation += seconds_per_call(lambda: trainer.predict(part).cpu(), limit=0) * len(images) / len(part)  # noqa: B023

@@ -182,7 +182,12 @@ def run_steps(
     on_cpu = trainer.device.type == "cpu"
     clock = logged_at = time.monotonic()
     logged_step = trainer.step
-    duration = DurationEstimator(clock, trainer.step, settings.steps, recurring(config, progress.start_step))
+
+    def start_estimate() -> DurationEstimator:
+        events = recurring(config, progress.start_step)
+        return DurationEstimator(time.monotonic(), trainer.step, settings.steps, events)
+
+    duration = start_estimate()
     out_of_patience = _is_out_of_patience(session, settings)
     while trainer.step < settings.steps and not out_of_patience:
         for callback in session.callbacks:
@@ -193,6 +198,9 @@ def run_steps(
 
         trainer.train_step()
         step = trainer.step
+        frozen = step < trainer.freeze_until < settings.steps  # steps will take longer later
+        if step == trainer.freeze_until:
+            duration = start_estimate()
         last = step == settings.steps
         evaluating = last or step % settings.eval_every == 0
         saving = last or step % settings.checkpoint_every == 0
@@ -226,7 +234,7 @@ def run_steps(
             duration.add_steps(step, now)
             writer.checkpoint(trainer.state(), progress)
             duration.add("checkpoint", time.monotonic())
-        for line in duration.announcement(evaluating, on_cpu):
+        for line in [] if frozen else duration.announcement(evaluating, on_cpu):
             console.print(line)
         if step == logged_step:
             logged_at = time.monotonic()  # steps_per_second excludes evaluations and checkpoints
