@@ -147,6 +147,19 @@ def test_weights_come_from_a_file_and_the_head_if_it_fits(weights):
         assert ("dense.weight" in read) == (name != 1000)
 
 
+@pytest.mark.parametrize("architecture", ["levit_128s", "test_resnet", "test_byobnet"])
+@pytest.mark.parametrize("classes", [0, 7])
+def test_every_weight_of_a_file_is_read(tmp_path, architecture, classes):
+    file = tmp_path / "weights.safetensors"
+    torch.manual_seed(0)
+    theirs = timm.create_model(architecture, num_classes=classes)
+    save_file(theirs.state_dict(), file)
+    network = make(architecture, size=224, weights=str(file))
+    read = network.read_pretrained()
+    assert read.keys() == {name for name in network.state_dict() if not name.startswith("dense.")}
+    assert all(torch.equal(value, theirs.state_dict()[name.removeprefix("backbone.")]) for name, value in read.items())
+
+
 def test_position_embeddings_are_resampled(weights):
     network = make("test_vit", size=96, weights=str(weights[1000]))
     read = network.read_pretrained()
@@ -351,6 +364,7 @@ def test_paths_are_dropped_as_the_rate_says_and_repeatably():
     assert torch.equal(dropped[:, 0], dropped[:, 1])
 
 
+@pytest.mark.slow
 def test_dropout_is_off():
     network = make("vgg11", size=32)
     assert all(module.p == 0 for module in network.modules() if isinstance(module, nn.Dropout))
@@ -415,6 +429,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
+@pytest.mark.slow
 def test_a_run_needs_its_weights_file_only_once(photos, tmp_path, monkeypatch):
     file = tmp_path / "weights.safetensors"
     torch.manual_seed(0)
@@ -425,7 +440,18 @@ def test_a_run_needs_its_weights_file_only_once(photos, tmp_path, monkeypatch):
     def run(name):
         return main.main(["--run-dir", str(tmp_path / name), *RUN, *more])
 
-    assert run("whole") == 0
+    pretrained = []
+    create = timm.create_model
+
+    def counted(*names, **arguments):
+        network = create(*names, **arguments)
+        pretrained.append(arguments.get("pretrained"))
+        return network
+
+    with monkeypatch.context() as patch:
+        patch.setattr(timm, "create_model", counted)
+        assert run("whole") == 0
+    assert pretrained.count(True) == 1  # estimates of memory and precision read no weights
     for stop in (2, 4):  # frozen, and not
         name = f"stopped-{stop}"
         with monkeypatch.context() as patch:
@@ -447,6 +473,7 @@ def test_a_run_needs_its_weights_file_only_once(photos, tmp_path, monkeypatch):
     assert isinstance(model.network, TimmNetwork)
 
 
+@pytest.mark.slow
 def test_images_get_the_networks_own_size(photos, tmp_path, capsys):
     without = [entry for entry in RUN if "image_size" not in entry]
     more = [f"data.root={photos}", "model.pretrained=false", "train.steps=1", "method=supervised"]
@@ -455,6 +482,7 @@ def test_images_get_the_networks_own_size(photos, tmp_path, capsys):
     assert load_model(tmp_path / "run").spec.size == 160
 
 
+@pytest.mark.slow
 def test_export_equals_the_network(photos, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     more = [f"data.root={photos}", "model.pretrained=false", "train.steps=1", "model.drop_path=0.1"]
@@ -465,6 +493,7 @@ def test_export_equals_the_network(photos, tmp_path):
     torch.testing.assert_close(torch.from_numpy(logits), load_model(tmp_path / "run")(x), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_failed_start_leaves_nothing(photos, tmp_path, capsys):
     more = [f"data.root={photos}", f"model.weights={tmp_path / 'none.pth'}"]
     assert main.main(["--run-dir", str(tmp_path / "run"), *RUN, *more]) == 2
@@ -472,6 +501,7 @@ def test_a_failed_start_leaves_nothing(photos, tmp_path, capsys):
     assert capsys.readouterr().err == f"error: model.weights: {tmp_path / 'none.pth'}: no such file\n"
 
 
+@pytest.mark.slow
 def test_weights_of_another_run_of_the_network_need_no_download(photos, tmp_path):
     first = [f"data.root={photos}", "model.pretrained=false", "train.steps=1"]
     assert main.main(["--run-dir", str(tmp_path / "first"), *RUN, *first]) == 0

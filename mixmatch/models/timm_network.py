@@ -162,12 +162,17 @@ class TimmNetwork(Network):
             mean, std = mean.mean().expand(shape[0]), std.mean().expand(shape[0])
         self.register_buffer("scale", (0.5 / std).view(-1, 1, 1), persistent=False)
         self.register_buffer("offset", ((0.5 - mean) / std).view(-1, 1, 1), persistent=False)
-        with torch.device("meta"):
-            probe = self._create().eval()
-            try:
-                features = probe(torch.empty(2, *shape))
-            except Exception as error:  # noqa: BLE001 - each architecture checks sizes in its own way
-                raise self._wrong_size(error) from None
+        try:
+            with torch.device("meta"):
+                features = self._create().eval()(torch.empty(2, *shape))
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - each architecture checks sizes in its own way
+            images = f"{'gray ' if shape[0] == 1 else ''}images of {shape[1]} pixels"
+            raise UserError(
+                f"data.image_size: {settings.architecture} does not take {images} ({single_line(error)}); it was "
+                f"trained with {settings.default_image_size()}"
+            ) from None
         if not isinstance(features, Tensor) or features.dim() != 2:
             raise UserError(f"model.architecture: {settings.architecture} returns no features of an image; use another")
         self.backbone = self._create()
@@ -197,17 +202,7 @@ class TimmNetwork(Network):
                 raise UserError(
                     f"model.drop_path: {settings.architecture} has no stochastic depth; use model.drop_path=0"
                 ) from None
-            except (AssertionError, ValueError) as error:
-                raise self._wrong_size(error) from None
         return network
-
-    def _wrong_size(self, error: Exception) -> UserError:
-        channels, size, _ = self.shape
-        images = f"{'gray ' if channels == 1 else ''}images of {size} pixels"
-        return UserError(
-            f"data.image_size: {self.settings.architecture} does not take {images} ({single_line(error)}); it was "
-            f"trained with {self.settings.default_image_size()}"
-        )
 
     def initialize(self, generator: Generator) -> None:
         """Sample the weights: those of the last layer as ours, the others as timm does."""
@@ -250,11 +245,12 @@ class TimmNetwork(Network):
         if not file.is_file():
             raise UserError(f"model.weights: {file}: no such file")
         architecture = self.settings.architecture
-        last_layer = _pretrained_config(architecture).classifier
+        last_layer = _pretrained_config(architecture).classifier  # several of a network with distillation
         try:
             from timm.models import load_state_dict
 
-            weight = load_state_dict(str(file), weights_only=True).get(f"{last_layer}.weight")
+            name = last_layer if isinstance(last_layer, str) else next(iter(last_layer or [""]))
+            weight = load_state_dict(str(file), weights_only=True).get(f"{name}.weight")
             # timm is told the number of classes, or it would accept any names of weights.
             classes = 0 if weight is None else len(weight)
             source = {"file": str(file), "num_classes": classes, "custom_load": False, "source": ""}
