@@ -329,6 +329,25 @@ def test_only_the_last_layer_is_trained_while_frozen(method, precision):
     assert any("running_mean" in name for name in changed)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "muon"])
+def test_frozen_layers_stay_as_they_are(optimizer, precision):
+    train = {"batch_size": 4, "optimizer": optimizer, "precision": precision, "layer_decay": 0.9}
+    trainer = trainer_of({"architecture": "test_convnext", "freeze_layers": 2, "freeze_steps": 1}, train=train)
+    before, depths = snapshot(trainer), trainer.model.layer_depths()
+    for _ in range(3):
+        trainer.train_step()
+    after = snapshot(trainer)
+    unchanged = {name for name in depths if torch.equal(before[f"model.{name}"], after[f"model.{name}"])}
+    frozen = {name for name, depth in depths.items() if depth < 2}
+    assert frozen and frozen <= unchanged and "dense.weight" not in unchanged
+    state = {name for name in depths if any(key.startswith(f"optimizer.{name}.") for key in after)}
+    assert state == depths.keys() - frozen
+    other = trainer_of({"architecture": "test_convnext", "freeze_layers": 2, "freeze_steps": 1}, train=train)
+    other.load_state(after, 3)
+    assert snapshot(other).keys() == after.keys()
+
+
 @pytest.mark.parametrize("freeze_steps", [0, 1])
 def test_frozen_batch_norm_keeps_its_statistics(freeze_steps):
     trainer = trainer_of({"freeze_batch_norm": True, "freeze_steps": freeze_steps})

@@ -26,6 +26,9 @@ class NetworkSettings(Settings):
         description="first steps in which only the last layer is trained; all: a linear probe of the initial weights",
     )
 
+    freeze_layers: CountOrZero = Field(
+        0, description="layers from the input whose weights stay as they are: faster; a block of timm's is a layer"
+    )
     freeze_batch_norm: bool = Field(
         False, description="keep BatchNorm's running statistics as they are, and normalize with them in training too"
     )
@@ -67,7 +70,7 @@ class Network(nn.Module, ABC):
             shape: (c, h, w) of the images; c is 3 for RGB, 1 for gray.
         """
         super().__init__()
-        self.freeze_batch_norm = settings.freeze_batch_norm
+        self.freeze_batch_norm, self.freeze_layers = settings.freeze_batch_norm, settings.freeze_layers
 
     def initialize(self, generator: Generator) -> None:
         """Sample the weights: He's initialization (fan out) of convolutions, Glorot's of linear layers, no bias.
@@ -99,10 +102,12 @@ class Network(nn.Module, ABC):
         return self.get_parameter(name).dim() > 1
 
     def freeze(self, frozen: bool) -> None:
-        """Train only ``dense`` from now on, or everything."""
+        """Train only ``dense`` from now on, or all layers but those that stay frozen for good."""
         self.frozen = frozen
+        depths = self.layer_depths()
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(not frozen or name.startswith("dense."))
+            is_last = name.startswith("dense.")
+            parameter.requires_grad_(is_last or (not frozen and depths[name] >= self.freeze_layers))
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:

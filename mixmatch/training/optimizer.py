@@ -155,7 +155,8 @@ def load_optimizer(optimizer: Optimizer, parameters: Mapping[str, Tensor], entri
     if isinstance(optimizer, torch.optim.SGD) and state:
         # A parameter that has joined, such as the head of a stage's method, starts at zero; fused SGD wants all.
         for name, weight in parameters.items():
-            state.setdefault(name, {"momentum_buffer": torch.zeros_like(weight)})
+            if weight.requires_grad:
+                state.setdefault(name, {"momentum_buffer": torch.zeros_like(weight)})
     names = {parameter: name for name, parameter in parameters.items()}
     ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.load_state_dict(

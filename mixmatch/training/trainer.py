@@ -82,6 +82,7 @@ class Trainer:
         self.model = model.to(device=self.device)
         self.model.to(memory_format=torch.channels_last)
         self.model.train()
+        self.model.freeze(False)
         self.ema_model = copy.deepcopy(self.model).requires_grad_(False)
         share_buffers(self.ema_model, self.model)
         self.parameters: dict[str, Tensor] = dict(self.model.named_parameters())
@@ -352,6 +353,8 @@ class Trainer:
             if part not in parts:
                 raise ValueError(f"unknown entry {name!r}")
             parts[part][rest] = value
+        self.step = step
+        self._freeze()
         try:
             self.model.load_state_dict(parts["model"])
             with torch.no_grad():
@@ -364,5 +367,4 @@ class Trainer:
                 self.dataset.load_state(parts["pseudo"])
         except RuntimeError as error:
             raise ValueError(str(error).splitlines()[0]) from None
-        self.step = step
         self._launch = None  # a recorded step reads the former optimizer's tensors
