@@ -175,7 +175,7 @@ def test_position_embeddings_are_resampled(weights):
         ("model.architecture=resnet5O", "model.architecture: is not a classifier of timm; did you mean resnet50"),
         (
             "model.architecture=test_vit.in22k",
-            "model.architecture: test_vit has no weights of this name; choose one of",
+            "model.architecture: unknown weights; choose one of r160_in1k",
         ),
         ("model.depth=10", "model.depth: unknown key"),
     ],
@@ -191,7 +191,7 @@ def test_a_network_that_does_not_exist_is_one_line(override, message):
     [
         (20, {"architecture": "test_vit"}, "data.image_size: test_vit does not take images of 20 pixels"),
         (100, {"architecture": "coatnet_0_224"}, "data.image_size: coatnet_0_224 does not take images of 100 pixels"),
-        (32, {"drop_path": 0.1, "architecture": "vgg11"}, "model.drop_path: vgg11 has no stochastic depth"),
+        (32, {"drop_path": 0.1, "architecture": "vgg11"}, "model.drop_path: vgg11 does not support stochastic"),
     ],
 )
 def test_a_network_that_does_not_fit_is_one_line(size, more, message):

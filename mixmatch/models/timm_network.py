@@ -53,7 +53,7 @@ class TimmSettings(NetworkSettings):
             )
         tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
         if tag and tag not in tags:
-            raise ValueError(f"{name} has no weights of this name; choose one of {', '.join(tags) or 'none'}")
+            raise ValueError(f"unknown weights; choose one of {', '.join(tags) or 'none'}")
         return architecture
 
     def display_name(self) -> str:
@@ -200,7 +200,7 @@ class TimmNetwork(Network):
                 if "drop_path_rate" not in str(error):
                     raise
                 raise UserError(
-                    f"model.drop_path: {settings.architecture} has no stochastic depth; use model.drop_path=0"
+                    f"model.drop_path: {settings.architecture} does not support stochastic depth; use model.drop_path=0"
                 ) from None
         return network
 
