@@ -25,7 +25,6 @@ class NetworkSettings(Settings):
         0,
         description="first steps in which only the last layer is trained; all: a linear probe of the initial weights",
     )
-
     freeze_layers: CountOrZero = Field(
         0, description="layers from the input whose weights stay as they are: faster; a block of timm's is a layer"
     )

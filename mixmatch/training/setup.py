@@ -251,10 +251,7 @@ def load_weights(source: str, trainer: Trainer, classes: list[str], distributed:
     others = [name for name in ours if name not in fitting]
     if ours.keys() != weights.keys() or len(others) > len(ours) // 2:
         raise UserError(f"init_from: {source} is of another network; use the same model.* settings")
-    state = trainer.state()
-    for name, value in fitting.items():
-        state |= {key: value for key in (f"model.{name}", f"ema.{name}") if key in state}
-    trainer.load_state(state, 0)
+    set_initial_weights(trainer, fitting)
     other_classes = ", ".join(source_classes)[:200] if source_classes != classes else ""
     return [
         f"initial weights from {source}"
@@ -272,13 +269,18 @@ def load_pretrained(trainer: Trainer, settings: NetworkSettings, distributed: Di
     weights = distributed.broadcast_from_main(trainer.model.read_pretrained)
     if not weights:
         return []
+    set_initial_weights(trainer, weights)
+    others = [name for name, _ in trainer.model.named_parameters() if name not in weights]
+    except_for = f", except {', '.join(others)}" if others else ""
+    return [f"initial weights: {settings.display_name()}, pretrained{except_for}"]
+
+
+def set_initial_weights(trainer: Trainer, weights: dict[str, Tensor]) -> None:
+    """Set weights of the network and of its EMA, by the names of ``state_dict``; the others stay as they are."""
     state = trainer.state()
     for name, value in weights.items():
         state |= {key: value for key in (f"model.{name}", f"ema.{name}") if key in state}
     trainer.load_state(state, 0)
-    others = [name for name, _ in trainer.model.named_parameters() if name not in weights]
-    except_for = f", except {', '.join(others)}" if others else ""
-    return [f"initial weights: {settings.display_name()}, pretrained{except_for}"]
 
 
 def start_callbacks(callbacks: Sequence[Callback], trainer: Trainer, progress: Progress) -> None:
