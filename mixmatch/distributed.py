@@ -43,11 +43,13 @@ class DistributedContext:
         rank: number of this process, 0 .. world_size - 1.
         world_size: number of processes.
         local_rank: number of this process on its machine, and of its GPU.
+        local_world_size: number of processes on this machine.
     """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    local_world_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -147,7 +149,8 @@ def init_distributed(device: str) -> Iterator[DistributedContext]:
     importlib.import_module("torch._dynamo")
     on_gpus = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     try:
-        context = DistributedContext(int(os.environ["RANK"]), world_size, int(os.environ["LOCAL_RANK"]))
+        rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+        context = DistributedContext(rank, world_size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=TIMEOUT)
     except KeyError as error:
         raise UserError(f"WORLD_SIZE is {world_size} but {error} is not set; start the command with torchrun") from None

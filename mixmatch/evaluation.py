@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mixmatch.data.stored_images import Images, StoredImages, read_ahead
 from mixmatch.data.weak_augmentation import to_float
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 
@@ -31,7 +32,7 @@ class Evaluation(NamedTuple):
 
 def predict_probabilities(
     model: nn.Module,
-    images: Tensor,
+    images: Images,
     device: torch.device,
     index: Tensor | None = None,
     distributed: DistributedContext = SINGLE_PROCESS,
@@ -40,9 +41,9 @@ def predict_probabilities(
 
     Args:
         model: keeps its mode.
-        images: (n, h, w, c) uint8, on any device.
+        images: (n, h, w, c) uint8, on any device or in a file.
         device: of the model.
-        index: (m,) int64, the images to predict; all by default.
+        index: (m,) int64, where the images are: those to predict; all by default.
         distributed: each process predicts its share and returns all.
 
     Returns:
@@ -58,8 +59,9 @@ def predict_probabilities(
     model.eval()
     try:
         with torch.no_grad():
-            batches = (images[i].to(device) for i in padded[distributed.shard(padded_size)].split(batch_size))
-            parts = [model(to_float(batch)).float().softmax(dim=1) for batch in batches]
+            batch_indices = padded[distributed.shard(padded_size)].split(batch_size)
+            batches = (read_ahead if isinstance(images, StoredImages) else map)(images.__getitem__, batch_indices)
+            parts = [model(to_float(batch.to(device))).float().softmax(dim=1) for batch in batches]
             return distributed.all_gather(torch.cat(parts))[: len(index)]
     finally:
         model.train(training)

@@ -127,13 +127,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
             file.write(_bytes(tensor))
 
 
-def load_tensors(path: Path, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file of ``save_tensors``, on the CPU. It holds numbers and JSON only: no code in it can run.
-
-    Args:
-        path: of the file.
-        mapped: map the file into memory instead of reading it. Processes then share its pages, which the system can
-            drop. It must not be overwritten in place.
 
     Raises:
         DamagedFile: if it is not exactly what was written.
@@ -143,11 +138,9 @@ def load_tensors(path: Path, mapped: bool = False) -> tuple[dict[str, Tensor], d
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
     except (SafetensorError, ValueError) as error:
         raise DamagedFile(f"is not a safetensors file ({error})") from None
-    if not mapped:
-        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     version = header.get("version")
     if version != str(FORMAT_VERSION):
         raise DamagedFile(f"has format version {version!r}, this program reads {FORMAT_VERSION}")

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
+from mixmatch.data.stored_images import to_memory
 from mixmatch.files import load_tensors
 from mixmatch.training.trainer import Trainer
 
@@ -21,6 +23,7 @@ FUZZ = settings(
     max_examples=int(os.environ.get("FUZZ_CASES", "200")),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
 SMALL = [
     "data.dataset=digits",
@@ -123,3 +126,9 @@ def process_starter():
                         child.kill()
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+
+
+def in_memory(data):
+    """Return a data set with its images as tensors; those of a folder are in the file of its cache."""
+    images = (images if images is None else to_memory(images, CPU) for images in (data.images, data.test_images))
+    return replace(data, **dict(zip(("images", "test_images"), images, strict=True)))

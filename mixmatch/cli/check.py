@@ -89,20 +89,22 @@ def check(config: Config, path: Path) -> None:
 def plot_inputs(trainer: Trainer, classes: list[str]) -> bytes:
     """Return a PNG of labeled images of each class and of unlabeled images, each followed by augmented views."""
     dataset = trainer.dataset
-    labels = dataset.labels[dataset.split_labeled]
+    labels = dataset.labels.cpu()[dataset.split_labeled.cpu()]
     index, captions = [], list[str]()
     num_classes = min(len(classes), NUM_LABELED)
     for number in range(num_classes):
-        members = dataset.split_labeled[labels == number][: NUM_LABELED // num_classes]
+        members = dataset.split_labeled.cpu()[labels == number][: NUM_LABELED // num_classes]
         index.append(members)
         captions += [class_label(classes, number)] * len(members)
     num_unlabeled = NUM_IMAGES - len(captions)
-    unlabeled = dataset.split_unlabeled[:: max(1, len(dataset.split_unlabeled) // num_unlabeled)][:num_unlabeled]
-    shown = torch.cat([*index, unlabeled])
+    step = max(1, len(dataset.split_unlabeled) // num_unlabeled)
+    unlabeled = dataset.split_unlabeled.cpu()[::step][:num_unlabeled]
+    shown = dataset.images[torch.cat([*index, unlabeled])].to(dataset.device)
     captions += ["unlabeled"] * len(unlabeled)
     generator = torch.Generator(dataset.device).manual_seed(step_seed(trainer.sampler.seed, 0))
-    views = [trainer.augmenter.weak_views(dataset.images, shown, generator) for _ in range(NUM_VIEWS)]
-    images = torch.stack([to_float(dataset.images[shown]), *views], dim=1).flatten(0, 1).cpu()
+    every = torch.arange(len(shown), device=dataset.device)
+    views = [trainer.augmenter.weak_views(shown, every, generator) for _ in range(NUM_VIEWS)]
+    images = torch.stack([to_float(shown), *views], dim=1).flatten(0, 1).cpu()
     if images.shape[-1] > TILE_PIXELS // 2:  # smaller ones are enlarged by a whole number
         images = F.interpolate(images, (TILE_PIXELS, TILE_PIXELS), mode="bilinear", antialias=True)
     all_captions = [text for caption in captions for text in (caption, *["view"] * NUM_VIEWS)]
@@ -144,8 +146,9 @@ def measure(trainer: Trainer, steps: int, config: Config, console: Console) -> s
         seconds += seconds_per_call(step) * (steps - num_frozen) / steps
     evaluation = 0.0
     for images, _ in trainer.dataset.held_out.values():
-        part = images[:NUM_EVALUATED]
-        evaluation += seconds_per_call(lambda: trainer.predict(part).cpu(), limit=0) * len(images) / len(part)  # noqa: B023
+        some = torch.arange(min(NUM_EVALUATED, len(images)), device=images.device)
+        seconds_for_some = seconds_per_call(lambda: trainer.predict(images, some).cpu(), limit=0)  # noqa: B023
+        evaluation += seconds_for_some * len(images) / len(some)
     total = steps * seconds + math.ceil(steps / config.train.eval_every) * evaluation
     where = "the CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
     return (

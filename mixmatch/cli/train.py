@@ -76,7 +76,7 @@ def train_or_check(options: Namespace) -> None:
     from mixmatch.cli.check import check
     from mixmatch.config import load_config
     from mixmatch.data.folder import FolderSettings
-    from mixmatch.data.folder.dataset import remove_cache
+    from mixmatch.data.folder.cache import cache_folder, remove_caches
     from mixmatch.distributed import init_distributed
     from mixmatch.pseudo_labels.start import stage_path
     from mixmatch.runs.directory import RunDirectory
@@ -91,16 +91,17 @@ def train_or_check(options: Namespace) -> None:
             source = run.config_file
     config = load_config(source, options.overrides)
     path = options.run_dir or Path("runs", config.run_name())
-    if options.refresh_cache and not isinstance(config.data, FolderSettings):
-        raise UserError("--refresh-cache: only data.dataset=folder has a cache of decoded pictures")
+    cache = cache_folder(config.data) if isinstance(config.data, FolderSettings) else None
+    if options.refresh_cache and cache is None:
+        raise UserError("--refresh-cache: only data.dataset=folder has a cache of decoded pictures, see data.cache")
     if options.check:
-        if options.refresh_cache:
-            remove_cache(Path(config.data.root))
+        if options.refresh_cache and cache:
+            remove_caches(cache)
         check(config, path)
         return
     with init_distributed(config.device) as distributed:
-        if options.refresh_cache and distributed.is_main:
-            remove_cache(Path(config.data.root))
+        if options.refresh_cache and cache and distributed.is_main:
+            remove_caches(cache)
         results = train(config, path, distributed)
         if distributed.is_main:
             stage = config.pseudo_label

@@ -10,7 +10,15 @@ from mixmatch.settings import short_repr
 
 # A run can be resumed on another machine and computed in another way. Its split file fixes the images, its
 # checkpoints fix the precision.
-RESUMABLE_KEYS = ("device", "data.root", "train.precision", "train.compile", "train.cuda_graph")
+RESUMABLE_KEYS = (
+    "device",
+    "data.root",
+    "data.cache",
+    "data.keep_on",
+    "train.precision",
+    "train.compile",
+    "train.cuda_graph",
+)
 # These may change too; the stored config then gets the new values.
 INTERVAL_KEYS = (
     "train.eval_every",

@@ -33,7 +33,7 @@ def load_data(settings: DataSettings, device: torch.device, quiet: bool = True) 
 
     Args:
         settings: the ``data`` section.
-        device: device that will hold the images; its free memory is checked.
+        device: that trains.
         quiet: show no progress bars.
 
     Raises:
@@ -44,7 +44,8 @@ def load_data(settings: DataSettings, device: torch.device, quiet: bool = True) 
     data = hold_out_test(data, settings)
     side = data.images.shape[1]
     size = settings.image_size or side
-    if size != side or device.type != "cpu":
-        num_images = len(data.images) + (0 if data.test_images is None else len(data.test_images))
-        check_memory(num_images * size * size * data.images.shape[3], device)
-    return data if size == side else resize(data, size)
+    if size == side:
+        return data
+    num_images = len(data.images) + (0 if data.test_images is None else len(data.test_images))
+    check_memory(num_images * size * size * data.images.shape[3], torch.device("cpu"))
+    return resize(data, size)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from mixmatch.data.stored_images import Images, StoredImages, digests, to_memory
 from mixmatch.errors import UserError
 from mixmatch.settings import Count, CountOrZero, Settings
 
@@ -67,6 +68,11 @@ class DataSettings(Settings):
     crop_padding: CountOrZero | Literal["auto"] = Field(
         "auto", description="pixels of reflection padding for random crops; auto: an eighth of the side"
     )
+    keep_on: Literal["auto", "device", "host", "disk"] = Field(
+        "auto",
+        description="where images are kept: device, host (memory), disk (photographs), or auto (the first with room); "
+        "the results are the same",
+    )
 
     def display_name(self) -> str:
         """Return the name that runs on this data set are called by; valid as a file name."""
@@ -116,12 +122,12 @@ class ImageSpec(Decoding):
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set in memory, as loaders return it.
+    """A data set, as loaders return it.
 
     Attributes:
         name: of the data set.
         classes: names; a label is an index into them.
-        images: (n, h, h, c) uint8, all training images, labeled or not.
+        images: (n, h, h, c) uint8, all training images, labeled or not, in memory or in a file.
         labels: (n,) int64, -1 if the class is unknown.
         test_images: (m, h, h, c) uint8; None if there is no test set.
         test_labels: (m,) int64, or None.
@@ -139,9 +145,9 @@ class ImageData:
 
     name: str
     classes: list[str]
-    images: Tensor
+    images: Images
     labels: Tensor
-    test_images: Tensor | None
+    test_images: Images | None
     test_labels: Tensor | None
     flip: bool
     decoding: Decoding = Decoding()
@@ -165,20 +171,22 @@ class ImageData:
 
     def fingerprint(self) -> str:
         """Return a hash of the training images and labels."""
-        return _fingerprint(self.images, self.labels)
+        return self._hash(self.images, self.labels)
 
     def test_fingerprint(self) -> str | None:
         """Return a hash of the test images and labels; None without a test set."""
         if self.test_images is None or self.test_labels is None:
             return None
-        return _fingerprint(self.test_images, self.test_labels)
+        return self._hash(self.test_images, self.test_labels)
 
-
-def _fingerprint(images: Tensor, labels: Tensor) -> str:
-    digest = hashlib.sha256(f"{tuple(images.shape)}".encode())
-    for tensor in (images, labels):
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()[:32]
+    def _hash(self, images: Images, labels: Tensor) -> str:
+        digest = hashlib.sha256(f"{tuple(images.shape)}".encode())
+        if isinstance(images, StoredImages) or self.files is not None:
+            digest.update(digests(images))  # of pictures their hashes, so that those in a cache need not be read
+        else:
+            digest.update(images.contiguous().numpy().data)
+        digest.update(labels.contiguous().numpy().data)
+        return digest.hexdigest()[:32]
 
 
 class Report(NamedTuple):
@@ -237,10 +245,10 @@ def check_images(data: ImageData) -> None:
 def resize(data: ImageData, size: int) -> ImageData:
     """Return the data set with images of ``size`` pixels a side, bicubic with antialiasing, as in Pillow."""
 
-    def resized(images: Tensor) -> Tensor:
+    def resized(images: Images) -> Tensor:
         chunks = [
             F.interpolate(chunk.movedim(3, 1), (size, size), mode="bicubic", antialias=True).movedim(1, 3).contiguous()
-            for chunk in torch.split(images, 1000)
+            for chunk in torch.split(to_memory(images, torch.device("cpu")), 1000)
         ]
         return torch.cat(chunks)
 

@@ -11,14 +11,14 @@ from mixmatch.data.memory import check_memory
 from mixmatch.errors import UserError, describe_error
 
 
-def check_download(num_images: int, side: int, channels: int, settings: DataSettings, device: torch.device) -> None:
+def check_download(num_images: int, side: int, channels: int, settings: DataSettings) -> None:
     """Raise UserError if a data set of ``side`` x ``side`` images does not fit into memory, before it is downloaded.
 
-    While it is read, this machine holds it twice: as in the files and as ``ImageData``. ``device`` holds it resized.
+    While it is read, this machine holds it twice: as in the files and as ``ImageData``; then resized.
     """
     size = settings.image_size or side
     check_memory(2 * num_images * side * side * channels, torch.device("cpu"), "use a machine with more memory")
-    check_memory(num_images * size * size * channels, device)
+    check_memory(num_images * size * size * channels, torch.device("cpu"))
 
 
 @contextmanager

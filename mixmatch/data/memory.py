@@ -3,10 +3,13 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from mixmatch.errors import UserError
+
+Place = Literal["device", "host", "disk"]
 
 
 def free_memory(device: torch.device) -> dict[str, int]:
@@ -49,6 +52,48 @@ def _find_memory_limits(root: Path) -> Iterator[int]:
             except (OSError, ValueError):  # no such group, or "max": no limit
                 continue
             yield max(0, free) + int(statistics.get(cache, 0))  # cached files can be dropped
+
+
+def choose_place(asked: str, num_bytes: int, device: torch.device, stored: bool, num_processes: int = 1) -> Place:
+    """Return where images are kept: where ``data.keep_on`` asks for, or in the first place with room.
+
+    Half of the free memory is left to training. Several processes share images in a file, so that one copy is enough.
+
+    Args:
+        asked: ``data.keep_on``.
+        num_bytes: of the images.
+        device: that trains.
+        stored: whether they are in a file.
+        num_processes: that train on this machine.
+
+    Raises:
+        UserError: if they do not fit there.
+    """
+    if asked == "disk":
+        if not stored:
+            raise UserError("data.keep_on: disk needs the cache of data.dataset=folder; use auto, device or host")
+        return "disk"
+    places: dict[Place, torch.device] = {"device": device, "host": torch.device("cpu")}
+    for place, where in places.items():
+        copies = num_processes if where.type == "cpu" else 1
+        needed, free = copies * num_bytes, free_memory(where)["this machine" if where.type == "cpu" else str(where)]
+        if asked == "auto" and needed <= free // 2 and not (stored and copies > 1):
+            return place
+        if asked == place:
+            if needed > 0.9 * free and (stored or where.type != "cpu"):  # else they are in memory already
+                raise UserError(
+                    f"data.keep_on: {place} needs {needed / 2**30:.1f} GiB, {where} has {free / 2**30:.1f} GiB of free "
+                    "memory; use auto, a smaller data.image_size or fewer images"
+                )
+            return place
+    return "disk" if stored else "host"
+
+
+def describe_place(place: Place, device: torch.device) -> str:
+    """Return where images are, for a message."""
+    if place == "disk":
+        return "on disk"
+    return f"on {device}" if place == "device" and device.type != "cpu" else "in memory"
 
 
 def check_memory(

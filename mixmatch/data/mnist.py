@@ -25,7 +25,7 @@ def load_mnist(settings: DataSettings, device: torch.device, quiet: bool) -> Ima
     from torchvision.datasets import MNIST, FashionMNIST
 
     title, source = ("MNIST", MNIST) if settings.dataset == "mnist" else ("Fashion-MNIST", FashionMNIST)
-    check_download(70_000, 28, 1, settings, device)
+    check_download(70_000, 28, 1, settings)
     raw = Path(settings.root) / source.__name__ / "raw"
     with explain_download_errors(title, raw, source.resources):
         train, test = (source(settings.root, train=part, download=True) for part in (True, False))

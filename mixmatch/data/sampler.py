@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mixmatch.data.device_dataset import DeviceDataset
 
-# Indices are computed for many steps at once and kept on the device, so that the host rarely copies.
+# Indices are computed for many steps at once and kept where those of the data set are, so that the host rarely copies.
 STEPS_PER_REFILL = 256
 FIRST_REFILL = 225  # a step at which nothing is logged or evaluated by default
 LABELED_STREAM, UNLABELED_STREAM, CLASS_STREAM, FIRST_STREAM_OF_CLASS = 0, 1, 2, 3
@@ -44,11 +44,11 @@ class Sampler:
             step: completed steps.
             num_labeled, num_unlabeled: B and M of all processes together, multiples of their number; M may be 0.
         """
-        labels = dataset.train_labels if self.balanced else None
-        x = self._positions(len(dataset.labeled), LABELED_STREAM, step, num_labeled, dataset.device, labels)
+        device, labels = dataset.labeled.device, dataset.train_labels if self.balanced else None
+        x = self._positions(len(dataset.labeled), LABELED_STREAM, step, num_labeled, device, labels)
         u = x[:0]
         if num_unlabeled:
-            positions = self._positions(len(dataset.unlabeled), UNLABELED_STREAM, step, num_unlabeled, dataset.device)
+            positions = self._positions(len(dataset.unlabeled), UNLABELED_STREAM, step, num_unlabeled, device)
             u = dataset.unlabeled[positions]
         return BatchIndices(dataset.labeled[x], dataset.train_labels[x], u)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from mixmatch.data.dataset import DataSettings, ImageData
+from mixmatch.data.stored_images import select
 from mixmatch.errors import UserError, describe_error
 from mixmatch.files import read_file
 
@@ -157,9 +158,9 @@ def hold_out_test(data: ImageData, settings: DataSettings) -> ImageData:
     test, kept = np.flatnonzero(held_out & (labels >= 0)).tolist(), np.flatnonzero(~held_out).tolist()
     return replace(
         data,
-        images=data.images[kept],
+        images=select(data.images, kept),
         labels=data.labels[kept],
-        test_images=data.images[test],
+        test_images=select(data.images, test),
         test_labels=data.labels[test],
         files=data.files and [data.files[i] for i in kept],
         test_files=data.files and [data.files[i] for i in test],
@@ -179,8 +180,8 @@ def _split_around(
     both = sorted({*(groups or ())} & {data.groups[i] for i in validation} - {""}) if data.groups else []
     if both:
         raise UserError(f"data: group {both[0]!r} is in validation and in training; move its images into one of them")
-    # The images themselves have no influence.
-    rest = replace(data, images=data.images[:1], labels=data.labels[others], files=None, groups=groups, validation=None)
+    one = select(data.images, [0])  # the images themselves have no influence
+    rest = replace(data, images=one, labels=data.labels[others], files=None, groups=groups, validation=None)
     split = make_split(rest, settings.model_copy(update={"num_validation": 0}), seed, labeled_as_unlabeled)
     return replace(
         split,

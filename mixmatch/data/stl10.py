@@ -19,7 +19,7 @@ def load_stl10(settings: DataSettings, device: torch.device, quiet: bool) -> Ima
     """
     from torchvision.datasets import STL10
 
-    check_download(NUM_TRAIN + NUM_UNLABELED + NUM_TEST, 96, 3, settings, device)
+    check_download(NUM_TRAIN + NUM_UNLABELED + NUM_TEST, 96, 3, settings)
     root = Path(settings.root)
     with explain_download_errors("STL-10", root, [(STL10.filename, STL10.tgz_md5)]):
         train, test = (STL10(root, split=split, download=True) for split in ("train+unlabeled", "test"))

@@ -20,7 +20,7 @@ def load_svhn(settings: DataSettings, device: torch.device, quiet: bool) -> Imag
     from torchvision.datasets import SVHN
 
     names = ["train", "test"] if settings.dataset == "svhn" else ["train", "extra", "test"]
-    check_download(sum(NUM_IMAGES[name] for name in names), 32, 3, settings, device)
+    check_download(sum(NUM_IMAGES[name] for name in names), 32, 3, settings)
     parts = []
     for name in names:
         _, file, md5 = SVHN.split_list[name]

@@ -69,7 +69,8 @@ class PseudoLabelStage(Callback):
         dataset, predict = self.trainer.dataset, self.trainer.predict
         index = dataset.split_unlabeled[~torch.isin(dataset.split_unlabeled, dataset.split_labeled)]
         probabilities = predict(dataset.images, index).cpu()
-        true_labels, index = dataset.labels[index].cpu(), index.cpu()
+        index = index.cpu()
+        true_labels = dataset.labels.cpu()[index]
         selected, labels = select(probabilities, self.settings), probabilities.argmax(dim=1)
         fixed = selected if self.settings.method is None else torch.zeros_like(selected)
         dataset.set_pseudo_labels(index[fixed], labels[fixed])

@@ -59,7 +59,7 @@ def make_trainer(
         settings.degrees,
         settings.color_jitter,
     )
-    dataset = DeviceDataset(data, split, device)
+    dataset = DeviceDataset(data, split, device, settings.keep_on, distributed.local_world_size)
     check_memory_for_network(config.model, dataset.num_classes, data.shape, device)
     generator = torch.Generator().manual_seed(config.seed)
     network = build_network(config.model, dataset.num_classes, data.shape, generator)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixmatch.data.stored_images import Images
 from mixmatch.evaluation import Evaluation, balanced_accuracy, class_recalls, evaluate_predictions
 from mixmatch.runs.progress import HistoryEntry
 from mixmatch.runs.results import ConfusedClasses, HeldOutResults
@@ -72,7 +73,7 @@ class Accuracy(Callback):
         )
         return {self.images: details}
 
-    def _evaluate(self, images: Tensor, labels: Tensor) -> Evaluation:
+    def _evaluate(self, images: Images, labels: Tensor) -> Evaluation:
         self.last = evaluate_predictions(self.trainer.predict(images), labels)
         return self.last
 
@@ -85,11 +86,12 @@ class LabeledAccuracy(Callback):
     def evaluate(self, step: int, writer: RunWriter) -> dict[str, float | None]:
         """Return the accuracy in percent."""
         dataset = self.trainer.dataset
-        count = len(dataset.split_labeled)
+        labeled = dataset.split_labeled
+        count, used = len(labeled), min(len(labeled), MAX_LABELED)
         # Evenly spaced: images of a folder are sorted by class.
-        chosen = torch.arange(min(count, MAX_LABELED), device=dataset.device) * count // min(count, MAX_LABELED)
-        index = dataset.split_labeled[chosen]
-        evaluation = evaluate_predictions(self.trainer.predict(dataset.images, index), dataset.labels[index])
+        index = labeled[torch.arange(used, device=labeled.device) * count // used]
+        true_labels = dataset.labels[index.to(dataset.device)]
+        evaluation = evaluate_predictions(self.trainer.predict(dataset.images, index), true_labels)
         return {self.name: evaluation.accuracy}
 
 

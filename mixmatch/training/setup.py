@@ -114,7 +114,8 @@ def prepare(
         load_checkpoint(trainer, *checkpoint, run.path)
         messages += describe_resume(run.path, progress, config.train.steps, environment)
     else:
-        messages += [f"{run.path}: {describe_run(config, data, split)} in {precision}, {environment}"]
+        where = trainer.dataset.describe_place()
+        messages += [f"{run.path}: {describe_run(config, data, split)} in {precision}, {environment}, images {where}"]
         messages += describe_imbalance(data, split) + describe_unmeasured(config, data, split)
         messages += describe_unused(config)
         if config.init_from is not None:

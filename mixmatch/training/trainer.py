@@ -11,8 +11,10 @@ from torch import Tensor
 
 from mixmatch.config.schema import TrainSettings
 from mixmatch.data.augmentation import Augmenter, AugmentParams
+from mixmatch.data.batch_reader import BatchReader
 from mixmatch.data.device_dataset import DeviceDataset
-from mixmatch.data.sampler import BatchIndices, Sampler, step_seed
+from mixmatch.data.sampler import Sampler, step_seed
+from mixmatch.data.stored_images import Images
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 from mixmatch.errors import Diverged
 from mixmatch.evaluation import predict_probabilities
@@ -99,7 +101,9 @@ class Trainer:
         guesses = method.num_views > 0 and method.guesses_labels
         self.metrics = RunningMetrics(method.loss_names, dataset.num_classes if guesses else 0, self.device)
         # The inputs of a step. They keep their place in memory, where a CUDA graph reads them.
-        self.indices = BatchIndices(*(tensor.clone() for tensor in self._next_indices()))
+        num_unlabeled = settings.batch_size * method.unlabeled_ratio if method.num_views else 0
+        self.batches = BatchReader(dataset, sampler, settings.batch_size, num_unlabeled)
+        self.indices = self.batches.indices
         self.schedules = {name: torch.zeros((), device=self.device) for name in method.schedules(0)}
         self.decay_factors = [torch.zeros((), device=self.device) for _ in self.groups]
         self._launch: Callable[[], None] | None = None  # set by ``prepare``
@@ -142,10 +146,9 @@ class Trainer:
 
     def make_examples(self, augmentation: AugmentParams, random: Any) -> Examples:  # noqa: ANN401 - the method's own
         """Augment the images of the step, and let the method turn them into training examples, without gradient."""
-        x_index, x_labels, u_index = self.indices
         with torch.no_grad(), self.autocast():
-            x, u, u_strong = self.augmenter.apply(self.dataset.images, x_index, u_index, augmentation)
-            batch = Batch(x, one_hot(x_labels, self.dataset.num_classes), u, u_strong)
+            x, u, u_strong = self._augment(augmentation)
+            batch = Batch(x, one_hot(self.indices.x_labels, self.dataset.num_classes), u, u_strong)
             return self.method.make_examples(self.networks, batch, random)
 
     def compute_loss(self, examples: Examples) -> tuple[Tensor, Tensor]:
@@ -154,6 +157,10 @@ class Trainer:
             loss = self.method.loss(self.compute_model, examples, self.schedules)
         true_labels = self.dataset.metric_labels[self.indices.u_index]
         return loss.total, self.metrics.of_step(loss, true_labels)
+
+    def _augment(self, augmentation: AugmentParams) -> tuple[Tensor, Tensor, Tensor]:
+        batch = self.batches
+        return self.augmenter.apply(batch.images, batch.x_index, batch.u_index, augmentation)
 
     def _sample(self) -> tuple[AugmentParams, Any]:
         """Sample the random numbers of the step."""
@@ -257,19 +264,13 @@ class Trainer:
 
     def set_inputs(self) -> None:
         """Write the inputs of the next step to the device: its images, schedules and seed."""
-        for place, value in zip(self.indices, self._next_indices(), strict=True):
-            place.copy_(value)
+        self.batches.load(self.step)
         for name, scheduled in self.method_schedules().items():
             self.schedules[name].fill_(scheduled)
         for group, factor in zip(self.groups, self.decay_factors, strict=True):
             factor.fill_(1 - self.lr() * group["lr_scale"] * self.settings.weight_decay)
         set_learning_rate(self.optimizer, self.lr())
         self.generator.manual_seed(step_seed(self.sampler.seed, self.step, self.distributed.rank))
-
-    def _next_indices(self) -> BatchIndices:
-        num_labeled = self.settings.batch_size
-        num_unlabeled = num_labeled * self.method.unlabeled_ratio if self.method.num_views else 0
-        return self.sampler.batch(self.dataset, self.step, num_labeled, num_unlabeled)
 
     def lr(self) -> float:
         """Return the learning rate of the next step."""
@@ -281,7 +282,7 @@ class Trainer:
 
     # What is read from the device.
 
-    def predict(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+    def predict(self, images: Images, index: Tensor | None = None) -> Tensor:
         """Return the class probabilities of the EMA model, see ``evaluation.predict_probabilities``."""
         with self.autocast():
             return predict_probabilities(self.ema_model, images, self.device, index, self.distributed)
@@ -321,9 +322,7 @@ class Trainer:
                 with torch.no_grad(), self.autocast():
                     guesses = self.method.loss(self.compute_model, examples, self.schedules).guesses
             if guesses is not None:
-                _, u, u_strong = self.augmenter.apply(
-                    self.dataset.images, self.indices.x_index, self.indices.u_index, augmentation
-                )
+                _, u, u_strong = self._augment(augmentation)
                 preview |= {"views": torch.cat([u, u_strong]), "guesses": guesses}
         return preview
 

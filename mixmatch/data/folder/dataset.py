@@ -1,25 +1,37 @@
-"""A folder of photographs as a data set, and the cache of its decoded pictures."""
+"""A folder of photographs as a data set."""
 
-import hashlib
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mixmatch.data.dataset import ImageData
-from mixmatch.data.folder.decode import HAS_HEIF, THUMBNAIL_SIZE, PictureInfo, Unreadable, decode_all
+from mixmatch.data.folder.cache import CHANNELS, PictureCache, cache_folder, file_state
+from mixmatch.data.folder.decode import (
+    FILES_AT_ONCE,
+    THUMBNAIL_SIZE,
+    Picture,
+    PictureInfo,
+    Unreadable,
+    decode_all,
+)
 from mixmatch.data.folder.index import FolderIndex, index_folder
 from mixmatch.data.folder.settings import FolderSettings
-from mixmatch.data.memory import check_memory
-from mixmatch.errors import UserError
-from mixmatch.files import DamagedFile, explain_os_errors, load_tensors, save_tensors
-from mixmatch.output import tqdm
+from mixmatch.data.memory import check_memory, choose_place, describe_place
+from mixmatch.data.stored_images import Images, select
+from mixmatch.errors import UserError, describe_error
+from mixmatch.output import log, tqdm
 
 DEFAULT_SIZE = 32
-CACHE_FOLDER = ".mixmatch-cache"
+MANY = 1000  # pictures to decode whose time is worth a line
+PICTURES_PER_COMMIT = 4 * FILES_AT_ONCE
 
 
 class DecodedPictures(NamedTuple):
@@ -32,7 +44,7 @@ class DecodedPictures(NamedTuple):
         unreadable: reason for each other file, by index.
     """
 
-    images: Tensor
+    images: Images
     thumbnails: Tensor
     infos: dict[int, PictureInfo]
     unreadable: dict[int, str]
@@ -63,7 +75,7 @@ def read_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> 
         examples = list_examples([index.relative_path(path) for path in index.unused_files])
         notes.append(f"ignored in {index.root}: {examples}")
     kept = [*decoded.infos]
-    several_pages = [index.relative_path(files[i]) for i in kept if decoded.infos[i].pages > 1]
+    several_pages = [index.paths[i] for i in kept if decoded.infos[i].pages > 1]
     if several_pages:
         notes.append(f"only the first page is used of {list_examples(several_pages)}")
     remarks = [f"{files[i]}: {note}" for i in kept for note in decoded.infos[i].notes]
@@ -82,13 +94,13 @@ def read_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> 
     return ImageData(
         "folder",
         index.classes,
-        images[:num_train],
+        select(images, range(num_train)),
         labels[:num_train],
-        images[num_train:] if has_test else None,
+        select(images, range(num_train, len(kept))) if has_test else None,
         labels[num_train:] if has_test else None,
         flip=True,
         decoding=settings.decoding,
-        files=[index.relative_path(files[i]) for i in kept[:num_train]],
+        files=[index.paths[i] for i in kept[:num_train]],
         groups=groups if any(groups) else None,
         validation=validation or None,
         notes=notes,
@@ -109,82 +121,90 @@ def list_examples(names: Sequence[str], count: int = 5) -> str:
 def read_pictures(
     index: FolderIndex, settings: FolderSettings, device: torch.device, quiet: bool
 ) -> tuple[DecodedPictures, list[str]]:
-    """Decode the pictures of an index, or read them from the cache if no file has changed; with notes to print.
+    """Return the pictures of an index, and notes to print. Those that are not in the cache are decoded and added to it.
 
     Raises:
-        UserError: if they do not fit into the memory of this machine or of ``device``.
+        UserError: if there is no room for them where ``data.keep_on`` asks for them, or anywhere.
     """
-    files, size = index.files, settings.image_size or DEFAULT_SIZE
-    check_memory(len(files) * size * size * 3, device)
-    key = _cache_key(index, f"{size} {settings.decoding} {HAS_HEIF}")
-    cache = cache_file(index.root, size)
-    cached = _read_cache(cache, key)
-    if cached is not None:
-        return cached, []
-    images = torch.empty(len(files), size, size, 3, dtype=torch.uint8)
-    thumbnails = torch.empty(len(files), THUMBNAIL_SIZE, THUMBNAIL_SIZE, dtype=torch.uint8)
+    size = settings.image_size or DEFAULT_SIZE
+    num_bytes, folder = len(index.files) * size * size * CHANNELS, cache_folder(settings)
+    place = choose_place(settings.keep_on, num_bytes, device, stored=folder is not None)  # or refuse
+    plan = f"training keeps {num_bytes / 1e9:,.1f} GB {describe_place(place, device)}"
+    if folder is None:
+        check_memory(num_bytes, torch.device("cpu"))
+        return _decode_into_memory(index, settings, size, plan, quiet), []
+    try:
+        return _read_cache(PictureCache(folder, size, settings.decoding), index, settings, plan, quiet), []
+    except OSError as error:
+        reason = f"decoded images are not cached ({describe_error(error)}); set data.cache to another folder"
+    check_memory(num_bytes, torch.device("cpu"), reason)
+    return _decode_into_memory(index, settings, size, plan, quiet), [reason]
+
+
+def _read_cache(
+    cache: PictureCache, index: FolderIndex, settings: FolderSettings, plan: str, quiet: bool
+) -> DecodedPictures:
+    """Bring the cache up to date, and return its pictures.
+
+    Raises:
+        OSError: if it cannot be written or read.
+    """
+    paths, states = [os.fsencode(path) for path in index.paths], [*map(file_state, index.files)]
+    found, unreadable = cache.find(paths, states), dict[int, str]()
+    if len(found.missing):
+        with cache.lock() as writer:
+            found = cache.find(paths, states)  # another process may have decoded them
+            needs = f"{cache.check_disk(len(found.missing))}; {plan}"
+            decoded = _decode(index, found.missing.tolist(), settings, cache.size, needs, quiet)
+            while batch := list(islice(decoded, PICTURES_PER_COMMIT)):
+                writer.add([(paths[n], states[n], picture) for n, picture in batch if isinstance(picture, Picture)])
+                unreadable |= {n: str(picture) for n, picture in batch if isinstance(picture, Unreadable)}
+            writer.forget_missing(index.root, {*paths})
+        found = cache.find(paths, states)
+    # A file that was lost from the cache meanwhile is reported, too.
+    unreadable |= {n: "not in the cache; start again" for n in found.missing.tolist() if n not in unreadable}
+    kept = np.flatnonzero(found.rows >= 0).tolist()
+    images = found.images.select(kept) if found.images else torch.empty(0, cache.size, cache.size, CHANNELS)
+    infos = {n: info for n, info in enumerate(found.infos) if info is not None}
+    return DecodedPictures(images, torch.from_numpy(found.thumbnails[kept]), infos, dict(sorted(unreadable.items())))
+
+
+def _decode_into_memory(
+    index: FolderIndex, settings: FolderSettings, size: int, plan: str, quiet: bool
+) -> DecodedPictures:
+    numbers = range(len(index.files))
+    images = torch.empty(len(numbers), size, size, CHANNELS, dtype=torch.uint8)
+    thumbnails = torch.empty(len(numbers), THUMBNAIL_SIZE, THUMBNAIL_SIZE, dtype=torch.uint8)
     infos: dict[int, PictureInfo] = {}
     unreadable: dict[int, str] = {}
-    pictures = decode_all(files, size, 3, settings.decoding)
-    progress = tqdm(pictures, "decoding images", len(files), disable=quiet, leave=False, unit="")
-    for number, (_, picture) in enumerate(progress):
+    for number, picture in _decode(index, numbers, settings, size, plan, quiet):
         if isinstance(picture, Unreadable):
             unreadable[number] = str(picture)
         else:
-            images[len(infos)] = torch.from_numpy(picture.pixels)
-            thumbnails[len(infos)] = torch.from_numpy(picture.thumbnail)
+            images[len(infos)], thumbnails[len(infos)] = map(torch.from_numpy, (picture.pixels, picture.thumbnail))
             infos[number] = picture.info
-    decoded = DecodedPictures(images[: len(infos)], thumbnails[: len(infos)], infos, unreadable)
-    return decoded, _write_cache(cache, key, decoded)
+    return DecodedPictures(images[: len(infos)], thumbnails[: len(infos)], infos, unreadable)
 
 
-def cache_file(root: Path, size: int) -> Path:
-    """Return the file that holds the decoded pictures of ``size`` pixels a side."""
-    return root / CACHE_FOLDER / f"{size}px.safetensors"
+def _decode(
+    index: FolderIndex, numbers: Sequence[int], settings: FolderSettings, size: int, needs: str, quiet: bool
+) -> Iterator[tuple[int, Picture | Unreadable]]:
+    """Yield the picture of each of the files ``numbers``, or why it has none; say how long many will take.
 
-
-def remove_cache(root: Path) -> None:
-    """Remove the decoded pictures of a folder, so that they are decoded again.
-
-    Raises:
-        UserError: if they cannot be removed.
+    Args:
+        index: of the folder.
+        numbers: ascending.
+        settings: how to decode.
+        size: in pixels.
+        needs: room that they need, for the message.
+        quiet: show no progress bar.
     """
-    for file in (root / CACHE_FOLDER).glob("*px.safetensors"):
-        with explain_os_errors(file):
-            file.unlink(missing_ok=True)
-
-
-def _cache_key(index: FolderIndex, options: str) -> str:
-    """Return a hash of ``options`` and of the path, size, times and inode of every file."""
-    digest = hashlib.sha256(options.encode())
-    for file in index.files:
-        try:
-            status = file.stat()
-            state = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
-        except OSError as error:  # such as a dangling link, which is unreadable
-            state = str(error.errno)
-        digest.update(os.fsencode(file.relative_to(index.root)) + f"\0{state}\0".encode())
-    return digest.hexdigest()
-
-
-def _read_cache(cache: Path, key: str) -> DecodedPictures | None:
-    try:
-        tensors, meta = load_tensors(cache, mapped=True)
-    except (OSError, DamagedFile):
-        return None
-    if meta.get("key") != key:
-        return None
-    infos = {int(number): PictureInfo(*values) for number, values in meta["infos"].items()}
-    unreadable = {int(number): reason for number, reason in meta["unreadable"].items()}
-    return DecodedPictures(tensors["images"], tensors["thumbnails"], infos, unreadable)
-
-
-def _write_cache(cache: Path, key: str, decoded: DecodedPictures) -> list[str]:
-    """Write the cache, and return a note if that fails."""
-    meta = {"key": key, "infos": decoded.infos, "unreadable": decoded.unreadable}
-    try:
-        cache.parent.mkdir(exist_ok=True)
-        save_tensors(cache, {"images": decoded.images, "thumbnails": decoded.thumbnails}, meta)
-    except (OSError, UserError) as error:
-        return [f"decoded images are not cached: {error}"]
-    return []
+    start = time.monotonic()
+    pictures = decode_all((index.files[number] for number in numbers), size, CHANNELS, settings.decoding)
+    bar = tqdm(pictures, "decoding images", len(numbers), disable=quiet, leave=False, unit="")
+    for count, (number, (_, picture)) in enumerate(zip(numbers, bar, strict=True)):
+        if count == 0 and len(numbers) >= MANY:  # FILES_AT_ONCE are decoded
+            seconds = (time.monotonic() - start) * len(numbers) / FILES_AT_ONCE
+            about = timedelta(seconds=round(seconds))
+            log.info(f"{index.root}: decoding {len(numbers):,} pictures takes about {about}; {needs}")
+        yield number, picture

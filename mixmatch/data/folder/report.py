@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mixmatch.data.dataset import Report
+from mixmatch.data.folder.cache import PictureCache, cache_folder, list_caches
 from mixmatch.data.folder.dataset import (
     DEFAULT_SIZE,
     DecodedPictures,
-    cache_file,
     count_files,
     list_examples,
     read_pictures,
@@ -45,9 +45,13 @@ def describe_folder(settings: FolderSettings, device: torch.device, quiet: bool)
     warnings = [*_describe_flat(index, decoded), *_describe_groups(index)]
     for warns, line in _describe_duplicates(index, decoded):
         (warnings if warns else lines).append(line)
-    cache = cache_file(index.root, settings.image_size or DEFAULT_SIZE)
-    if cache.exists():
-        lines.append(f"decoded images: {cache}, {cache.stat().st_size / 1e6:,.0f} MB")
+    folder = cache_folder(settings)
+    if folder is not None:
+        caches = list_caches(folder)
+        used = PictureCache(folder, settings.image_size or DEFAULT_SIZE, settings.decoding).name
+        others = sum(caches.values()) - caches.get(used, 0)
+        more = f", and {others / 1e6:,.0f} MB with other settings; --refresh-cache removes all" if others else ""
+        lines.append(f"decoded images: {folder}, {caches.get(used, 0) / 1e6:,.0f} MB{more}")
     problems = list(index.problems)
     if settings.skip_unreadable:
         lines += [f"skipped: {line}" for line in unreadable]
@@ -95,7 +99,7 @@ def _describe_pictures(index: FolderIndex, decoded: DecodedPictures, settings: F
 
 
 def _describe_flat(index: FolderIndex, decoded: DecodedPictures) -> Iterator[str]:
-    flat = [index.relative_path(index.files[n]) for n, info in decoded.infos.items() if info.flat]
+    flat = [index.paths[n] for n, info in decoded.infos.items() if info.flat]
     if flat:
         yield f"{count_files(len(flat))} of one flat color; look at them, or set data.background: {list_examples(flat)}"
 
@@ -114,7 +118,7 @@ def _describe_duplicates(index: FolderIndex, decoded: DecodedPictures) -> Iterat
             kind = True, "with different classes", "; remove the wrong ones"
         else:
             kind = False, where, ""
-        found.setdefault(kind, []).append(" = ".join(index.relative_path(index.files[n]) for n in members))
+        found.setdefault(kind, []).append(" = ".join(index.paths[n] for n in members))
     for (warns, where, advice), paths in sorted(found.items(), reverse=True):
         pictures = "1 picture exists" if len(paths) == 1 else f"{len(paths):,} pictures exist"
         yield warns, f"{pictures} more than once {where}, exactly or nearly{advice}: {list_examples(paths, MAX_LISTED)}"

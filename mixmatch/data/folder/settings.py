@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
@@ -30,6 +31,12 @@ class FolderSettings(DataSettings):
         MAX_PIXELS, description="of folder: pictures of more pixels (width x height) are unreadable"
     )
     skip_unreadable: bool = Field(False, description="of folder: skip files that cannot be read as pictures")
+
+    cache: bool | Annotated[str, Field(min_length=1)] = Field(
+        True,
+        description="of folder: where decoded pictures are kept: true (.mixmatch-cache in data.root), a folder, or "
+        "false (nowhere)",
+    )
 
     @property
     def decoding(self) -> Decoding:
