@@ -25,7 +25,6 @@ from mixmatch.data import load_data
 from mixmatch.data.dataset import ImageSpec
 from mixmatch.data.folder import report_folder
 from mixmatch.data.folder.decode import Unreadable, decode
-from mixmatch.data.folder.report import find_near_duplicates
 from mixmatch.errors import UserError
 from mixmatch.inference import load_model
 from mixmatch.training.build import make_trainer
@@ -402,17 +401,6 @@ def test_near_duplicates_are_found_in_every_part(photos, image_size, fit):
         f"1 picture exists more than once in unlabeled and test, {advice}: unlabeled/0.png = test/cat/again.jpg",
         f"1 picture exists more than once in train and test, {advice}: train/dog/0.png = test/cat/palette.gif",
     ]
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(0, 40))
-def test_groups_of_near_duplicates(seed, count):
-    random = np.random.RandomState(seed)
-    originals = random.randint(0, 256, (max(1, count // 2), 8, 8))
-    source = random.randint(0, len(originals), count)
-    thumbnails = (originals[source] + random.randint(-2, 3, (count, 8, 8))).clip(0, 255).astype(np.uint8)
-    expected = {tuple(np.flatnonzero(source == n)) for n in set(source)}
-    found = find_near_duplicates(torch.from_numpy(thumbnails))
-    assert {tuple(group) for group in found} == {group for group in expected if len(group) > 1}
 
 
 def test_transparent_and_flat_pictures_are_reported(photos):

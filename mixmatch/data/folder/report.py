@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from mixmatch.data.dataset import Report
 from mixmatch.data.folder.cache import PictureCache, cache_folder, list_caches
@@ -16,16 +15,13 @@ from mixmatch.data.folder.dataset import (
     list_examples,
     read_pictures,
 )
+from mixmatch.data.folder.duplicates import find_near_duplicates
 from mixmatch.data.folder.index import UNKNOWN_CLASS, FolderIndex, find_images, index_folder
 from mixmatch.data.folder.settings import FolderSettings
 from mixmatch.errors import single_line
 
 MAX_LISTED = 20  # duplicates or groups
 MAX_NAME_LENGTH = 40
-# Thumbnails are of the same picture if their RMS difference is at most NEAR times their standard deviation (of the one
-# with less contrast; at least MIN_CONTRAST gray levels). Copies that are saved as JPEG of quality 50 or scaled to half
-# their size are within 0.15, and none of 2 million pairs of different hand signs.
-NEAR, MIN_CONTRAST = 0.15, 4.0
 
 
 def describe_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> Report:
@@ -128,38 +124,6 @@ def _part(index: FolderIndex, number: int) -> str:
     if number >= index.num_train:
         return "test"
     return "unlabeled" if index.labels[number] == UNKNOWN_CLASS else "train"
-
-
-def find_near_duplicates(thumbnails: Tensor) -> list[list[int]]:
-    """Find pictures that are the same but for their size, compression or small changes.
-
-    Args:
-        thumbnails: (n, h, w) uint8, gray.
-
-    Returns:
-        Groups of two or more indices. The pictures of a group are connected by pairs of near duplicates.
-    """
-    if not len(thumbnails):
-        return []
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    values = thumbnails.flatten(1).float() - 128  # smaller numbers have smaller rounding errors
-    contrast = values.std(1, correction=0).clamp(min=MIN_CONTRAST)
-    squares = values.square().mean(1)
-    pairs = []
-    for start in range(0, len(values), 512):  # bounded memory
-        rows, others = slice(start, start + 512), slice(start, None)
-        distance = squares[rows, None] + squares[others] - 2 * values[rows] @ values[others].T / values.shape[1]
-        limit = NEAR * torch.minimum(contrast[rows, None], contrast[others])
-        pairs.append((distance <= limit.square()).nonzero() + start)
-    first, second = torch.cat(pairs).T.numpy()
-    graph = coo_array(([True] * len(first), (first, second)), shape=(len(values), len(values)))
-    _, components = connected_components(graph, directed=False)
-    groups: dict[int, list[int]] = {}
-    for number, component in enumerate(components.tolist()):
-        groups.setdefault(component, []).append(number)
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def _describe_groups(index: FolderIndex) -> Iterator[str]:
