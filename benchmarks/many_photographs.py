@@ -2,6 +2,7 @@
 
     python3 benchmarks/many_photographs.py make data/many 120000 data/flowers17 data/signs
     python3 benchmarks/many_photographs.py measure --until steps/s python3 main.py --config folder data.root=data/many
+    python3 benchmarks/many_photographs.py steps --config folder data.root=data/many    # in memory against on disk
 
 The photographs are random crops of those in the source folders, equally many of each; their classes mean nothing. Each
 depends on its number and the source folders only: a larger count adds to a folder that was made with a smaller one.
@@ -42,7 +43,15 @@ def main() -> int:
     measuring = commands.add_parser("measure", help="run a command and print its time and memory as JSON")
     measuring.add_argument("--until", default="steps/s", metavar="TEXT", help="of the first line that is waited for")
     measuring.add_argument("run", nargs=argparse.REMAINDER, metavar="COMMAND")
+    comparing = commands.add_parser("steps", help="compare training from memory and from disk")
+    comparing.add_argument("--config", default="folder")
+    comparing.add_argument("--cold", action="store_true", help="drop cached pages of the file before each block")
+    comparing.add_argument("--blocks", type=int, default=3)
+    comparing.add_argument("--steps", type=int, default=20, help="of a block")
+    comparing.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     options = parser.parse_args()
+    if options.command == "steps":
+        return compare(options)
     if options.command == "measure":
         if not options.run:
             measuring.error("a command is missing")
@@ -134,6 +143,44 @@ def measure(command: list[str], until: str) -> int:
     }
     print(json.dumps(figures), flush=True)
     return process.returncode
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Train in turn with images in memory and on disk, and print milliseconds a step; ``data.keep_on`` chooses one."""
+    from mixmatch.config import load_config
+    from mixmatch.data import load_data
+    from mixmatch.data.split import make_split
+    from mixmatch.data.stored_images import StoredImages
+    from mixmatch.methods import METHODS
+    from mixmatch.training.build import make_trainer
+    from mixmatch.training.device import choose_device
+
+    config = load_config(options.config, options.overrides)
+    device = choose_device(config.device)
+    data = load_data(config.data, device)
+    assert isinstance(data.images, StoredImages)
+    split = make_split(data, config.data, config.seed, METHODS[config.method].labeled_as_unlabeled)
+    places = ("host", "disk") if config.data.keep_on == "auto" else (config.data.keep_on,)
+    trainers = {}
+    for place in places:
+        settings = config.model_copy(update={"data": config.data.model_copy(update={"keep_on": place})})
+        trainers[place] = make_trainer(settings, data, split, device)
+        trainers[place].train_step()
+    times: dict[str, list[float]] = {place: [] for place in places}
+    for _ in range(options.blocks):
+        for place, trainer in trainers.items():
+            if options.cold:
+                with open(data.images.path, "rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            started = time.monotonic()
+            for _ in range(options.steps):
+                trainer.train_step()
+            trainer.read_metrics()  # waits for the device
+            times[place].append(1000 * (time.monotonic() - started) / options.steps)
+    figures = {f"{place}_ms": [round(value, 2) for value in values] for place, values in times.items()}
+    images = len(trainers[places[-1]].batches.images)
+    print(json.dumps({**figures, "images_a_step": images, "image_bytes": data.images.num_bytes // len(data.images)}))
+    return 0
 
 
 def family(pid: int) -> list[int]:

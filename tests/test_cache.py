@@ -280,6 +280,25 @@ def test_a_run_continues_with_its_images_elsewhere(photos, tmp_path):
     assert one == other
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_processes_on_one_machine_share_the_images_on_disk(photos, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "main.py"]
+    data = ["data.dataset=folder", f"data.root={photos}", f"data.image_size={SIZE}", "data.num_labeled=all"]
+    for place in ("auto", "device"):
+        settings = [*SMALL[3:], *data, "data.num_validation=0", f"data.keep_on={place}"]
+        done = subprocess.run(
+            [*command, "--run-dir", str(tmp_path / place), *settings],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("images on disk" in done.stdout) == (place == "auto")
+    assert_same_run(tmp_path / "auto", tmp_path / "device")
+
+
 def test_check_needs_no_memory_for_images_on_disk(photos, tmp_path, capsys):
     assert train(photos, tmp_path / "run", "--check", "data.keep_on=disk") == 0
     assert "check passed" in capsys.readouterr().out

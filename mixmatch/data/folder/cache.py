@@ -50,21 +50,25 @@ class Found(NamedTuple):
 
     Attributes:
         rows: (n,) int64, where the pixels of each file are; -1 if it has to be decoded.
+        digests: (n, DIGEST_BYTES) uint8, of the pixels.
         thumbnails: (n, THUMBNAIL_SIZE, THUMBNAIL_SIZE) uint8.
         infos: of each file; None if it has to be decoded.
         images: of all files, readable where they need not be decoded; None without a cache.
+        stamp: time and size of the index that was read.
     """
 
     rows: NDArray[np.int64]
+    digests: NDArray[np.uint8]
     thumbnails: NDArray[np.uint8]
     infos: list[PictureInfo | None]
     images: StoredImages | None = None
+    stamp: tuple[int, int] | None = None
 
     @classmethod
     def nothing(cls, count: int) -> "Found":
         """Return what is known of ``count`` files without a cache."""
         thumbnails = np.zeros((count, THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.uint8)
-        return cls(np.full(count, -1), thumbnails, [None] * count)
+        return cls(np.full(count, -1), np.zeros((count, DIGEST_BYTES), np.uint8), thumbnails, [None] * count)
 
     @property
     def missing(self) -> NDArray[np.int64]:
@@ -89,9 +93,9 @@ class PictureCache:
             states: what tells whether a file has changed since it was decoded.
         """
         found, numbers = Found.nothing(len(paths)), {path: number for number, path in enumerate(paths)}
-        digests = np.zeros((len(paths), DIGEST_BYTES), np.uint8)
         infos: dict[str, PictureInfo] = {}  # many pictures share few
         try:
+            stamp = self._stamp()
             with closing(self._connect()) as database:
                 database.execute("begin")  # until the file of the rows is open: it may be replaced after that
                 pixels = self._pixel_file(database)
@@ -101,15 +105,19 @@ class PictureCache:
                     if number is None or states[number] != state or row >= num_rows:
                         continue
                     found.rows[number] = row
-                    digests[number] = np.frombuffer(hashed, np.uint8)
+                    found.digests[number] = np.frombuffer(hashed, np.uint8)
                     found.thumbnails[number] = np.frombuffer(thumbnail, np.uint8).reshape(THUMBNAIL_SIZE, -1)
                     if info not in infos:
                         infos[info] = PictureInfo(*json.loads(info))
                     found.infos[number] = infos[info]
-                images = StoredImages(pixels, found.rows, (self.size, self.size, CHANNELS), digests)
+                images = self.open_images(pixels, found)
         except (sqlite3.Error, OSError):  # there is none, or it is damaged
             return Found.nothing(len(paths))
-        return found._replace(images=images)
+        return found._replace(images=images, stamp=stamp)
+
+    def is_current(self, found: Found) -> bool:
+        """Return whether no process has changed the index since."""
+        return found.stamp is not None and found.stamp == self._stamp()
 
     def check_disk(self, count: int) -> str:
         """Return what ``count`` more pictures need, for a message. Raise OSError if there is no room for them."""
@@ -120,8 +128,8 @@ class PictureCache:
         return text
 
     @contextmanager
-    def lock(self) -> Iterator["CacheWriter"]:
-        """Let this process alone write, and wait for one that does.
+    def lock(self, found: Found) -> Iterator["CacheWriter"]:
+        """Let this process alone write, and wait for one that does. An index of which nothing was found is checked.
 
         Raises:
             OSError: if the cache cannot be written, here or in the block.
@@ -136,18 +144,26 @@ class PictureCache:
         except NotImplementedError as error:  # a file system without locks
             raise OSError(errno.ENOLCK, str(error)) from None
         try:
-            if self._is_damaged():
+            if found.images is None and self._is_damaged():
                 _remove(self._files())
             with closing(sqlite3.connect(self.index, timeout=60)) as database:
                 database.executescript(TABLES)
                 self._remove_old_pixels(database)
                 with open(self._pixel_file(database), "ab") as pixels:
-                    yield CacheWriter(database, pixels, self.row_bytes)
+                    yield CacheWriter(self, database, pixels)
                 self._drop_unused(database)
         except sqlite3.Error as error:
             raise OSError(errno.EIO, str(error)) from None
         finally:
             lock.release()
+
+    def open_images(self, pixels: Path, found: Found) -> StoredImages:
+        """Return the images of all files, of which those that were found can be read."""
+        return StoredImages(pixels, found.rows, (self.size, self.size, CHANNELS), found.digests)
+
+    def _stamp(self) -> tuple[int, int]:
+        status = self.index.stat()
+        return status.st_mtime_ns, status.st_size
 
     def _connect(self) -> sqlite3.Connection:
         """Open the index to read it."""
@@ -166,14 +182,15 @@ class PictureCache:
     def _drop_unused(self, database: sqlite3.Connection) -> None:
         """Copy the pixels that are in use to a new file, if they are less than half. Readers keep the old one open."""
         old = self._pixel_file(database)
-        rows = [row for (row,) in database.execute("select row from pictures order by row")]
-        num_bytes = len(rows) * self.row_bytes
+        (count,) = database.execute("select count(*) from pictures").fetchone()
+        num_bytes = count * self.row_bytes
         if old.stat().st_size <= 2 * num_bytes or shutil.disk_usage(self.folder).free < num_bytes:
             return
         with database:  # a transaction
             database.execute("update pixels set number = number + 1")
             with open(old, "rb") as source, open(self._pixel_file(database), "wb") as target:
-                for new_row, row in enumerate(rows):
+                rows = database.execute("select row from pictures order by row").fetchall()
+                for new_row, (row,) in enumerate(rows):
                     source.seek(row * self.row_bytes)
                     target.write(source.read(self.row_bytes))
                     database.execute("update pictures set row = ? where row = ?", (new_row, row))
@@ -197,29 +214,36 @@ class PictureCache:
 class CacheWriter:
     """Changes a cache that is locked. Methods raise OSError or sqlite3.Error, which ``PictureCache.lock`` converts."""
 
-    def __init__(self, database: sqlite3.Connection, pixels: BinaryIO, row_bytes: int) -> None:
-        self._database, self._pixels, self._row_bytes = database, pixels, row_bytes
+    def __init__(self, cache: PictureCache, database: sqlite3.Connection, pixels: BinaryIO) -> None:
+        self._cache, self._database, self._pixels, self._row_bytes = cache, database, pixels, cache.row_bytes
+        row_bytes = cache.row_bytes
         with database:  # a transaction
             database.execute("delete from pictures where row >= ?", (pixels.tell() // row_bytes,))  # was cut short
         self._next_row: int = database.execute("select coalesce(max(row) + 1, 0) from pictures").fetchone()[0]
         pixels.truncate(self._next_row * row_bytes)  # without what a killed process has not entered in the index
 
-    def add(self, pictures: Sequence[tuple[bytes, str, Picture]]) -> None:
-        """Add decoded pictures, each with the path and the state of its file."""
+    def add(self, found: Found, pictures: Sequence[tuple[int, bytes, str, Picture]]) -> None:
+        """Add pictures to the cache and to what was found in it, each with number, path and state of its file."""
         try:
-            self._pixels.write(b"".join(picture.pixels.tobytes() for _, _, picture in pictures))
+            self._pixels.write(b"".join(picture.pixels.tobytes() for *_, picture in pictures))
             self._pixels.flush()
             os.fsync(self._pixels.fileno())
         except OSError:
             self._pixels.truncate(self._next_row * self._row_bytes)
             raise
-        entries = [
-            (row, path, state, digest(picture.pixels), picture.thumbnail.tobytes(), json.dumps(picture.info))
-            for row, (path, state, picture) in enumerate(pictures, self._next_row)
-        ]
+        entries = []
+        for row, (number, path, state, picture) in enumerate(pictures, self._next_row):
+            hashed, thumbnail = digest(picture.pixels), picture.thumbnail
+            entries.append((row, path, state, hashed, thumbnail.tobytes(), json.dumps(picture.info)))
+            found.rows[number], found.digests[number] = row, np.frombuffer(hashed, np.uint8)
+            found.thumbnails[number], found.infos[number] = thumbnail, picture.info
         with self._database:  # a transaction
             self._database.executemany("insert or replace into pictures values (?, ?, ?, ?, ?, ?)", entries)
         self._next_row += len(entries)
+
+    def open_images(self, found: Found) -> StoredImages:
+        """Return the images of all files, also of those that were added."""
+        return self._cache.open_images(Path(self._pixels.name), found)
 
     def forget_missing(self, root: Path, present: set[bytes]) -> None:
         """Forget the files that are neither ``present`` nor anywhere else below ``root``."""

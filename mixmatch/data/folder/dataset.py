@@ -152,19 +152,23 @@ def _read_cache(
     paths, states = [os.fsencode(path) for path in index.paths], [*map(file_state, index.files)]
     found, unreadable = cache.find(paths, states), dict[int, str]()
     if len(found.missing):
-        with cache.lock() as writer:
-            found = cache.find(paths, states)  # another process may have decoded them
+        with cache.lock(found) as writer:
+            if not cache.is_current(found):  # another process may have decoded them
+                found = cache.find(paths, states)
             needs = f"{cache.check_disk(len(found.missing))}; {plan}"
             decoded = _decode(index, found.missing.tolist(), settings, cache.size, needs, quiet)
             while batch := list(islice(decoded, PICTURES_PER_COMMIT)):
-                writer.add([(paths[n], states[n], picture) for n, picture in batch if isinstance(picture, Picture)])
+                pictures = [(n, paths[n], states[n], picture) for n, picture in batch if isinstance(picture, Picture)]
+                writer.add(found, pictures)
                 unreadable |= {n: str(picture) for n, picture in batch if isinstance(picture, Unreadable)}
             writer.forget_missing(index.root, {*paths})
-        found = cache.find(paths, states)
-    # A file that was lost from the cache meanwhile is reported, too.
-    unreadable |= {n: "not in the cache; start again" for n in found.missing.tolist() if n not in unreadable}
+            found = found._replace(images=writer.open_images(found))
     kept = np.flatnonzero(found.rows >= 0).tolist()
-    images = found.images.select(kept) if found.images else torch.empty(0, cache.size, cache.size, CHANNELS)
+    images = (
+        found.images.select(kept)
+        if found.images
+        else torch.empty(0, cache.size, cache.size, CHANNELS, dtype=torch.uint8)
+    )
     infos = {n: info for n, info in enumerate(found.infos) if info is not None}
     return DecodedPictures(images, torch.from_numpy(found.thumbnails[kept]), infos, dict(sorted(unreadable.items())))
 
