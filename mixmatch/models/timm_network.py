@@ -178,6 +178,8 @@ class TimmNetwork(Network):
         self.backbone = self._create()
         self.forward_pass = ForwardPass()
         self.num_paths = convert_layers(self.backbone, settings.bn_momentum, self.forward_pass)
+        # Compiled code takes no generators. This takes seconds to import, so it is no decorator.
+        self.sample_uniform = torch.compiler.disable(sample_uniform) if self.num_paths else sample_uniform
         self.dense = nn.Linear(features.shape[1], num_classes)
 
     def _create(self, **arguments: Any) -> nn.Module:  # noqa: ANN401 - timm's
@@ -310,13 +312,12 @@ class TimmNetwork(Network):
         if self.training:
             current.num_batches, current.update_statistics, current.uniform = num_batches, update_statistics, None
             if self.num_paths and torch.is_grad_enabled() and not self.frozen:
-                current.uniform = sample_uniform(self.num_paths, len(x), x.device, self.generator)
+                current.uniform = self.sample_uniform(self.num_paths, len(x), x.device, self.generator)
         features: Tensor = self.backbone(x * self.scale + self.offset)
         current.uniform = None
         return features
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # generators are not supported in compiled code
 def sample_uniform(rows: int, columns: int, device: torch.device, generator: Generator | None) -> Tensor:
     """Return (rows, columns) random numbers in [0, 1)."""
     return torch.rand(rows, columns, device=device, generator=generator)

@@ -164,11 +164,8 @@ def _read_cache(
             writer.forget_missing(index.root, {*paths})
             found = found._replace(images=writer.open_images(found))
     kept = np.flatnonzero(found.rows >= 0).tolist()
-    images = (
-        found.images.select(kept)
-        if found.images
-        else torch.empty(0, cache.size, cache.size, CHANNELS, dtype=torch.uint8)
-    )
+    none = torch.empty(0, cache.size, cache.size, CHANNELS, dtype=torch.uint8)
+    images = found.images.select(kept) if found.images else none
     infos = {n: info for n, info in enumerate(found.infos) if info is not None}
     return DecodedPictures(images, torch.from_numpy(found.thumbnails[kept]), infos, dict(sorted(unreadable.items())))
 
