@@ -49,7 +49,12 @@ def main() -> int:
     comparing.add_argument("--blocks", type=int, default=3)
     comparing.add_argument("--steps", type=int, default=20, help="of a block")
     comparing.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    plotting = commands.add_parser("plot", help="plot time and memory against the number of photographs")
+    plotting.add_argument("figures", type=Path, help="JSON lines: files, pixels, start, until_s, cpu_s, peak_own_mb")
+    plotting.add_argument("output", type=Path)
     options = parser.parse_args()
+    if options.command == "plot":
+        return plot(options.figures, options.output)
     if options.command == "steps":
         return compare(options)
     if options.command == "measure":
@@ -180,6 +185,34 @@ def compare(options: argparse.Namespace) -> int:
     figures = {f"{place}_ms": [round(value, 2) for value in values] for place, values in times.items()}
     images = len(trainers[places[-1]].batches.images)
     print(json.dumps({**figures, "images_a_step": images, "image_bytes": data.images.num_bytes // len(data.images)}))
+    return 0
+
+
+def plot(figures: Path, output: Path) -> int:
+    """Write a picture: time of the first and second start, and memory, by the number of photographs."""
+    from matplotlib.figure import Figure
+
+    rows = [json.loads(line) for line in figures.read_text().splitlines()]
+    picture = Figure((9, 3), layout="constrained")
+    for axes, (title, start, key) in zip(
+        picture.subplots(1, 3),
+        (
+            ("first start: CPU seconds", "first", "cpu_s"),
+            ("later start: seconds until training", "second", "until_s"),
+            ("memory of the process (MB)", "first", "peak_own_mb"),
+        ),
+        strict=True,
+    ):
+        for pixels in sorted({row["pixels"] for row in rows}):
+            points = sorted(
+                (row["files"], row[key]) for row in rows if (row["pixels"], row["start"]) == (pixels, start)
+            )
+            axes.plot(*zip(*points, strict=True), "o-", label=f"{pixels} pixels")
+        axes.set(title=title, xlabel="photographs", ylim=(0, None), xlim=(0, None))
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:.0f}k")
+        axes.grid(alpha=0.3)
+    axes.legend()
+    picture.savefig(output, dpi=100)
     return 0
 
 
