@@ -110,6 +110,17 @@ def test_pixels_that_are_not_used_are_dropped(photos):
     assert torch.equal(to_memory(before.images, CPU), images)  # a run that is under way
 
 
+def test_rows_of_removed_pictures_are_not_written_again(photos):
+    make_image(0, 1).save(photos / "unlabeled" / "last.png")
+    data = load(photos)
+    images = to_memory(data.images, CPU)
+    (photos / "unlabeled" / "last.png").unlink()
+    for name in ("a", "b"):
+        make_image(1, 2).save(photos / "unlabeled" / f"{name}.png")
+        load(photos)
+    assert torch.equal(to_memory(data.images, CPU), images)
+
+
 def test_a_run_fits_its_pictures_with_and_without_a_cache(photos, tmp_path):
     cached, elsewhere, uncached = (load(photos, cache=cache) for cache in (True, str(tmp_path / "cache"), False))
     assert isinstance(uncached.images, torch.Tensor) and isinstance(elsewhere.images, StoredImages)

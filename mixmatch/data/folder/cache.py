@@ -216,11 +216,11 @@ class CacheWriter:
 
     def __init__(self, cache: PictureCache, database: sqlite3.Connection, pixels: BinaryIO) -> None:
         self._cache, self._database, self._pixels, self._row_bytes = cache, database, pixels, cache.row_bytes
-        row_bytes = cache.row_bytes
+        # No row is written twice, even if no file has it any more: a run that is under way may read it.
+        self._next_row = pixels.tell() // self._row_bytes
+        pixels.truncate(self._next_row * self._row_bytes)
         with database:  # a transaction
-            database.execute("delete from pictures where row >= ?", (pixels.tell() // row_bytes,))  # was cut short
-        self._next_row: int = database.execute("select coalesce(max(row) + 1, 0) from pictures").fetchone()[0]
-        pixels.truncate(self._next_row * row_bytes)  # without what a killed process has not entered in the index
+            database.execute("delete from pictures where row >= ?", (self._next_row,))  # the file was cut short
 
     def add(self, found: Found, pictures: Sequence[tuple[int, bytes, str, Picture]]) -> None:
         """Add pictures to the cache and to what was found in it, each with number, path and state of its file."""
