@@ -7,10 +7,12 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from mixmatch.config import build_config
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 from mixmatch.runs.writer import copy_to_host
+from mixmatch.training.build import make_trainer
 from mixmatch.training.execution import COMPILED_CUDA_GRAPH, CUDA_GRAPH, EAGER, select_execution_mode
-from tests.factories import make_toy_trainer, toy_data
+from tests.factories import SPLIT, make_toy_trainer, toy_data
 from tests.helpers import final, run, signal_after
 
 MODES = [EAGER, CUDA_GRAPH, COMPILED_CUDA_GRAPH]
@@ -129,6 +131,21 @@ def test_a_resumed_run_makes_the_same_draws(mode):
     assert torch.equal(ours["views"], theirs["views"])
     torch.testing.assert_close(ours["images"], theirs["images"])
     torch.testing.assert_close(losses(trainer, 5), losses(other, 5), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_images_in_host_memory_reach_the_step(mode):
+    sections = {"model": {"depth": 10, "width": 1}, "train": {"batch_size": 16, "precision": "float32"}}
+    data, trainers = toy_data(), []
+    for place in ("device", "host"):
+        config = build_config({**sections, "data": {"keep_on": place}})
+        trainers.append(make_trainer(config, data, SPLIT, torch.device("cuda")))
+        trainers[-1].set_execution_mode(mode)
+    ours, theirs = trainers
+    torch.testing.assert_close(losses(ours, 20), losses(theirs, 20), rtol=1e-3, atol=1e-3)
+    x_index, _, u_index = theirs.indices
+    assert torch.equal(theirs.batches.images.cpu(), data.images[torch.cat([x_index, u_index]).cpu()])
 
 
 @pytest.mark.timeout(600)

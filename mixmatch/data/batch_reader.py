@@ -1,6 +1,7 @@
 """Brings the images of each step to the device."""
 
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from mixmatch.data.device_dataset import DeviceDataset
 from mixmatch.data.sampler import BatchIndices, Sampler
-from mixmatch.data.stored_images import read_ahead
+from mixmatch.data.stored_images import READ_AHEAD, read_ahead
 
 
 class _ReadBatch(NamedTuple):
@@ -34,6 +35,7 @@ class BatchReader:
         self._dataset, self._sampler, self._counts = dataset, sampler, (num_labeled, num_unlabeled)
         self._pinned = dataset.device.type == "cuda" and dataset.place != "device"
         self._ahead: Iterator[_ReadBatch] = iter(())
+        self._copies: deque[torch.cuda.Event] = deque()
         self._next = self._loaded = (-1, -1)  # step and version of the data set
         batch = self._read(0)
         self.indices = BatchIndices(*(index.to(dataset.device, copy=True) for index in batch.indices))
@@ -65,6 +67,11 @@ class BatchReader:
             place.copy_(index, non_blocking=True)
         if batch.images is not None:
             self.images.copy_(batch.images, non_blocking=True)
+        if self._pinned:  # a batch stays in pinned memory until it is copied: let the host not get far ahead
+            self._copies.append(torch.cuda.Event())
+            self._copies[-1].record()
+            if len(self._copies) > READ_AHEAD:
+                self._copies.popleft().synchronize()
 
     def _read(self, step: int) -> _ReadBatch:
         indices, images = self._sampler.batch(self._dataset, step, *self._counts), None
