@@ -12,6 +12,8 @@ from mixmatch.data.folder.duplicates import find_near_duplicates
 
 def compare_all(thumbnails):
     """Groups of pictures that are connected by pairs with an RMS difference of at most 0.15 * max(4, contrast)."""
+    if not len(thumbnails):
+        return set()
     values = torch.from_numpy(thumbnails).flatten(1).float() - 128
     contrast = values.std(1, correction=0).clamp(min=4)
     group = torch.arange(len(values))
