@@ -315,7 +315,7 @@ def test_the_committed_tables_and_records_agree():
         config = records[name].config
         assert {config["method"], config["pseudo_label"]["method"]} & {*METHODS} - {"mixmatch", "supervised", None}
     for record in records.values():
-        assert record.results.test_accuracy == record.metrics["test_accuracy"][-1]
+        assert record.results.test_accuracy == pytest.approx(record.metrics["test_accuracy"][-1], abs=1e-2)  # rounded
 
 
 @pytest.mark.slow
