@@ -155,7 +155,7 @@ def compare(options: argparse.Namespace) -> int:
     from mixmatch.config import load_config
     from mixmatch.data import load_data
     from mixmatch.data.split import make_split
-    from mixmatch.data.stored_images import StoredImages
+    from mixmatch.data.stored_images import StoredImages, size_in_bytes
     from mixmatch.methods import METHODS
     from mixmatch.training.build import make_trainer
     from mixmatch.training.device import choose_device
@@ -184,7 +184,9 @@ def compare(options: argparse.Namespace) -> int:
             times[place].append(1000 * (time.monotonic() - started) / options.steps)
     figures = {f"{place}_ms": [round(value, 2) for value in values] for place, values in times.items()}
     images = len(trainers[places[-1]].batches.images)
-    print(json.dumps({**figures, "images_a_step": images, "image_bytes": data.images.num_bytes // len(data.images)}))
+    print(
+        json.dumps({**figures, "images_a_step": images, "image_bytes": size_in_bytes(data.images) // len(data.images)})
+    )
     return 0
 
 

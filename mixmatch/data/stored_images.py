@@ -53,11 +53,6 @@ class StoredImages:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all images."""
-        return int(np.prod(self.shape))
-
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         """Read images.
 

@@ -145,7 +145,7 @@ class PictureCache:
             raise OSError(errno.ENOLCK, str(error)) from None
         try:
             if found.images is None and self._is_damaged():
-                _remove(self._files())
+                _remove(file for name, file in _cache_files(self.folder) if name == self.name)
             with closing(sqlite3.connect(self.index, timeout=60)) as database:
                 database.executescript(TABLES)
                 self._remove_old_pixels(database)
@@ -206,9 +206,6 @@ class PictureCache:
         """Remove all pixel files but the current one."""
         current = self._pixel_file(database)
         _remove(file for file in self.folder.glob(f"{self.name}-*.pixels") if file != current)
-
-    def _files(self) -> list[Path]:
-        return [*self.folder.glob(f"{self.name}.sqlite*"), *self.folder.glob(f"{self.name}-*.pixels")]
 
 
 class CacheWriter:
