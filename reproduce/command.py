@@ -3,31 +3,25 @@
     python3 -m reproduce --list                     # list the tables, and how many of their runs have results
     python3 -m reproduce labels-digits              # train the runs that are not finished here, print the table
     python3 -m reproduce labels-digits --minutes 9  # stop after 9 minutes; the same command continues
+    python3 -m reproduce labels-digits --jobs 4     # four runs at a time, each with its share of the CPU cores or GPUs
     python3 -m reproduce --render README.md         # render the tables in a file again
 
-Runs are ordinary run directories in runs/, trained by seed, then by row. To train several at once, start the command
-several times: each takes runs that no other process is training.
+Runs are ordinary run directories in runs/, trained by seed, then by row.
 """
 
-import logging
 import math
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from mixmatch.cli.common import Parser, run_command
-from mixmatch.errors import Diverged, RunInUse, TimeUp, UserError
+from mixmatch.errors import UserError
 from mixmatch.files import write_atomically
-from mixmatch.output import log
-from mixmatch.pseudo_labels.start import start_stage
-from mixmatch.runs.directory import RunDirectory
-from mixmatch.training.loop import train
-from mixmatch.training.results import summarize
-from reproduce.render import render, render_into
-from reproduce.results import read_records, save_record
-from reproduce.tables import TABLES, RunSpec, find_table, read_table, runs_in_order
+from reproduce.render import render, render_into, runs_csv
+from reproduce.results import read_records
+from reproduce.tables import TABLES, find_table, read_table, runs_in_order
+from reproduce.train import train_in_parallel, train_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +54,9 @@ def make_parser() -> Parser:
     parser.add_argument("--seeds", type=int, nargs="+", help="some of the table's seeds (default: all)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time, with a checkpoint")
     parser.add_argument("--missing", action="store_true", help="train only runs that have no record yet")
+    parser.add_argument("--run", metavar="NAME", help="train only this run, and print no table")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="train N runs at a time (default: 1)")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each run that has a record")
     parser.add_argument("--quiet", action="store_true", help="print one line per run")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run directories (default: runs)")
     parser.add_argument("--tables", type=Path, default=TABLES, help="folder of table files (default: this project's)")
@@ -87,68 +84,20 @@ def reproduce(options: Namespace) -> None:
     if options.missing:
         missing = [run for run in runs if run.name not in records]
         runs = [run for run in runs if run in missing or run in [stage.parent for stage in missing]]
-    complete = train_runs(runs, options, deadline)
+    if options.run is not None:
+        runs = [run for run in runs if run.name == options.run]
+        if not runs:
+            raise UserError(f"--run: {options.run} is no run of this table that is to be trained")
+    if options.jobs < 1:
+        raise UserError("--jobs: must be at least 1")
+    complete = (train_in_parallel if options.jobs > 1 else train_runs)(runs, options, deadline)
+    if options.run is not None:
+        return
+    if options.csv is not None:
+        write_atomically(options.csv, runs_csv(table, options.results).encode())
     print(f"\n{render(table, options.results)}\n")
     print("complete" if complete else "not complete; the same command continues")
     print(f"curves: tensorboard --logdir {options.runs}")
-
-
-def train_runs(runs: Sequence[RunSpec], options: Namespace, deadline: float) -> bool:
-    """Train runs that are not finished, and save their records.
-
-    Args:
-        runs: each after the run that it continues.
-        options: of the command line.
-        deadline: the value of time.monotonic() at which to stop.
-
-    Returns:
-        Whether all runs are finished.
-
-    Raises:
-        Diverged: after all other runs are trained, if some diverged.
-    """
-    skipped, diverged = [], []
-    for run in runs:
-        if time.monotonic() >= deadline:
-            return False
-        try:
-            train_and_save(run, options, deadline)
-        except RunInUse:
-            skipped.append(run.name)
-        except TimeUp as stop:
-            print(stop)
-            return False
-        except Diverged as error:
-            diverged.append(run.name)
-            print(f"{run.name}: {error}", file=sys.stderr)
-    if skipped:
-        print(f"skipped, because they or the runs that they continue are in use or diverged: {', '.join(skipped)}")
-    if diverged:
-        raise Diverged(f"{len(diverged)} of {len(runs)} runs diverged: {', '.join(diverged)}")
-    return not skipped
-
-
-def train_and_save(run: RunSpec, options: Namespace, deadline: float) -> None:
-    """Train a run to its end, unless it is finished, and save its record.
-
-    Raises:
-        RunInUse: if another process trains the run, or it continues a run that is not finished.
-    """
-    path, config, start = options.runs / run.name, run.config, None
-    finished = RunDirectory(path).read_results() is not None
-    if run.parent is not None:
-        parent = options.runs / run.parent.name
-        if RunDirectory(parent).read_results() is None:
-            raise RunInUse(f"{parent}: not finished")
-        config, start = start_stage(parent, path, config)
-    quiet = options.quiet or finished
-    log.setLevel(logging.WARNING if quiet else logging.INFO)
-    results = train(config, path, quiet=quiet, deadline=deadline, start=start)
-    record = read_records(options.results).get(run.name)
-    if record is None or record.results != results:
-        save_record(path, results, options.results)
-    if options.quiet and not finished:
-        print(f"{run.name}: {summarize(results)}", flush=True)
 
 
 def list_tables(options: Namespace) -> str:

@@ -1,5 +1,7 @@
-"""Tables in Markdown, rendered from the records of runs alone."""
+"""Tables in Markdown and CSV, rendered from the records of runs alone."""
 
+import csv
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 from scipy.stats import ttest_1samp
 
 from mixmatch.errors import UserError
+from mixmatch.files import csv_text
 from mixmatch.markdown import MISSING, markdown_table, mean, mean_std
 from reproduce.results import ResultRecord, read_records
 from reproduce.tables import TABLES, Row, RunSpec, Table, plan, read_table
@@ -54,12 +57,12 @@ def row_cells(
     """
     planned = runs[row.label]
     results = [records[run.name].results for run in planned.values() if run.name in records]
-    accuracy = accuracies(planned, records)
+    accuracy = accuracies(planned, records, table.accuracy)
     medians = [result.test_accuracy_median20 for result in results]
     control = row.control or table.control
     difference = None
     if control and control != row.label:
-        theirs = accuracies(runs[control], records)
+        theirs = accuracies(runs[control], records, table.accuracy)
         difference = mean_interval([accuracy[seed] - theirs[seed] for seed in accuracy if seed in theirs])
     selections = [result.pseudo_label.selections[-1] for result in results if result.pseudo_label]
     settings = [run.config.pseudo_label for run in planned.values() if run.parent]
@@ -67,7 +70,7 @@ def row_cells(
     costs = [forward_passes(run, records) for run in planned.values()]
     return {
         table.data: row.label,
-        "test accuracy (%)": mean_std(accuracy.values()),
+        f"{table.accuracy} accuracy (%)": mean_std(accuracy.values()),
         "median of the last 20 (%)": mean_std(medians) if table.median else None,
         f"against {table.control}, 95% interval" if table.control else "difference, 95% interval": difference,
         "coverage (%)": mean((s.coverage for s in selections), ".1f") if selects_labels else None,
@@ -96,10 +99,37 @@ def render_into(text: str, tables: Path = TABLES, file: Path | None = None) -> s
     return pattern.sub(lambda m: f"{m[1]}{render(read_table(tables / f'{m[2]}.yml'), file)}\n{m[3]}", text)
 
 
-def accuracies(runs: dict[int, RunSpec], records: dict[str, ResultRecord]) -> dict[int, float]:
-    """Return the test accuracies of a row in percent, by seed."""
-    values = {seed: records[run.name].results.test_accuracy for seed, run in runs.items() if run.name in records}
-    return {seed: value for seed, value in values.items() if value is not None}
+def runs_csv(table: Table, file: Path | None = None) -> str:
+    """Return the runs of a table that have records as CSV, with the settings of each row and numbers in full precision.
+
+    Args:
+        table: the table.
+        file: the records; ``Table.records_file`` by default.
+
+    Raises:
+        UserError: if the records cannot be read.
+    """
+    records = read_records(file or table.records_file)
+    settings = [dict(text.split("=", 1) for text in row.set) for row in table.rows]
+    keys = [*dict.fromkeys(key for values in settings for key in values)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", *keys, "seed", "run", "validation_accuracy", "test_accuracy", "steps", "seconds"])
+    for row, values, runs in zip(table.rows, settings, plan(table), strict=True):
+        for seed, run in runs.items():
+            if run.name in records:
+                results = records[run.name].results
+                cells = [csv_text(text) for text in (row.label, *(values.get(key, "") for key in keys))]
+                figures = [evaluation and evaluation.accuracy for evaluation in (results.validation, results.test)]
+                writer.writerow([*cells, seed, run.name, *figures, results.steps, results.seconds])
+    return text.getvalue()
+
+
+def accuracies(runs: dict[int, RunSpec], records: dict[str, ResultRecord], images: str = "test") -> dict[int, float]:
+    """Return the test or validation accuracies of a row in percent, by seed."""
+    results = {seed: records[run.name].results for seed, run in runs.items() if run.name in records}
+    evaluations = {seed: result.test if images == "test" else result.validation for seed, result in results.items()}
+    return {seed: evaluation.accuracy for seed, evaluation in evaluations.items() if evaluation is not None}
 
 
 def forward_passes(run: RunSpec, records: dict[str, ResultRecord]) -> int | None:

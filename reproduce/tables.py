@@ -3,11 +3,14 @@
 A table is a YAML file in benchmarks/tables: rows, each a config by the keys that differ, and seeds.
 """
 
+import itertools
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from mixmatch.config import (
     Config,
@@ -26,6 +29,9 @@ from mixmatch.settings import Settings, describe_validation_error
 
 TABLES = ROOT / "benchmarks" / "tables"
 RECORDS = ROOT / "benchmarks" / "results" / "runs.jsonl"
+IN_RUN_NAME = {"name", "seed", "method", "data.dataset", "data.root", "data.image_size", "data.num_labeled"}
+
+Grid = dict[str, list[Any]]  # values by key
 
 
 class Row(Settings):
@@ -34,6 +40,7 @@ class Row(Settings):
     label: str = Field(pattern=r"^[^|\n]+$")
     config: str | None = None  # instead of the table's
     set: list[str] = Field([])  # key=value overrides, after the table's
+    grid: Grid = Field({})  # a row for each combination of these values and those of the table's grid
     # Overrides of pseudo_label or its method's section: the row is a pseudo-label stage on the run of the other keys.
     stage: list[str] | None = None
     published: dict[str, str] = Field({})  # figures to compare with, by source
@@ -50,10 +57,18 @@ class Table(Settings):
     config: str  # the name of a config, or a file relative to the table file
     set: list[str] = Field([])
     seeds: list[int] = Field(min_length=1)
+    accuracy: Literal["test", "validation"] = "test"  # settings are chosen on validation images
     control: str | None = None  # label of the row that the others are compared with, seed by seed
     cost: bool = False  # show the forward passes that each row took
     median: bool = False  # show the paper's median of the last 20 evaluations too
-    rows: list[Row] = Field(min_length=1)
+    grid: Grid = Field({})  # of all rows
+    rows: list[Row] = Field([])  # may be left out if there is a grid
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> Self:
+        if not self.rows and not self.grid:
+            raise ValueError("rows: missing; list rows, or values of keys in grid")
+        return self
 
     @property
     def name(self) -> str:
@@ -113,7 +128,10 @@ def read_table(file: Path) -> Table:
         table = Table.model_validate({**values, "file": str(file)})
     except ValidationError as error:
         raise UserError(f"{file}: {describe_validation_error(error, Table)}") from None
-    labels = [row.label for row in table.rows]
+    given = table.rows or [Row(label="grid")]
+    rows = [row for row in given for row in _expand_grid(row, table.grid, keep_label=bool(table.rows))]
+    table = table.model_copy(update={"rows": rows})
+    labels = [row.label for row in rows]
     if len({*labels}) < len(labels):
         raise UserError(f"{file}: two rows have the same label")
     parts: list[Table | Row] = [table, *table.rows]
@@ -124,6 +142,23 @@ def read_table(file: Path) -> Table:
         if not {*(row.seeds or ())} <= {*table.seeds}:
             raise UserError(f"{file}: seeds of {row.label!r} must be among the table's")
     return table
+
+
+def _expand_grid(row: Row, grid: Grid, keep_label: bool) -> list[Row]:
+    """Return a row for each combination of the values in the grids of a table and a row; without grids, the row."""
+    grid = grid | row.grid
+    rows = []
+    for values in itertools.product(*grid.values()):
+        texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
+        settings = [f"{key}={text}" for key, text in zip(grid, texts, strict=True)]
+        parts = [f"{key.rpartition('.')[2]} = {text}" for key, text in zip(grid, texts, strict=True)]
+        label = ", ".join([row.label, *parts] if keep_label or not parts else parts)
+        rows.append(
+            row.model_copy(
+                update={"label": label, "set": row.set + settings, "grid": dict(zip(grid, texts, strict=True))}
+            )
+        )
+    return rows
 
 
 def plan(table: Table) -> list[dict[int, RunSpec]]:
@@ -148,13 +183,24 @@ def _plan_run(table: Table, row: Row, seed: int) -> RunSpec:
     file = Path(table.file).parent / source
     config = load_config(file if file.is_file() else source, [*table.set, *row.set, f"seed={seed}"])
     # Another table may need the same run: what this one sets of pseudo_label belongs to its stages.
-    run = RunSpec(config.run_name(), config.model_copy(update={"pseudo_label": PseudoLabelSettings()}))
+    run = RunSpec(config.run_name(_name_note(row)), config.model_copy(update={"pseudo_label": PseudoLabelSettings()}))
     if row.stage is None:
         return run
     overrides = [text if "." in text.partition("=")[0] else f"pseudo_label.{text}" for text in row.stage]
     config = apply_overrides(config, overrides)
     check_overrides(config, overrides)
     return RunSpec(stage_path(Path(run.name), config.pseudo_label).name, config, run)
+
+
+def _name_note(row: Row) -> str:
+    """Return what the row adds to the name of its runs: the settings that are not part of it, unless it has a name."""
+    settings = dict(setting.split("=", 1) for setting in row.set if "=" in setting)
+    keys = row.grid.keys() - {"method"} if "name" in settings else settings.keys() - IN_RUN_NAME
+    return "".join(
+        f"-{key.rpartition('.')[2]}-{re.sub(r'[^A-Za-z0-9.]+', '-', value).strip('-')}"
+        for key, value in settings.items()
+        if key in keys
+    )
 
 
 def runs_in_order(table: Table) -> list[RunSpec]:

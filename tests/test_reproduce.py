@@ -1,6 +1,8 @@
 """Tables: the runs that they plan, what they render, and how the command trains them."""
 
+import csv
 import json
+import signal
 import sys
 import time
 
@@ -188,6 +190,49 @@ def test_two_commands_at_once_share_the_runs(tmp_path, start):
 
 
 @pytest.mark.slow
+def test_jobs_train_the_same_runs(done, tmp_path, capfd):
+    """Stages wait for the runs that they continue; what is finished is only recorded."""
+    assert command(tmp_path, done / "small.yml", "--run", "digits-20-seed1", "--quiet") == 0
+    (tmp_path / "records.jsonl").unlink()
+    capfd.readouterr()
+    file = tmp_path / "runs.csv"
+    assert command(tmp_path, done / "small.yml", "--jobs", "2", "--quiet", "--csv", file) == 0
+    printed = capfd.readouterr().out
+    assert sum("steps/s" in line for line in printed.splitlines()) == 7 and "\ncomplete\n" in printed
+    assert list(records_of(tmp_path)) == list(records_of(done))
+    for path in (done / "runs").iterdir():
+        assert_same_run(path, tmp_path / "runs" / path.name)
+    lines = list(csv.DictReader(file.open()))
+    assert [(line["row"], line["seed"]) for line in lines] == [
+        (row, seed) for row in ("supervised", "nothing", "everything") for seed in "12"
+    ]
+    assert lines[0]["method"] == "supervised" and lines[0]["run"] == "digits-20-supervised-seed1"
+    assert [float(line["test_accuracy"]) for line in lines] == accuracies(tmp_path, *(line["run"] for line in lines))
+
+
+@pytest.mark.slow
+def test_jobs_are_stopped_and_continued_and_the_exit_code_tells_of_those_that_diverge(tmp_path, start):
+    rows = [
+        {"label": name, "set": [f"name={name}", value]}
+        for name, value in [("long", "train.steps=99999"), ("wild", "train.lr=1e6")]
+    ]
+    table = write_table(tmp_path / "small.yml", control=None, seeds=[1], rows=rows)
+    options = [table, "--quiet", "--jobs", "2", "--runs", tmp_path / "runs", "--results", tmp_path / "records.jsonl"]
+    worker = start(sys.executable, "-m", "reproduce", *options)
+    folder = tmp_path / "runs" / "long-seed1" / "checkpoints"
+    while worker.poll() is None and not (folder.exists() and list(folder.iterdir())):
+        time.sleep(0.1)
+    worker.terminate()
+    output = worker.communicate(timeout=100)[0]
+    assert worker.returncode == 128 + signal.SIGTERM and "stopped; the same command continues" in output
+    checkpoints = sorted(folder.iterdir())
+    worker = start(sys.executable, "-m", "reproduce", *options, "--minutes", "0.3")
+    _, error = worker.communicate(timeout=100)
+    assert worker.returncode == 1 and "1 of 2 runs diverged: wild-seed1" in error
+    assert sorted(folder.iterdir()) != checkpoints  # it went on
+
+
+@pytest.mark.slow
 def test_missing_trains_runs_without_records_and_those_that_they_continue(done, tmp_path, capsys):
     copy_records(done, tmp_path, "digits-20-seed1-top-1")
     assert command(tmp_path, done / "small.yml", "--missing", "--quiet") == 0
@@ -209,6 +254,8 @@ def test_missing_trains_runs_without_records_and_those_that_they_continue(done, 
         (["labels-digits", "--seeds", "6"], "--seeds: must be among 1, 2, 3, 4, 5"),
         (["nowhere.yml"], "unknown table 'nowhere.yml'"),
         (["--render", "nowhere.md"], "No such file or directory: 'nowhere.md'"),
+        (["labels-digits", "--jobs", "0"], "--jobs: must be at least 1"),
+        (["labels-digits", "--run", "digits"], "--run: digits is no run of this table"),
         (["labels-digits", "--minutes", "soon"], "argument --minutes: invalid float value"),
     ],
 )
@@ -230,7 +277,10 @@ def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):
         ({"rows": [{"label": "a"}, {"label": "a"}]}, "two rows have the same label"),
         ({"rows": [{"label": "a|b"}]}, "rows"),
         ({"rows": [{"label": "a", "set": ["train.lr=no"]}]}, "train.lr"),
-        ({"rows": [{"label": "a"}, {"label": "b", "set": ["train.lr=0.1"]}]}, "set name=... in one"),
+        ({"rows": [{"label": "a"}, {"label": "b", "set": ["name=digits-20", "train.lr=0.1"]}]}, "set name=... in one"),
+        ({"rows": []}, "rows: missing; list rows, or values of keys in grid"),
+        ({"rows": [], "grid": {"train.lr": 1}}, "grid: must be a valid list, got 1"),
+        ({"rows": [], "grid": {"train.rate": [1]}}, "train.rate: unknown key"),
     ],
 )
 def test_an_invalid_table_is_one_line(tmp_path, capsys, values, message):
@@ -238,6 +288,42 @@ def test_an_invalid_table_is_one_line(tmp_path, capsys, values, message):
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_grid_is_a_row_for_each_combination(tmp_path):
+    rows = [
+        {"label": "MixMatch", "grid": {"mixmatch.lambda_u": [25, 75.5]}},
+        {
+            "label": "named",
+            "set": ["name=other", "train.lr=0.1"],
+            "control": "MixMatch, optimizer = adam, lambda_u = 25",
+        },
+    ]
+    grid = {"train.optimizer": ["adam", "sgd"]}
+    table = read_table(write_table(tmp_path / "small.yml", control=None, rows=rows, grid=grid, seeds=[1]))
+    labels = [f"MixMatch, optimizer = {o}, lambda_u = {value}" for o in ("adam", "sgd") for value in (25, 75.5)]
+    assert [row.label for row in table.rows] == [*labels, "named, optimizer = adam", "named, optimizer = sgd"]
+    runs = [row[1] for row in plan(table)]
+    names = [f"digits-20-optimizer-{o}-lambda_u-{value}-seed1" for o in ("adam", "sgd") for value in (25, 75.5)]
+    assert [run.name for run in runs] == [*names, "other-optimizer-adam-seed1", "other-optimizer-sgd-seed1"]
+    assert [run.config.mixmatch.lambda_u for run in runs[:4]] == [25, 75.5, 25, 75.5]
+    assert [run.config.train.optimizer for run in runs] == ["adam", "adam", "sgd", "sgd", "adam", "sgd"]
+
+    alone = {"train.lr_decay_steps": [[], [4, 8]], "method": ["mixmatch", "supervised"]}
+    table = read_table(write_table(tmp_path / "small.yml", control=None, rows=[], grid=alone, seeds=[1]))
+    assert [row.label for row in table.rows][1::2] == [
+        f"lr_decay_steps = {v}, method = supervised" for v in ("[]", "[4, 8]")
+    ]
+    names = [row[1].name for row in plan(table)]
+    assert names[2:] == ["digits-20-lr_decay_steps-4-8-seed1", "digits-20-lr_decay_steps-4-8-supervised-seed1"]
+
+
+@pytest.mark.slow
+def test_validation_accuracy(done, tmp_path):
+    table = read_table(write_table(tmp_path / "small.yml", accuracy="validation"))
+    head, _, supervised, *_ = cells(render(table, done / "records.jsonl"))
+    found = [records_of(done)[f"digits-20-supervised-seed{seed}"].results.validation.accuracy for seed in (1, 2)]
+    assert head[1] == "validation accuracy (%)" and supervised[1] == mean_std(found)
 
 
 @pytest.mark.slow

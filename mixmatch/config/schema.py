@@ -176,10 +176,10 @@ class Config(Settings):
         """Pickle the values only; the class is created again from the registries."""
         return validate, (self.model_dump(),)
 
-    def run_name(self) -> str:
-        """Return the default name of the run directory."""
+    def run_name(self, note: str = "") -> str:
+        """Return the default name of the run directory, with a note on what is special about the run."""
         size = "" if self.data.image_size is None else f"-{self.data.image_size}px"
-        name = self.name or f"{self.data.display_name()}{size}-{self.data.num_labeled}"
+        name = (self.name or f"{self.data.display_name()}{size}-{self.data.num_labeled}") + note
         method = "" if self.method == "mixmatch" or self.method in name else f"-{self.method}"
         return f"{name}{method}-seed{self.seed}"
 
