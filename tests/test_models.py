@@ -11,7 +11,7 @@ from torchvision.models import resnet18
 from mixmatch.config import build_config, load_config
 from mixmatch.errors import UserError
 from mixmatch.models import BatchNorm, ResNet, build_network
-from mixmatch.models.batch_norm import EPSILON, JointBatchNorm
+from mixmatch.models.batch_norm import EPSILON
 from mixmatch.training.precision import count_flops
 from tests.factories import wide_resnet
 
@@ -123,43 +123,6 @@ def test_first_shortcut_takes_the_activated_input():
     active = F.leaky_relu(first.bn1(x), 0.1)
     torch.testing.assert_close(first(x, 1, False), active)
     torch.testing.assert_close(second(x, 1, False), second.shortcut(x))
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("num_batches", [1, 2, 3])
-def test_joint_batch_norm_equals_pytorchs_forwards_and_backwards(num_batches, memory_format):
-    torch.manual_seed(0)
-    ours, theirs = (BatchNorm(6, 0.1).double() for _ in range(2))
-    ours.joint = True
-    for parameter in (*ours.parameters(), *theirs.parameters()):
-        nn.init.normal_(parameter, mean=0.5, generator=torch.Generator().manual_seed(len(parameter)))
-    x = (torch.randn(4 * num_batches, 6, 5, 3, dtype=torch.float64) * 3 + 1).contiguous(memory_format=memory_format)
-    inputs = [x.clone().requires_grad_() for _ in range(2)]
-    slope = torch.randn_like(x)
-    outputs = [norm(value, num_batches) for norm, value in zip((ours, theirs), inputs, strict=True)]
-    for output in outputs:
-        output.backward(slope)
-    torch.testing.assert_close(*outputs)
-    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
-    for a, b in zip((*ours.parameters(),), (*theirs.parameters(),), strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
-    for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
-        torch.testing.assert_close(a, b)
-    assert outputs[0].is_contiguous(memory_format=memory_format)
-
-
-def test_joint_batch_norm_passes_pytorchs_gradient_check():
-    x, weight, bias = (
-        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 2, 2, 2, 2), (2,), (2,))
-    )
-    assert torch.autograd.gradcheck(lambda *args: JointBatchNorm.apply(*args, EPSILON)[0], (x, weight, bias))
-
-
-def test_joint_batch_norm_in_bfloat16_sums_in_float32():
-    norm, x = BatchNorm(4, 0.1), (torch.randn(8, 4, 16, 16) + 30).bfloat16()
-    norm.joint = True
-    exact = BatchNorm(4, 0.1)(x.float(), 2)
-    assert norm(x, 2).dtype == torch.bfloat16 and (norm(x, 2).float() - exact).abs().max() < 0.05
 
 
 @pytest.mark.slow

@@ -86,14 +86,10 @@ def test_converted_networks_equal_timms(architecture):
 
 
 @pytest.mark.parametrize("architecture", NETWORKS)
-@pytest.mark.parametrize("joint", [False, True])
-def test_concatenated_batches_equal_separate_passes(architecture, joint):
+def test_concatenated_batches_equal_separate_passes(architecture):
     size = SIZES.get(architecture, 48)
     _, together = originals(architecture, size)
     _, apart = originals(architecture, size)
-    for module in (*together.modules(), *apart.modules()):
-        if hasattr(module, "joint"):
-            module.joint = joint
     x = torch.rand(6, 3, size, size, dtype=torch.float64) * 2 - 1
     separate = [apart(batch, update_statistics=i == 0) for i, batch in enumerate(x.split(2))]
     torch.testing.assert_close(together(x, num_batches=3), torch.cat(separate), rtol=1e-6, atol=1e-6)
