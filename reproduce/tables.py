@@ -97,7 +97,7 @@ class RunSpec:
 
     def differing_keys(self, stored: dict[str, Any]) -> list[str]:
         """Return the keys in which the config of a trained run differs from this one."""
-        config = build_config(stored)
+        config = build_config({**stored, "name": self.config.name})
         if self.parent is None:
             return differing_keys(config, self.config)
         expected = stage_config(self.config, self.parent.config.train.steps)
