@@ -40,7 +40,7 @@ def predict_probabilities(
     """Predict class probabilities in evaluation mode, without gradients.
 
     Args:
-        model: keeps its mode.
+        model: from normalized images to logits; keeps its mode.
         images: (n, h, w, c) uint8, on any device or in a file.
         device: of the model.
         index: (m,) int64, where the images are: those to predict; all by default.
@@ -49,6 +49,17 @@ def predict_probabilities(
     Returns:
         (n, C), or (m, C), float32 on ``device``.
     """
+    return compute_outputs(model, images, device, index, distributed).softmax(dim=1)
+
+
+def compute_outputs(
+    model: nn.Module,
+    images: Images,
+    device: torch.device,
+    index: Tensor | None = None,
+    distributed: DistributedContext = SINGLE_PROCESS,
+) -> Tensor:
+    """Return the outputs of a network in float32; the rest as for ``predict_probabilities``."""
     if index is None:
         index = torch.arange(len(images), device=images.device)
     # Shares have equal sizes: the last image is repeated where the last share would be smaller.
@@ -61,7 +72,7 @@ def predict_probabilities(
         with torch.no_grad():
             batch_indices = padded[distributed.shard(padded_size)].split(batch_size)
             batches = (read_ahead if isinstance(images, StoredImages) else map)(images.__getitem__, batch_indices)
-            parts = [model(to_float(batch.to(device))).float().softmax(dim=1) for batch in batches]
+            parts = [model(to_float(batch.to(device))).float() for batch in batches]
             return distributed.all_gather(torch.cat(parts))[: len(index)]
     finally:
         model.train(training)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from mixmatch.config import build_config
 from mixmatch.data.dataset import ImageSpec
 from mixmatch.data.folder.decode import Unreadable, decode, decode_opened
+from mixmatch.data.stored_images import Images, StoredImages
 from mixmatch.errors import UserError, describe_error, short_tracebacks
-from mixmatch.evaluation import predict_probabilities
+from mixmatch.evaluation import compute_outputs
 from mixmatch.files import DamagedFile, checksum, explain_os_errors, load_tensors, save_tensors
 from mixmatch.models import Network, NetworkSettings, build_network
 from mixmatch.runs.directory import RunDirectory
@@ -108,13 +109,25 @@ class Classifier(nn.Module):
         Raises:
             ValueError: if the images have another shape or type.
         """
-        images, shape = torch.as_tensor(images), self._image_shape()
+        return self._compute(self.network, images).softmax(dim=1)
+
+    def embed(self, images: Images | NDArray[Any]) -> Tensor:
+        """Return the features from which ``network.dense`` computes logits; the rest as for ``predict_probabilities``.
+
+        Returns:
+            (n, D) float32 on the network's device.
+        """
+        return self._compute(_Encoder(self.network), images)
+
+    def _compute(self, module: nn.Module, images: Images | NDArray[Any]) -> Tensor:
+        images = images if isinstance(images, StoredImages) else torch.as_tensor(images)
+        shape = self._image_shape()
         if images.dtype != torch.uint8 or images.shape[1:] != shape:
             expected = ", ".join(map(str, shape))
             raise ValueError(f"images must be (n, {expected}) uint8, got {tuple(images.shape)} {images.dtype}")
         device = next(self.network.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return predict_probabilities(self.network, images, device)
+            return compute_outputs(module, images, device)
 
     def _image_shape(self) -> tuple[int, int, int]:
         return self.spec.size, self.spec.size, self.spec.channels
@@ -223,6 +236,15 @@ def _build(
         raise UserError(f"{source} does not match the config's network ({describe_error(error)})") from None
     network.to(device).to(memory_format=torch.channels_last)
     return Classifier(network, spec, settings, precision)
+
+
+class _Encoder(nn.Module):
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.embed(x)
 
 
 class PixelInput(nn.Module):

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from mixmatch.cli import compare, predict, pseudo_label, train
+from mixmatch.cli import compare, label, predict, pseudo_label, train
 from mixmatch.cli.common import import_file
 from mixmatch.config import INTERVAL_KEYS, RESUMABLE_KEYS, all_keys, load_config
 from mixmatch.data.split import MIN_LABELS_WITH_AUTO
@@ -24,6 +24,7 @@ PARSERS = {
     "pseudo-label": pseudo_label.make_parser,
     "predict": predict.make_parser,
     "compare": compare.make_parser,
+    "label": label.make_parser,
 }
 SCRIPTS = {"main.py": "train", "pseudo_label.py": "pseudo-label", "predict.py": "predict"}
 

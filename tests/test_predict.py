@@ -241,26 +241,6 @@ def test_a_folder_without_files_and_names_with_a_dash(command, tmp_path, monkeyp
     assert command("--", "-x.png") == 0 and read_rows(tmp_path / "p.csv")[0]["file"] == "./-x.png"
 
 
-def test_the_html_page_shows_the_least_certain_first_and_has_no_code(photos, command, tmp_path):
-    shutil.copytree(photos / "test", tmp_path / "test")
-    attack = tmp_path / "test" / "horizontal" / '"><script>alert(1)<'
-    attack.mkdir()
-    make_image(0, 1).save(attack / "x.png")
-    arguments = [tmp_path / "test", "--html", tmp_path / "page.html"]
-    assert command(*arguments) == 0
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "The 19 least certain of 19 images" in page and page.count("data:image/png;base64,") == 19
-    assert "<script" not in page and "&lt;script&gt;" in page and "&lt;b&gt;ß 猫" in page and "http" not in page
-    rows = sorted(read_rows(tmp_path / "p.csv"), key=lambda row: float(row["confidence"]))
-    titles = [f'title="{tmp_path / "test" / row["file"]}"' for row in rows]
-    positions = [page.index(title) for title in titles if "<" not in title]
-    assert positions == sorted(positions)
-    assert command(*arguments, "--html-size", 5) == 0
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "The 5 least certain of 19" in page and page.count("<figure") == 5
-    assert titles[0] in page
-
-
 def test_copies_by_class_are_made_once_and_never_overwrite(photos, command, tmp_path):
     source, copies = tmp_path / "new", tmp_path / "sorted"
     shutil.copytree(photos / "unlabeled", source / "a")
@@ -316,13 +296,9 @@ def test_the_onnx_file_takes_pixels_if_asked(trained, command, tmp_path):
         ("--run-dir RUN PHOTOS --export-uint8", "--export-uint8: requires --export"),
         ("--run-dir RUN --device mps PHOTOS", "device: must "),
         ("--model RUN/model.safetensors --best PHOTOS", "--best: requires --run-dir"),
-        ("--run-dir RUN PHOTOS --html-size 0", "--html-size: must be 1 or more"),
         ("--run-dir RUN PHOTOS --output /nowhere/p.csv", "/nowhere/p.csv: cannot be written"),
-        ("--run-dir RUN PHOTOS --html /nowhere/s.html", "s.html: cannot be written"),
-        ("--run-dir RUN PHOTOS --html /dev/null", "/dev/null: "),
         ("--run-dir RUN --export /nowhere/m.onnx", "m.onnx: cannot be written"),
         ("--run-dir RUN PHOTOS --output x.jpg", "--output: x.jpg is an image"),
-        ("--run-dir RUN PHOTOS --html x.jpg", "--html: x.jpg is an image"),
         ("--run-dir RUN --export m.pt", "--export: writes an ONNX file, m.pt must end in .onnx"),
         ("--model RUN/config.yml PHOTOS", "config.yml: cannot be read as a model"),
         ("--run-dir RUN PHOTOS --copy-by-class PHOTOS/sorted", "must be outside the input folder"),
@@ -341,7 +317,6 @@ def test_an_existing_table_stays_until_the_new_one_is_complete(photos, command, 
     table.write_text("mine")
     assert command(tmp_path / "mistyped") == 2
     assert command(photos / "test", "--copy-by-class", "/dev/null/sorted") == 2
-    assert command(photos / "test", "--html", "/dev/null") == 2
     assert table.read_text() == "mine" and list(tmp_path.iterdir()) == [table]
     os.symlink(table, tmp_path / "link.csv")
     assert command(photos / "test", "--output", tmp_path / "link.csv") == 0
@@ -440,7 +415,7 @@ def stop(command, new, out, monkeypatch, capsys):
 def test_a_killed_command_continues_and_has_the_same_outputs(photos, trained, new, out, part, finish, tmp_path):
     for name in CLASSES:
         shutil.copytree(photos / "test" / name, new / name)  # 18 files of known classes
-    options = [new, "--html", tmp_path / "page.html", "--copy-by-class", tmp_path / "sorted"]
+    options = [new, "--copy-by-class", tmp_path / "sorted"]
     for batches in (2, 3):
         command = [
             sys.executable,
@@ -454,12 +429,12 @@ def test_a_killed_command_continues_and_has_the_same_outputs(photos, trained, ne
             *options,
         ]
         assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
-    assert not (tmp_path / "page.html").exists() and not (tmp_path / "sorted").exists()
+    assert not (tmp_path / "sorted").exists()
     printed, table = finish(*options)
     assert f"continuing {part}: 40 of 58 files are done\n" in printed and list(out.iterdir()) == [out / "p.csv"]
-    page, copies = (tmp_path / "page.html").read_bytes(), sorted((tmp_path / "sorted").rglob("*"))
+    copies = sorted((tmp_path / "sorted").rglob("*"))
     expected, same_table = finish(*options, output=tmp_path / "p.csv")
-    assert table == same_table and page == (tmp_path / "page.html").read_bytes()
+    assert table == same_table
     assert copies == sorted((tmp_path / "sorted").rglob("*"))
     report = expected[: expected.index(" images classified")]
     assert "continuing" not in report and "of 18 files whose class is known" in report and report in printed

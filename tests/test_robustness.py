@@ -257,7 +257,7 @@ def test_class_and_file_names_of_any_kind_from_training_to_prediction(tmp_path):
     os.symlink(root, tmp_path / "root")
 
     settings = [*SETTINGS, f"data.root={tmp_path / 'root'}"]
-    output = ["--output", tmp_path / "p.csv", "--html", tmp_path / "p.html", "--copy-by-class", tmp_path / "sorted"]
+    output = ["--output", tmp_path / "p.csv", "--copy-by-class", tmp_path / "sorted"]
     commands = [
         ("train", [*settings, "--check"]),
         ("train", settings),
@@ -272,7 +272,7 @@ def test_class_and_file_names_of_any_kind_from_training_to_prediction(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, check=False)
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr.decode()
     assert done.stdout.decode("ascii").replace("\n", "").isprintable()
-    assert (path / "results.json").exists() and (tmp_path / "p.html").exists()
+    assert (path / "results.json").exists() and (tmp_path / "sorted").exists()
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "/tmp/x", "a\\b", ""])

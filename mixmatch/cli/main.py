@@ -11,6 +11,7 @@ SUBCOMMANDS = {
     "train": "train a model, or continue a run",
     "pseudo-label": "continue a trained run with a pseudo-label stage",
     "predict": "classify image files with a trained model",
+    "label": "write a page to label pictures on, and find wrong labels",
     "check": "read the data, report problems and the expected time of training",
     "compare": "compare runs in a table, a CSV file and a plot",
     "list": "list configs, data sets, methods and networks",

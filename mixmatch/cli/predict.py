@@ -36,10 +36,6 @@ def make_parser() -> Parser:
         default=0.0,
         help="give no class to images of a lower confidence, 0 to 1 (default: 0)",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page of the least certain images")
-    parser.add_argument(
-        "--html-size", type=int, metavar="N", default=500, help="number of images on that page (default: 500)"
-    )
     parser.add_argument(
         "--copy-by-class", type=Path, metavar="DIR", help="copy each file into a folder named like its predicted class"
     )
@@ -71,8 +67,6 @@ def export_and_predict(options: Namespace) -> None:
 
     if (options.run_dir is None) == (options.model is None):
         raise UserError("give either --run-dir or --model; see --help")
-    if options.html_size < 1:
-        raise UserError(f"--html-size: must be 1 or more, got {options.html_size}")
     if not 0 <= options.min_confidence <= 1:
         raise UserError(f"--min-confidence: must be from 0 to 1, got {options.min_confidence}")
     if options.best and options.model:
@@ -83,7 +77,7 @@ def export_and_predict(options: Namespace) -> None:
         raise UserError("give images or --export; see --help")
     if options.export is not None and options.export.suffix.lower() != ".onnx":
         raise UserError(f"--export: writes an ONNX file, {options.export} must end in .onnx")
-    outputs = Outputs(options.output, options.html, options.html_size, options.copy_by_class, options.min_confidence)
+    outputs = Outputs(options.output, options.copy_by_class, options.min_confidence)
     check_inputs(options.images, outputs)
     device = choose_device(build_config({"device": options.device}, "--device").device)
     model = load_model(options.run_dir or options.model, str(device), options.best)

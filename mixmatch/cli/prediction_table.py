@@ -1,6 +1,5 @@
 """The CSV table of predictions, and what is computed from its rows."""
 
-import bisect
 import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,39 +25,34 @@ class Summary:
         labels: the predicted class of each file, or UNREADABLE or UNCERTAIN.
         problems: of the first files that could not be read, with their paths.
         num_multi_page: number of files with several pages.
-        least_certain: predictions with the lowest confidence, lowest first.
     """
 
     labels: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     num_multi_page: int = 0
-    least_certain: list[Prediction] = field(default_factory=list)
 
     @property
     def num_images(self) -> int:
         """Number of files that could be read."""
         return len(self.labels) - self.labels.count(UNREADABLE)
 
-    def add(self, prediction: Prediction, label: int, num_least_certain: int) -> None:
-        """Add a row; keep the ``num_least_certain`` predictions with the lowest confidence."""
+    def add(self, prediction: Prediction, label: int) -> None:
+        """Add a row."""
         self.labels.append(label)
         if prediction.problem:
             if len(self.problems) < MAX_PROBLEMS:
                 self.problems.append(f"{prediction.file.path}: {prediction.problem}")
             return
         self.num_multi_page += prediction.pages > 1
-        bisect.insort(self.least_certain, prediction, key=lambda other: other.confidence)
-        del self.least_certain[num_least_certain:]
 
 
 def write_table(
     file: BinaryIO,
     predictions: Iterable[Prediction],
     classes: Sequence[str],
-    num_least_certain: int,
     min_confidence: float = 0,
 ) -> Summary:
-    """Write the CSV table and return its summary, with ``num_least_certain`` predictions in it."""
+    """Write the CSV table and return its summary."""
     summary, text = Summary(), TextIOWrapper(file, encoding="utf-8", newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow([*PREDICTION_COLUMNS, *map(csv_text, classes)])
@@ -66,7 +60,7 @@ def write_table(
         uncertain = not prediction.problem and prediction.confidence < min_confidence
         label = UNCERTAIN if uncertain else prediction.label
         table.writerow(to_row(prediction, label, classes))
-        summary.add(prediction, label, num_least_certain)
+        summary.add(prediction, label)
     text.detach()  # flushes without closing
     return summary
 

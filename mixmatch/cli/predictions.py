@@ -1,4 +1,4 @@
-"""Predictions for image files: a CSV table, an HTML page of the least certain images, copies by class, accuracy.
+"""Predictions for image files: a CSV table, copies by class, accuracy.
 
 They are collected in a part file. The outputs are made from it when it is complete, so that an interrupted command
 continues and has the same outputs.
@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mixmatch.cli.least_certain_page import write_page
 from mixmatch.cli.part_file import UNREADABLE, ListedFile, PartFile, Prediction
 from mixmatch.cli.prediction_table import UNCERTAIN, Summary, print_summary, write_table
 from mixmatch.data.dataset import is_folder_name
@@ -42,15 +41,11 @@ class Outputs:
 
     Attributes:
         table: the CSV file.
-        page: the HTML page of the least certain images.
-        page_size: number of images on it.
         copies: folder for copies of the files, by class.
         min_confidence: files below it have no class.
     """
 
     table: Path
-    page: Path | None = None
-    page_size: int = 500
     copies: Path | None = None
     min_confidence: float = 0
 
@@ -60,23 +55,20 @@ def check_inputs(images: Sequence[Path], outputs: Outputs) -> None:
     check_paths_exist(images)
     resolved = [path.resolve() for path in images]
     copies = outputs.copies
-    for option, file, kind in (("--output", outputs.table, "CSV"), ("--html", outputs.page, "HTML")):
-        if file and (file.resolve() in resolved or file.suffix.lower() in Image.registered_extensions()):
-            raise UserError(f"{option}: {file} is an image; give another name for the {kind} file")
+    table = outputs.table
+    if table.resolve() in resolved or table.suffix.lower() in Image.registered_extensions():
+        raise UserError(f"--output: {table} is an image; give another name for the CSV file")
     for path in resolved if copies else []:
         if copies and (path == copies.resolve() or path in copies.resolve().parents):
             raise UserError(f"--copy-by-class: {copies} must be outside the input folder {path}")
 
 
 def check_outputs(outputs: Outputs, classes: Sequence[str]) -> None:
-    """Raise UserError if the page or the copies cannot be written. They are needed when the table is complete."""
+    """Raise UserError if the copies cannot be written. They are needed when the table is complete."""
 
     class Discard(Exception):
         pass
 
-    if outputs.page is not None:
-        with explain_os_errors(outputs.page), suppress(Discard), open_atomically(outputs.page):
-            raise Discard
     if outputs.copies is not None:
         folder = next(path for path in (outputs.copies, *outputs.copies.absolute().parents) if path.exists())
         with explain_os_errors(outputs.copies), suppress(Discard), open_atomically(folder / ".probe"):
@@ -106,8 +98,8 @@ def write_predictions(model: Classifier, images: Sequence[Path], outputs: Output
         num_new = len(files)
         with explain_os_errors(outputs.table), open(outputs.table, "wb") as table:
             rows = predict_files(model, files)
-            summary = write_table(table, rows, model.classes, outputs.page_size, outputs.min_confidence)
-        write_page_and_copies(model, files, summary, outputs)
+            summary = write_table(table, rows, model.classes, outputs.min_confidence)
+        write_copies(model, files, summary, outputs)
     else:
         num_new, summary = predict_with_part_file(model, files, outputs)
     print_summary(files, summary, model.classes)
@@ -115,8 +107,6 @@ def write_predictions(model: Classifier, images: Sequence[Path], outputs: Output
         raise UserError(f"no image could be read; see the column problem in {outputs.table}")
     rate = f", {num_new / max(time.monotonic() - start, 1e-9):.0f} per second" * bool(num_new)
     print(f"{summary.num_images} images classified{rate}: {outputs.table}")
-    if outputs.page is not None:
-        print(f"least certain images: {outputs.page}")
     if outputs.copies is not None:
         print(f"copies by class: {outputs.copies}")
 
@@ -141,8 +131,8 @@ def predict_with_part_file(model: Classifier, files: Sequence[ListedFile], outpu
                 predict_remaining(model, part, remaining)
                 with open_atomically(outputs.table) as table:
                     rows = progress_bar(part.read(), len(files), desc="writing")
-                    summary = write_table(table, rows, model.classes, outputs.page_size, outputs.min_confidence)
-                write_page_and_copies(model, files, summary, outputs)
+                    summary = write_table(table, rows, model.classes, outputs.min_confidence)
+                write_copies(model, files, summary, outputs)
                 part.complete = True
     except KeyboardInterrupt as error:
         number = error.signal if isinstance(error, Interrupted) else signal.SIGINT
@@ -221,14 +211,12 @@ def progress_bar(
     return tqdm(iterable, desc, total, initial=initial, unit="file", disable=not shows_bars(), leave=False)
 
 
-def write_page_and_copies(model: Classifier, files: Sequence[ListedFile], summary: Summary, outputs: Outputs) -> None:
-    """Write the HTML page and the copies by class, if they are wanted.
+def write_copies(model: Classifier, files: Sequence[ListedFile], summary: Summary, outputs: Outputs) -> None:
+    """Write the copies by class, if they are wanted.
 
     Raises:
         UserError: if they cannot be written.
     """
-    if outputs.page is not None:
-        write_page(outputs.page, summary.least_certain, summary.num_images, model.spec)
     if outputs.copies is not None:
         for file, label in progress_bar(zip(files, summary.labels, strict=True), len(files), desc="copying"):
             if label not in (UNREADABLE, UNCERTAIN):

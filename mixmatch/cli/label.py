@@ -1,0 +1,98 @@
+"""The command that writes a page to label pictures on."""
+
+import shlex
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from mixmatch.cli.common import Parser, command_line, run_command
+from mixmatch.errors import UserError
+
+
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
+    from mixmatch.labeling.choose import CHOICES
+
+    parser = Parser(
+        usage=f"{command_line('label')} RUN [FOLDER] [options]",
+        description="Write an HTML page on which pictures are labeled with a key each, those first that the network\n"
+        "of a run is least certain of. It also shows labeled pictures that the network contradicts.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="pictures (default: those of the run)")
+    parser.add_argument(
+        "--count", type=int, default=200, metavar="N", help="number of pictures to label (default: 200)"
+    )
+    parser.add_argument(
+        "--choose",
+        choices=CHOICES,
+        default="mixed",
+        help="which: uncertain (lowest confidence), margin (two classes nearly as likely), diverse (unlike each "
+        "other), mixed (margin and diverse, the default) or random",
+    )
+    parser.add_argument("--best", action="store_true", help="use the checkpoint with the best validation accuracy")
+    parser.add_argument("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--output", type=Path, default=Path("label.html"), metavar="FILE", help="the page (default: label.html)"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code, see ``run_command``."""
+    return run_command(make_parser, arguments, write_label_page)
+
+
+def write_label_page(options: Namespace) -> None:
+    """Write the page, and print what to do next.
+
+    Raises:
+        UserError: if the run has no folder of pictures, nothing is left to label, or a file cannot be read or written.
+    """
+    import torch
+
+    from mixmatch.config import build_config
+    from mixmatch.data.folder import FolderSettings
+    from mixmatch.data.folder.dataset import read_pictures
+    from mixmatch.data.stored_images import select
+    from mixmatch.inference import load_model
+    from mixmatch.labeling.page import write_page
+    from mixmatch.labeling.selection import LABELS_FILE, index_pictures, select_pictures
+    from mixmatch.output import log, shows_bars
+    from mixmatch.runs.directory import RunDirectory
+    from mixmatch.training.device import choose_device
+
+    if options.count < 1:
+        raise UserError(f"--count: must be 1 or more, got {options.count}")
+    if options.output.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--output: writes an HTML file, {options.output} must end in .html")
+    settings = RunDirectory(options.run).read_config().data
+    if not isinstance(settings, FolderSettings):
+        if options.folder is None:
+            raise UserError(f"{options.run}: was not trained on a folder of pictures; give a FOLDER")
+        settings = FolderSettings(dataset="folder")
+    device = choose_device(build_config({"device": options.device}, "--device").device)
+    model = load_model(options.run, str(device), options.best)
+    settings = settings.model_copy(update={"image_size": model.spec.size})
+    if options.folder is not None:
+        settings = settings.model_copy(update={"root": str(options.folder), "labels": None})
+    root = Path(settings.root)
+    index = index_pictures(root, settings.labels, has_classes=options.folder is None)
+    decoded, notes = read_pictures(index, settings, torch.device("cpu"), quiet=not shows_bars())
+    for note in (*index.notes, *notes):
+        log.info(f"note: {note}")
+    numbers = [number for number in decoded.infos if number < index.num_train - index.num_validation]
+    images = select(decoded.images, range(len(numbers)))
+    selection = select_pictures(model, index, numbers, images, options.count, options.choose)
+    size = write_page(options.output, selection, settings.decoding)
+
+    chosen, labeled = selection.num_chosen, selection.items[selection.num_chosen :]
+    doubted = sum(item.guess != item.label for item in labeled)
+    review = f", {len(labeled)} labeled ones to review ({doubted} labels are contradicted)" if labeled else ""
+    print(f"{options.output}: {chosen} of {selection.num_unlabeled} unlabeled pictures{review}, {size / 1e6:.1f} MB")
+    replaced = "; it replaces the one there, whose labels it has" if (root / LABELS_FILE).exists() else ""
+    train = ["--config", str(options.run / "config.yml"), f"data.root={root}", f"data.labels={LABELS_FILE}"]
+    train += [f"init_from={options.run}", f"name={options.run.resolve().name}-labeled"]
+    print(f"1. Open it in a browser, label, and save {LABELS_FILE}.")
+    print(f"2. Move {LABELS_FILE} to {root}{replaced}.")
+    print(f"3. {command_line('train')} {shlex.join(train)}")

@@ -1,0 +1,76 @@
+"""The HTML page on which a person labels pictures. It needs no server and no network."""
+
+import base64
+import hashlib
+import json
+import os
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mixmatch.data.dataset import Decoding
+from mixmatch.data.folder.decode import Unreadable, decode_all
+from mixmatch.errors import single_line
+from mixmatch.files import FORMULA, write_atomically
+from mixmatch.labeling.selection import Selection
+
+THUMBNAIL = 200  # pixels of the longer side
+
+
+def write_page(page: Path, selection: Selection, decoding: Decoding) -> int:
+    """Write a self-contained page that saves ``labels.csv``, and return its size in bytes.
+
+    Args:
+        page: the HTML file.
+        selection: what it shows. Pictures that cannot be read any more are left out.
+        decoding: how files become pictures.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    whole = Decoding(fit="pad", background=decoding.background, white=decoding.white, max_pixels=decoding.max_pixels)
+    thumbnails = decode_all((item.file for item in selection.items), THUMBNAIL, options=whole)
+    entries = [
+        {
+            "file": to_path(item.path),
+            "name": single_line(item.path),
+            "url": quote(Path(os.path.relpath(item.file, page.parent)).as_posix()),
+            "guess": item.guess,
+            "confidence": round(item.confidence, 4),
+            "label": item.label,
+            "picture": to_jpeg(picture.pixels),
+        }
+        for item, (_, picture) in zip(selection.items, thumbnails, strict=True)
+        if not isinstance(picture, Unreadable)
+    ]
+    digest = hashlib.sha256(json.dumps([selection.classes, [entry["file"] for entry in entries]]).encode())
+    data = {
+        "id": digest.hexdigest()[:16],
+        "title": f"{selection.num_chosen} of {selection.num_unlabeled} unlabeled pictures",
+        "file": "labels.csv",
+        "classes": selection.classes,
+        "rows": [[to_path(path), name] for path, name in selection.other_labels],
+        "items": entries,
+    }
+    template = files("mixmatch.labeling").joinpath("page.html").read_text(encoding="utf-8")
+    # A name cannot end the script element. json escapes what is not ASCII, lone surrogates too.
+    text = template.replace("DATA", json.dumps(data).replace("<", "\\u003c"), 1).encode()
+    write_atomically(page, text)
+    return len(text)
+
+
+def to_path(path: str) -> str:
+    """Return a path for the labels file: the same file, and no formula to a spreadsheet."""
+    return f"./{path}" if path.startswith(FORMULA) else path
+
+
+def to_jpeg(pixels: NDArray[np.uint8]) -> str:
+    """Return (h, w, 3) pixels as a JPEG file in base64."""
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=80)
+    return base64.b64encode(file.getvalue()).decode()

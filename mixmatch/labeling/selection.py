@@ -1,0 +1,151 @@
+"""The pictures of a labeling page: those to label, and labeled ones that the network contradicts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mixmatch.data.folder.index import (
+    UNKNOWN_CLASS,
+    FolderIndex,
+    check_paths_exist,
+    find_images,
+    index_folder,
+)
+from mixmatch.data.stored_images import Images
+from mixmatch.errors import UserError
+from mixmatch.inference import Classifier
+from mixmatch.labeling.choose import Choice, choose
+from mixmatch.labeling.wrong_labels import predict_out_of_fold
+
+LABELS_FILE = "labels.csv"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture on the page.
+
+    Attributes:
+        file: the picture.
+        path: in the labels file.
+        guess: the class that the network finds most likely, or, for a labeled picture, a classifier that did not see
+            its label.
+        confidence: the probability of ``guess``.
+        label: the class that the picture has already; None: it is to be labeled.
+    """
+
+    file: Path
+    path: str
+    guess: int
+    confidence: float
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a page shows.
+
+    Attributes:
+        items: pictures to label, then labeled ones, those first whose label the others contradict most.
+        classes: names: those of the network, then others that have labels.
+        other_labels: path and class of labeled pictures that are not on the page, for the labels file.
+        num_chosen: number of pictures to label.
+        num_unlabeled: of how many they are.
+    """
+
+    items: list[Item]
+    classes: list[str]
+    other_labels: list[tuple[str, str]]
+    num_chosen: int
+    num_unlabeled: int
+
+
+def index_pictures(root: Path, labels: str | None, has_classes: bool) -> FolderIndex:
+    """Return the pictures of a folder, with the labels of ``LABELS_FILE`` in it if that exists.
+
+    Args:
+        root: the folder.
+        labels: the labels file that was used in training.
+        has_classes: whether the folder is laid out for training; if not, and without labels, all are unlabeled.
+
+    Raises:
+        UserError: if the folder or the labels file cannot be read.
+    """
+    labels = LABELS_FILE if (root / LABELS_FILE).exists() else labels
+    if has_classes or labels:
+        index = index_folder(root, labels)
+        if index.problems:
+            raise UserError(index.problems[0])
+        return _check_names(index)
+    check_paths_exist([root])
+    index, suffixes = FolderIndex(root), Image.registered_extensions()
+    index.files = [file for file in find_images(root) if file.suffix.lower() in suffixes]
+    index.paths = [index.relative_path(file) for file in index.files]
+    index.labels, index.groups = [UNKNOWN_CLASS] * len(index.files), [""] * len(index.files)
+    index.num_train = len(index.files)
+    return _check_names(index)
+
+
+def _check_names(index: FolderIndex) -> FolderIndex:
+    for path in index.paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{index.root / path}: its name is not UTF-8, as a labels file must be; rename it"
+            ) from None
+    return index
+
+
+def select_pictures(
+    model: Classifier, index: FolderIndex, numbers: Sequence[int], images: Images, count: int, how: Choice
+) -> Selection:
+    """Choose the pictures of a page.
+
+    Args:
+        model: the network.
+        index: of the folder.
+        numbers: the n training files of the index that can be read, not those for validation.
+        images: (n, size, size, channels) uint8, of these files.
+        count: the most pictures to label, and the most labeled ones to review.
+        how: see ``choose``.
+
+    Raises:
+        UserError: if nothing is left to label.
+    """
+    classes = [*model.classes, *(name for name in index.classes if name not in model.classes)]
+    names = [None if label == UNKNOWN_CLASS else index.classes[label] for label in index.labels]
+    unlabeled = [place for place, number in enumerate(numbers) if names[number] is None]
+    if not unlabeled:
+        raise UserError(f"{index.root}: has no unlabeled pictures; nothing is left to label")
+    features = model.embed(images)
+    with torch.no_grad():
+        probabilities = model.network.dense(features).softmax(dim=1).cpu().numpy()
+    points = features.cpu().numpy()
+    chosen = [unlabeled[number] for number in choose(probabilities[unlabeled], points[unlabeled], count, how)]
+    guesses = {place: (int(probabilities[place].argmax()), float(probabilities[place].max())) for place in chosen}
+    labeled = [place for place, number in enumerate(numbers) if names[number] is not None]
+    labels = np.array([classes.index(names[numbers[place]] or "") for place in labeled])
+    doubts = dict[int, float]()
+    if (given := predict_out_of_fold(points[labeled], labels)) is not None:
+        present = np.unique(labels)
+        for place, label, row in zip(labeled, labels, given, strict=True):
+            guesses[place] = int(present[row.argmax()]), float(row.max())
+            doubts[place] = float(row[present == label][0])
+    places = [*chosen, *sorted(doubts, key=doubts.__getitem__)[:count]]
+    items = []
+    for place in places:
+        number, (guess, confidence) = numbers[place], guesses[place]
+        name = names[number]
+        label = None if name is None else classes.index(name)
+        items.append(Item(index.files[number], index.paths[number], guess, confidence, label))
+    shown = {numbers[place] for place in places}
+    others = [
+        (path, name)
+        for number, (path, name) in enumerate(zip(index.paths, names, strict=True))
+        if name is not None and number not in shown
+    ]
+    return Selection(items, classes, others, len(chosen), len(unlabeled))

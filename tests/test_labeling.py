@@ -1,0 +1,276 @@
+"""Labeling by hand: which pictures are chosen, the page, and the round trip in a real browser."""
+
+import csv
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mixmatch.cli import label, train
+from mixmatch.data.folder.index import index_folder
+from mixmatch.labeling.choose import CANDIDATES, CHOICES, choose
+from mixmatch.labeling.wrong_labels import predict_out_of_fold
+from tests.helpers import FUZZ, SMALL
+
+CLASSES = ('<b>&"ß', "=1", "猫")
+COLORS = [(220, 30, 30), (30, 220, 30), (30, 30, 220)]
+SETTINGS = [setting for setting in SMALL if not setting.startswith("data.")]
+SETTINGS += ["data.dataset=folder", "data.num_labeled=all", "data.image_size=12"]
+
+
+def make_photos(root, num_unlabeled=60):
+    """Photographs of three plain colors: 3 labeled, 1 for validation and 2 for testing of each class."""
+    rng = np.random.default_rng(0)
+
+    def save(file, number):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.clip(np.array(COLORS[number]) + rng.normal(0, 25, (20, 30, 3)), 0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(file)
+
+    for number, name in enumerate(CLASSES):
+        for part, count in (("train", 3), ("val", 1), ("test", 2)):
+            for i in range(count):
+                save(root / part / name / f"{part}{i}.png", number)
+    for i in range(num_unlabeled):
+        name = {0: "=cmd().png", 1: 'a,"b".png', 2: "</script><script>alert(1).png"}.get(i, f"{i}.png")
+        save(root / "unlabeled" / name.replace("/", "") / f"{i % 3}-{name.replace('/', '')}", i % 3)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("labeling")
+    make_photos(folder / "photos")
+    run, root = folder / "runs" / "first", folder / "photos"
+    assert train.main(["--run-dir", str(run), *SETTINGS, f"data.root={root}", "train.steps=60", "train.lr=0.01"]) == 0
+    return folder
+
+
+def write_page(trained, page, *arguments):
+    assert label.main([str(trained / "runs" / "first"), "--output", str(page), *map(str, arguments)]) == 0
+    return read_page(page)
+
+
+def read_page(page):
+    text = page.read_text()
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert text.count("<script") == 2 and "http" not in text
+    return json.loads(data)
+
+
+@FUZZ
+@given(st.integers(1, 30), st.integers(2, 5), st.integers(1, 12), st.sampled_from(CHOICES), st.integers(0, 99))
+def test_any_choice_is_of_distinct_pictures(n, num_classes, count, how, seed):
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet(np.ones(num_classes), n)
+    chosen = choose(probabilities, rng.normal(size=(n, 4)), count, how).tolist()
+    assert len(chosen) == len({*chosen}) == min(n, count) and {*chosen} <= {*range(n)}
+    top = np.sort(probabilities, axis=1)[:, ::-1]
+    margins, confidences = top[:, 0] - top[:, 1], top[:, 0]
+    if how == "uncertain":
+        assert confidences[chosen].tolist() == sorted(confidences)[: len(chosen)]
+    if how == "margin":
+        assert margins[chosen].tolist() == sorted(margins)[: len(chosen)]
+    if how == "mixed":
+        assert {*margins[chosen]} <= {*sorted(margins)[: CANDIDATES * count]}
+
+
+def test_diverse_pictures_are_from_each_cluster():
+    rng = np.random.default_rng(0)
+    centers = np.eye(4) * 50
+    features = np.concatenate([center + rng.normal(size=(30, 4)) for center in centers])
+    probabilities = rng.dirichlet(np.ones(3), 120)
+    assert sorted(choose(probabilities, features, 4, "diverse") // 30) == [0, 1, 2, 3]
+    random = [tuple(choose(probabilities, features, 20, "random", seed)) for seed in (1, 1, 2)]
+    assert random[0] == random[1] != random[2]
+
+
+def test_wrong_labels_are_contradicted_by_the_others():
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(3), 20)
+    features = np.eye(3)[truth] * 4 + rng.normal(size=(60, 3))
+    labels, flipped = truth.copy() * 10, [3, 25, 47]
+    labels[flipped] = (labels[flipped] + 10) % 30
+    probabilities = predict_out_of_fold(features, labels)
+    doubts = probabilities[np.arange(60), labels // 10]
+    assert {*np.argsort(doubts)[:3]} == {*flipped}
+    assert predict_out_of_fold(features[:3], np.array([0, 0, 1])) is None
+    assert predict_out_of_fold(features[:3], np.array([0, 0, 0])) is None
+
+
+@pytest.mark.slow
+def test_the_page_has_what_is_to_be_labeled_and_all_labels(trained, tmp_path, capsys):
+    data = write_page(trained, tmp_path / "label.html", "--count", 20)
+    root, run = trained / "photos", trained / "runs" / "first"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(f"{tmp_path / 'label.html'}: 20 of 60 unlabeled pictures, 9 labeled ones to review (")
+    assert printed[2] == f"2. Move labels.csv to {root}."
+    assert f"--config {run / 'config.yml'} data.root={root} data.labels=labels.csv init_from={run} " in printed[3]
+    assert data["classes"] == sorted(CLASSES)
+    asked = [item for item in data["items"] if item["label"] is None]
+    assert len(asked) == 20 and all(item["file"].startswith("unlabeled/") for item in asked)
+    labeled = {item["file"]: data["classes"][item["label"]] for item in data["items"] if item["label"] is not None}
+    labels = labeled | dict(data["rows"])
+    assert labels == {f"{part}/{name}/{part}{i}.png": name for part, count in (("train", 3), ("val", 1), ("test", 2))
+                      for name in CLASSES for i in range(count)}  # fmt: skip
+    for item in data["items"]:
+        assert 0 <= item["guess"] < 3 and 0 < item["confidence"] <= 1 and (tmp_path / Path(item["url"])).parent
+    # The next page has what was labeled as labels.
+    rows = [["file", "class"], *labels.items(), *([item["file"], "猫"] for item in asked)]
+    with open(root / "labels.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    try:
+        again = write_page(trained, tmp_path / "again.html", "--count", 100, "--choose", "margin")
+        assert sum(item["label"] is None for item in again["items"]) == 40 and again["id"] != data["id"]
+        assert "it replaces the one there, whose labels it has" in capsys.readouterr().out
+    finally:
+        (root / "labels.csv").unlink()
+
+
+@pytest.mark.slow
+def test_pictures_of_another_folder(trained, tmp_path):
+    folder = tmp_path / "new"
+    shutil.copytree(trained / "photos" / "unlabeled", folder / "a")
+    (folder / "a" / "broken.png").write_text("no picture")
+    data = write_page(trained, tmp_path / "label.html", folder)
+    assert len(data["items"]) == 60 and not data["rows"]
+    assert (tmp_path / data["items"][0]["url"].replace("%3D", "=")).exists() or "%" in data["items"][0]["url"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("RUN --count 0", "--count: must be 1 or more, got 0"),
+        ("RUN --output page.txt", "--output: writes an HTML file, page.txt must end in .html"),
+        ("RUN --choose best", "argument --choose: invalid choice: 'best'"),
+        ("RUN --output /nowhere/p.html", "/nowhere/p.html: cannot be written"),
+        ("RUN nowhere", "nowhere: does not exist"),
+        ("nowhere", "nowhere: not a run directory"),
+        ("RUN full", "full: has no unlabeled pictures; nothing is left to label"),
+        ("RUN surrogate", "its name is not UTF-8, as a labels file must be; rename it"),
+    ],
+)
+def test_bad_input_is_one_line(trained, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "surrogate").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "surrogate" / f"{chr(0xDCE8)}.png")
+    assert label.main(arguments.replace("RUN", str(trained / "runs" / "first")).split()) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not list(tmp_path.glob("*.html"))
+
+
+@pytest.fixture
+def browser(tmp_path):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    paths = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if None in paths:
+        pytest.skip("needs Chromium and its driver (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = paths[0]
+    for argument in ("--headless=new", "--no-sandbox", f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(argument)
+    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(paths[1]))
+    try:
+        driver.set_window_size(1280, 900)
+        yield driver
+        assert not [entry for entry in driver.get_log("browser") if "favicon" not in entry["message"]]
+    finally:
+        driver.quit()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_fifty_pictures_are_labeled_by_keyboard_in_a_browser_and_trained_with(trained, tmp_path, browser):
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    root, run = tmp_path / "photos", trained / "runs" / "first"
+    shutil.copytree(trained / "photos", root)
+    write_page(trained, tmp_path / "label.html", "--count", 55)
+    browser.get((tmp_path / "label.html").as_uri())
+
+    def press(*keys):
+        for key in keys:
+            ActionChains(browser).send_keys(key).perform()
+
+    def text(element):
+        return browser.find_element("id", element).text
+
+    def name():
+        return text("name")
+
+    names = json.loads(browser.execute_script("return JSON.stringify(classes())"))
+    keys = dict(zip(names, browser.execute_script("return keys()"), strict=True))
+    assert keys["=1"] == "2" and [*keys.values()] == ["1", "2", "3"]
+    given = {}
+    for _ in range(50):
+        true = CLASSES[int(name().split("/")[-1][0])]
+        given[name()] = true
+        press(Keys.ENTER if text("guess").startswith(true) else keys[true])
+    assert text("counts") == "50 of 55 labeled"
+    browser.refresh()
+    assert text("counts") == "50 of 55 labeled"  # kept by the browser
+    last = [*given][-1]
+    press(Keys.BACKSPACE)
+    assert name() == last and text("counts") == "49 of 55 labeled"
+    press(keys[given[last]])
+    skipped = name()
+    press(Keys.ARROW_RIGHT)
+    assert name() != skipped and text("counts") == "50 of 55 labeled, 1 skipped"
+    none = name()
+    press("-")
+    other = name()
+    press("+")
+    prompt = browser.switch_to.alert
+    prompt.send_keys("dog, small")
+    prompt.accept()
+    assert text("counts") == "52 of 55 labeled, 1 skipped"
+    press(" ")
+    assert browser.find_element("id", "full").is_displayed()
+    assert browser.execute_script("return document.getElementById('full-image').naturalWidth") == 30  # the original
+    press(Keys.ESCAPE)
+
+    # Review: a class at a time. An existing label is changed there.
+    browser.find_element("id", "view").click()
+    tiles = browser.find_elements("css selector", "#grid button")
+    assert len(tiles) == 9 + 51 and text("review-count").startswith("60 pictures")
+    first = next(
+        tile for tile in tiles if tile.find_element("tag name", "img").get_attribute("alt").startswith("train/=1")
+    )
+    changed = first.find_element("tag name", "img").get_attribute("alt")
+    first.click()
+    assert name() == changed
+    press(keys["猫"])
+
+    ActionChains(browser).key_down(Keys.CONTROL).send_keys("s").key_up(Keys.CONTROL).perform()
+    saved = tmp_path / "downloads" / "labels.csv"
+    for _ in range(100):
+        if saved.exists():
+            break
+        time.sleep(0.1)
+    shutil.copy(saved, root / "labels.csv")
+    index = index_folder(root, "labels.csv")
+    assert not index.problems and index.classes == sorted([*CLASSES, "dog, small"])
+    read = {path: index.classes[number] for path, number in zip(index.paths, index.labels, strict=True) if number >= 0}
+    assert {path: read[path] for path in given} == given
+    assert read[changed] == "猫" and read[other] == "dog, small" and not {skipped, none} & read.keys()
+    assert len(read) == 50 + 1 + 18 and index.num_validation == 3
+    command = ["--config", run / "config.yml", "--run-dir", tmp_path / "second", f"data.root={root}"]
+    command += ["data.labels=labels.csv", f"init_from={run}"]
+    assert train.main([*map(str, command)]) == 0
+
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    )
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
