@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -31,7 +31,7 @@ TABLES = ROOT / "benchmarks" / "tables"
 RECORDS = ROOT / "benchmarks" / "results" / "runs.jsonl"
 IN_RUN_NAME = {"name", "seed", "method", "data.dataset", "data.root", "data.image_size", "data.num_labeled"}
 
-Grid = dict[str, list[Any]]  # values by key
+Grid = dict[str, Annotated[list[Any], Field(min_length=1)]]  # values by key
 
 
 class Row(Settings):
@@ -197,9 +197,9 @@ def _name_note(row: Row) -> str:
     settings = dict(setting.split("=", 1) for setting in row.set if "=" in setting)
     keys = row.grid.keys() - {"method"} if "name" in settings else settings.keys() - IN_RUN_NAME
     return "".join(
-        f"-{key.rpartition('.')[2]}-{re.sub(r'[^A-Za-z0-9.]+', '-', value).strip('-')}"
+        f"-{key.rpartition('.')[2]}-{re.sub(r'[^A-Za-z0-9.+-]+', '-', value.strip('[]'))}"
         for key, value in settings.items()
-        if key in keys
+        if key in keys and not key.startswith("pseudo_label.")  # which are of stages
     )
 
 

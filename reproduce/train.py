@@ -76,33 +76,35 @@ def train_in_parallel(runs: Sequence[RunSpec], options: Namespace, deadline: flo
     jobs: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
     codes: dict[str, int] = {}
     with catch_stop_signals() as signals:
-        while True:
-            for slot, (name, process) in [*jobs.items()]:
-                if process.poll() is not None:
-                    codes[name] = process.returncode
-                    del jobs[slot]
-            if signals:
-                for _, process in jobs.values():
-                    process.terminate()
-                for _, process in jobs.values():
-                    process.wait()
-                raise Stopped(signals[0], "stopped; the same command continues")
-            if time.monotonic() >= deadline or {*codes.values()} - {0, 1}:
-                waiting.clear()
-            ready = [run for run in waiting if run.parent is None or is_finished(run.parent, options)]
-            free = [slot for slot in range(options.jobs) if slot not in jobs]
-            for slot, run in zip(free, ready, strict=False):
-                waiting.remove(run)
-                jobs[slot] = run.name, start_job(run, slot, options, deadline)
-            if not jobs:
-                break
-            time.sleep(POLL_SECONDS)
+        try:
+            while True:
+                for slot, (name, process) in [*jobs.items()]:
+                    if process.poll() is not None:
+                        codes[name] = process.returncode
+                        del jobs[slot]
+                if signals:
+                    raise Stopped(signals[0], "stopped; the same command continues")
+                if time.monotonic() >= deadline or {*codes.values()} - {0, 1}:
+                    waiting.clear()
+                ready = [run for run in waiting if run.parent is None or is_finished(run.parent, options)]
+                free = [slot for slot in range(options.jobs) if slot not in jobs]
+                for slot, run in zip(free, ready, strict=False):
+                    waiting.remove(run)
+                    jobs[slot] = run.name, start_job(run, slot, options, deadline)
+                if not jobs:
+                    break
+                time.sleep(POLL_SECONDS)
+        finally:
+            for _, process in jobs.values():
+                process.terminate()  # it writes a checkpoint
+            for _, process in jobs.values():
+                process.wait()
     failed = [name for name, code in codes.items() if code not in (0, 1)]
     if failed:
         raise UserError(f"{', '.join(failed)}: ended with exit code {codes[failed[0]]}; see above")
     diverged = [name for name, code in codes.items() if code == 1]
     if diverged:
-        raise Diverged(f"{len(diverged)} of {len(runs)} runs diverged: {', '.join(diverged)}")
+        raise Diverged(f"{len(diverged)} of {len(runs)} runs diverged or failed: {', '.join(diverged)}; see above")
     return all(is_finished(run, options) for run in runs)
 
 
@@ -123,8 +125,9 @@ def start_job(run: RunSpec, slot: int, options: Namespace, deadline: float) -> s
 
 
 def is_finished(run: RunSpec, options: Namespace) -> bool:
-    """Return whether the directory of a run has results."""
-    return RunDirectory(options.runs / run.name).read_results() is not None
+    """Return whether the directory of a run has results, of as many steps as the table asks for."""
+    settings = run.config.train if run.parent is None else None  # a stage has steps of its own
+    return RunDirectory(options.runs / run.name).read_results(settings) is not None
 
 
 def train_and_save(run: RunSpec, options: Namespace, deadline: float) -> None:

@@ -64,6 +64,16 @@ def read_page(page):
     return json.loads(data)
 
 
+def write_page_of(run, root, page, count):
+    """The page of a copy of the run's photographs."""
+    config = (run / "config.yml").read_text()
+    copy = page.with_name("run")
+    if not copy.exists():
+        shutil.copytree(run, copy)
+        (copy / "config.yml").write_text(re.sub(r"root: .*", f"root: {root}", config))
+    assert label.main([str(copy), "--output", str(page), "--count", str(count)]) == 0
+
+
 @FUZZ
 @given(st.integers(1, 30), st.integers(2, 5), st.integers(1, 12), st.sampled_from(CHOICES), st.integers(0, 99))
 def test_any_choice_is_of_distinct_pictures(n, num_classes, count, how, seed):
@@ -116,7 +126,7 @@ def test_the_page_has_what_is_to_be_labeled_and_all_labels(trained, tmp_path, ca
     asked = [item for item in data["items"] if item["label"] is None]
     assert len(asked) == 20 and all(item["file"].startswith("unlabeled/") for item in asked)
     labeled = {item["file"]: data["classes"][item["label"]] for item in data["items"] if item["label"] is not None}
-    labels = labeled | dict(data["rows"])
+    labels = labeled | {path: name for path, name, _ in data["rows"]}
     assert labels == {f"{part}/{name}/{part}{i}.png": name for part, count in (("train", 3), ("val", 1), ("test", 2))
                       for name in CLASSES for i in range(count)}  # fmt: skip
     for item in data["items"]:
@@ -127,10 +137,31 @@ def test_the_page_has_what_is_to_be_labeled_and_all_labels(trained, tmp_path, ca
         csv.writer(file).writerows(rows)
     try:
         again = write_page(trained, tmp_path / "again.html", "--count", 100, "--choose", "margin")
-        assert sum(item["label"] is None for item in again["items"]) == 40 and again["id"] != data["id"]
+        assert sum(item["label"] is None for item in again["items"]) == 40 and again["page"] != data["page"]
         assert "it replaces the one there, whose labels it has" in capsys.readouterr().out
     finally:
         (root / "labels.csv").unlink()
+
+
+@pytest.mark.slow
+def test_groups_and_single_labels_are_kept(trained, tmp_path):
+    folder = tmp_path / "new"
+    shutil.copytree(trained / "photos" / "unlabeled", folder)
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png") if path.is_file())
+    classes = {5: "x", 7: "x", 8: "y", 9: "z", 10: "z"}
+    rows = [["file", "class", "group"], [paths[6], "", "a"]]
+    rows += [[paths[number], name, "a" if number == 5 else ""] for number, name in classes.items()]
+    # One class alone, one label alone: these cannot be predicted from others, and are not on the page.
+    for count, expected in ((4, {5: "x", 7: "x"}), (5, {5: "x", 7: "x", 8: "y"}), (7, {8: "y"})):
+        with open(folder / "labels.csv", "w", newline="") as file:
+            csv.writer(file).writerows(rows[:count])
+        data = write_page(trained, tmp_path / "label.html", folder, "--count", 5)
+        groups = {item["file"]: item["group"] for item in data["items"]} | {
+            path: group for path, _, group in data["rows"]
+        }
+        assert groups[paths[5]] == groups[paths[6]] == "a"
+        off_page = {path: name for path, name, _ in data["rows"] if name}
+        assert off_page == {paths[number]: name for number, name in expected.items()}
 
 
 @pytest.mark.slow
@@ -153,7 +184,7 @@ def test_pictures_of_another_folder(trained, tmp_path):
         ("RUN --output /nowhere/p.html", "/nowhere/p.html: cannot be written"),
         ("RUN nowhere", "nowhere: does not exist"),
         ("nowhere", "nowhere: not a run directory"),
-        ("RUN full", "full: has no unlabeled pictures; nothing is left to label"),
+        ("RUN full", "full: has no pictures to label; give another folder"),
         ("RUN surrogate", "its name is not UTF-8, as a labels file must be; rename it"),
     ],
 )
@@ -197,7 +228,7 @@ def test_fifty_pictures_are_labeled_by_keyboard_in_a_browser_and_trained_with(tr
 
     root, run = tmp_path / "photos", trained / "runs" / "first"
     shutil.copytree(trained / "photos", root)
-    write_page(trained, tmp_path / "label.html", "--count", 55)
+    write_page_of(run, root, tmp_path / "label.html", 55)
     browser.get((tmp_path / "label.html").as_uri())
 
     def press(*keys):
@@ -221,6 +252,17 @@ def test_fifty_pictures_are_labeled_by_keyboard_in_a_browser_and_trained_with(tr
     assert text("counts") == "50 of 55 labeled"
     browser.refresh()
     assert text("counts") == "50 of 55 labeled"  # kept by the browser
+    write_page_of(run, root, tmp_path / "label.html", 60)
+    browser.refresh()
+    assert text("counts") == "50 of 60 labeled"  # also if the page is written again
+    write_page_of(run, root, tmp_path / "label.html", 55)
+    browser.refresh()
+    repeated = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '1', repeat: true, bubbles: true}))"
+    browser.execute_script(repeated)  # a key that is held
+    assert text("counts") == "50 of 55 labeled"
+    press("/", "=", Keys.ESCAPE, "/", Keys.ENTER)  # nothing was searched: nothing is labeled
+    assert text("counts") == "50 of 55 labeled"
+    browser.execute_script(f"state.history.push(['{[*given][-1]}', null, false])")
     last = [*given][-1]
     press(Keys.BACKSPACE)
     assert name() == last and text("counts") == "49 of 55 labeled"

@@ -228,7 +228,7 @@ def test_jobs_are_stopped_and_continued_and_the_exit_code_tells_of_those_that_di
     checkpoints = sorted(folder.iterdir())
     worker = start(sys.executable, "-m", "reproduce", *options, "--minutes", "0.3")
     _, error = worker.communicate(timeout=100)
-    assert worker.returncode == 1 and "1 of 2 runs diverged: wild-seed1" in error
+    assert worker.returncode == 1 and "1 of 2 runs diverged or failed: wild-seed1" in error
     assert sorted(folder.iterdir()) != checkpoints  # it went on
 
 
@@ -281,6 +281,7 @@ def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):
         ({"rows": []}, "rows: missing; list rows, or values of keys in grid"),
         ({"rows": [], "grid": {"train.lr": 1}}, "grid: must be a valid list, got 1"),
         ({"rows": [], "grid": {"train.rate": [1]}}, "train.rate: unknown key"),
+        ({"rows": [], "grid": {"train.lr": []}}, "grid"),
     ],
 )
 def test_an_invalid_table_is_one_line(tmp_path, capsys, values, message):

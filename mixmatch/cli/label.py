@@ -1,5 +1,6 @@
 """The command that writes a page to label pictures on."""
 
+import json
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
@@ -53,6 +54,7 @@ def write_label_page(options: Namespace) -> None:
 
     from mixmatch.config import build_config
     from mixmatch.data.folder import FolderSettings
+    from mixmatch.data.folder.cache import CHANNELS
     from mixmatch.data.folder.dataset import read_pictures
     from mixmatch.data.stored_images import select
     from mixmatch.inference import load_model
@@ -66,13 +68,22 @@ def write_label_page(options: Namespace) -> None:
         raise UserError(f"--count: must be 1 or more, got {options.count}")
     if options.output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output: writes an HTML file, {options.output} must end in .html")
-    settings = RunDirectory(options.run).read_config().data
+    run = RunDirectory(options.run)
+    settings = run.read_config().data
+    train = [f"data.labels={LABELS_FILE}"]  # what the next run changes
+    if settings.num_labeled != "all":
+        train.append("data.num_labeled=all")
+    if settings.split_file is not None:
+        train.append("data.split_file=null")
     if not isinstance(settings, FolderSettings):
         if options.folder is None:
             raise UserError(f"{options.run}: was not trained on a folder of pictures; give a FOLDER")
         settings = FolderSettings(dataset="folder")
+        train.append("data.dataset=folder")
     device = choose_device(build_config({"device": options.device}, "--device").device)
     model = load_model(options.run, str(device), options.best)
+    if model.spec.channels != CHANNELS:
+        raise UserError(f"{options.run}: its network takes gray images; train one on a folder of pictures")
     settings = settings.model_copy(update={"image_size": model.spec.size})
     if options.folder is not None:
         settings = settings.model_copy(update={"root": str(options.folder), "labels": None})
@@ -84,15 +95,19 @@ def write_label_page(options: Namespace) -> None:
     numbers = [number for number in decoded.infos if number < index.num_train - index.num_validation]
     images = select(decoded.images, range(len(numbers)))
     selection = select_pictures(model, index, numbers, images, options.count, options.choose)
-    size = write_page(options.output, selection, settings.decoding)
+    size = write_page(options.output, selection, root, settings.decoding)
 
     chosen, labeled = selection.num_chosen, selection.items[selection.num_chosen :]
     doubted = sum(item.guess != item.label for item in labeled)
     review = f", {len(labeled)} labeled ones to review ({doubted} labels are contradicted)" if labeled else ""
     print(f"{options.output}: {chosen} of {selection.num_unlabeled} unlabeled pictures{review}, {size / 1e6:.1f} MB")
     replaced = "; it replaces the one there, whose labels it has" if (root / LABELS_FILE).exists() else ""
-    train = ["--config", str(options.run / "config.yml"), f"data.root={root}", f"data.labels={LABELS_FILE}"]
-    train += [f"init_from={options.run}", f"name={options.run.resolve().name}-labeled"]
+    train = ["--config", str(run.config_file), f"data.root={root}", *train]
+    split = json.loads(run.split_file.read_bytes()) if run.split_file.exists() else {}
+    # The next run draws other images for validation and testing; this one may have trained on them.
+    if not (split.get("validation") and not index.num_validation) and not split.get("test_files"):
+        train.append(f"init_from={options.run}")
+    train.append(f"name={options.run.resolve().name}-labeled")
     print(f"1. Open it in a browser, label, and save {LABELS_FILE}.")
     print(f"2. Move {LABELS_FILE} to {root}{replaced}.")
     print(f"3. {command_line('train')} {shlex.join(train)}")

@@ -22,12 +22,13 @@ from mixmatch.labeling.selection import Selection
 THUMBNAIL = 200  # pixels of the longer side
 
 
-def write_page(page: Path, selection: Selection, decoding: Decoding) -> int:
+def write_page(page: Path, selection: Selection, folder: Path, decoding: Decoding) -> int:
     """Write a self-contained page that saves ``labels.csv``, and return its size in bytes.
 
     Args:
         page: the HTML file.
         selection: what it shows. Pictures that cannot be read any more are left out.
+        folder: of the pictures.
         decoding: how files become pictures.
 
     Raises:
@@ -35,33 +36,43 @@ def write_page(page: Path, selection: Selection, decoding: Decoding) -> int:
     """
     whole = Decoding(fit="pad", background=decoding.background, white=decoding.white, max_pixels=decoding.max_pixels)
     thumbnails = decode_all((item.file for item in selection.items), THUMBNAIL, options=whole)
-    entries = [
-        {
-            "file": to_path(item.path),
-            "name": single_line(item.path),
-            "url": quote(Path(os.path.relpath(item.file, page.parent)).as_posix()),
-            "guess": item.guess,
-            "confidence": round(item.confidence, 4),
-            "label": item.label,
-            "picture": to_jpeg(picture.pixels),
-        }
-        for item, (_, picture) in zip(selection.items, thumbnails, strict=True)
-        if not isinstance(picture, Unreadable)
-    ]
-    digest = hashlib.sha256(json.dumps([selection.classes, [entry["file"] for entry in entries]]).encode())
+    entries, rows = [], [*selection.other_labels]
+    for item, (_, picture) in zip(selection.items, thumbnails, strict=True):
+        if isinstance(picture, Unreadable):
+            name = "" if item.label is None else selection.classes[item.label]
+            rows.append((item.path, name, item.group))
+            continue
+        entries.append(
+            {
+                "file": to_path(item.path),
+                "name": single_line(item.path),
+                "url": quote(Path(os.path.relpath(item.file, page.parent)).as_posix()),
+                "guess": item.guess,
+                "confidence": round(item.confidence, 4),
+                "label": item.label,
+                "group": item.group,
+                "picture": to_jpeg(picture.pixels),
+            }
+        )
     data = {
-        "id": digest.hexdigest()[:16],
+        "folder": digest(str(folder.resolve())),  # under which the browser keeps what a person has done
         "title": f"{selection.num_chosen} of {selection.num_unlabeled} unlabeled pictures",
         "file": "labels.csv",
         "classes": selection.classes,
-        "rows": [[to_path(path), name] for path, name in selection.other_labels],
+        "rows": [[to_path(path), name, group] for path, name, group in rows],
         "items": entries,
     }
+    data["page"] = digest(json.dumps([selection.classes, rows, [(item.path, item.label) for item in selection.items]]))
     template = files("mixmatch.labeling").joinpath("page.html").read_text(encoding="utf-8")
     # A name cannot end the script element. json escapes what is not ASCII, lone surrogates too.
     text = template.replace("DATA", json.dumps(data).replace("<", "\\u003c"), 1).encode()
     write_atomically(page, text)
     return len(text)
+
+
+def digest(text: str) -> str:
+    """Return a short hash of a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def to_path(path: str) -> str:

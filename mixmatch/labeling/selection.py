@@ -1,5 +1,6 @@
 """The pictures of a labeling page: those to label, and labeled ones that the network contradicts."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ class Item:
             its label.
         confidence: the probability of ``guess``.
         label: the class that the picture has already; None: it is to be labeled.
+        group: in the labels file; empty: none.
     """
 
     file: Path
@@ -42,6 +44,7 @@ class Item:
     guess: int
     confidence: float
     label: int | None
+    group: str
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,14 @@ class Selection:
     Attributes:
         items: pictures to label, then labeled ones, those first whose label the others contradict most.
         classes: names: those of the network, then others that have labels.
-        other_labels: path and class of labeled pictures that are not on the page, for the labels file.
+        other_labels: path, class and group of pictures that are not on the page, for the labels file.
         num_chosen: number of pictures to label.
         num_unlabeled: of how many they are.
     """
 
     items: list[Item]
     classes: list[str]
-    other_labels: list[tuple[str, str]]
+    other_labels: list[tuple[str, str, str]]
     num_chosen: int
     num_unlabeled: int
 
@@ -77,8 +80,11 @@ def index_pictures(root: Path, labels: str | None, has_classes: bool) -> FolderI
     labels = LABELS_FILE if (root / LABELS_FILE).exists() else labels
     if has_classes or labels:
         index = index_folder(root, labels)
-        if index.problems:
-            raise UserError(index.problems[0])
+        # Whoever begins to label has one class at first.
+        begun = not has_classes and len(index.classes) < 2
+        problems = [text for text in index.problems if not (begun and "needs at least two classes" in text)]
+        if problems:
+            raise UserError(problems[0])
         return _check_names(index)
     check_paths_exist([root])
     index, suffixes = FolderIndex(root), Image.registered_extensions()
@@ -114,20 +120,23 @@ def select_pictures(
         how: see ``choose``.
 
     Raises:
-        UserError: if nothing is left to label.
+        UserError: if there are no pictures.
     """
     classes = [*model.classes, *(name for name in index.classes if name not in model.classes)]
     names = [None if label == UNKNOWN_CLASS else index.classes[label] for label in index.labels]
     unlabeled = [place for place, number in enumerate(numbers) if names[number] is None]
-    if not unlabeled:
-        raise UserError(f"{index.root}: has no unlabeled pictures; nothing is left to label")
+    if not numbers:
+        raise UserError(f"{index.root}: has no pictures to label; give another folder")
     features = model.embed(images)
     with torch.no_grad():
         probabilities = model.network.dense(features).softmax(dim=1).cpu().numpy()
     points = features.cpu().numpy()
-    chosen = [unlabeled[number] for number in choose(probabilities[unlabeled], points[unlabeled], count, how)]
+    chosen = list[int]()
+    if unlabeled:
+        chosen = [unlabeled[number] for number in choose(probabilities[unlabeled], points[unlabeled], count, how)]
     guesses = {place: (int(probabilities[place].argmax()), float(probabilities[place].max())) for place in chosen}
-    labeled = [place for place, number in enumerate(numbers) if names[number] is not None]
+    frequencies = Counter(names[number] for number in numbers)  # one label alone cannot be predicted from others
+    labeled = [p for p, number in enumerate(numbers) if names[number] is not None and frequencies[names[number]] > 1]
     labels = np.array([classes.index(names[numbers[place]] or "") for place in labeled])
     doubts = dict[int, float]()
     if (given := predict_out_of_fold(points[labeled], labels)) is not None:
@@ -141,11 +150,11 @@ def select_pictures(
         number, (guess, confidence) = numbers[place], guesses[place]
         name = names[number]
         label = None if name is None else classes.index(name)
-        items.append(Item(index.files[number], index.paths[number], guess, confidence, label))
+        items.append(Item(index.files[number], index.paths[number], guess, confidence, label, index.groups[number]))
     shown = {numbers[place] for place in places}
     others = [
-        (path, name)
-        for number, (path, name) in enumerate(zip(index.paths, names, strict=True))
-        if name is not None and number not in shown
+        (path, name or "", group)
+        for number, (path, name, group) in enumerate(zip(index.paths, names, index.groups, strict=True))
+        if (name or group) and number not in shown
     ]
     return Selection(items, classes, others, len(chosen), len(unlabeled))
