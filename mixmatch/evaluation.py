@@ -30,28 +30,6 @@ class Evaluation(NamedTuple):
     confusion: np.ndarray
 
 
-def predict_probabilities(
-    model: nn.Module,
-    images: Images,
-    device: torch.device,
-    index: Tensor | None = None,
-    distributed: DistributedContext = SINGLE_PROCESS,
-) -> Tensor:
-    """Predict class probabilities in evaluation mode, without gradients.
-
-    Args:
-        model: from normalized images to logits; keeps its mode.
-        images: (n, h, w, c) uint8, on any device or in a file.
-        device: of the model.
-        index: (m,) int64, where the images are: those to predict; all by default.
-        distributed: each process predicts its share and returns all.
-
-    Returns:
-        (n, C), or (m, C), float32 on ``device``.
-    """
-    return compute_outputs(model, images, device, index, distributed).softmax(dim=1)
-
-
 def compute_outputs(
     model: nn.Module,
     images: Images,
@@ -59,7 +37,18 @@ def compute_outputs(
     index: Tensor | None = None,
     distributed: DistributedContext = SINGLE_PROCESS,
 ) -> Tensor:
-    """Return the outputs of a network in float32; the rest as for ``predict_probabilities``."""
+    """Compute the outputs of a network in evaluation mode, without gradients.
+
+    Args:
+        model: from normalized images to D outputs, such as logits; keeps its mode.
+        images: (n, h, w, c) uint8, on any device or in a file.
+        device: of the model.
+        index: (m,) int64, where the images are: those to predict; all by default.
+        distributed: each process predicts its share and returns all.
+
+    Returns:
+        (n, D), or (m, D), float32 on ``device``.
+    """
     if index is None:
         index = torch.arange(len(images), device=images.device)
     # Shares have equal sizes: the last image is repeated where the last share would be smaller.

@@ -110,16 +110,15 @@ def runs_csv(table: Table, file: Path | None = None) -> str:
         UserError: if the records cannot be read.
     """
     records = read_records(file or table.records_file)
-    settings = [dict(text.split("=", 1) for text in row.set) for row in table.rows]
-    keys = [*dict.fromkeys(key for values in settings for key in values)]
+    keys = [*dict.fromkeys(key for row in table.rows for key in row.settings)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", *keys, "seed", "run", "validation_accuracy", "test_accuracy", "steps", "seconds"])
-    for row, values, runs in zip(table.rows, settings, plan(table), strict=True):
+    for row, runs in zip(table.rows, plan(table), strict=True):
         for seed, run in runs.items():
             if run.name in records:
                 results = records[run.name].results
-                cells = [csv_text(text) for text in (row.label, *(values.get(key, "") for key in keys))]
+                cells = [csv_text(text) for text in (row.label, *(row.settings.get(key, "") for key in keys))]
                 figures = [evaluation and evaluation.accuracy for evaluation in (results.validation, results.test)]
                 writer.writerow([*cells, seed, run.name, *figures, results.steps, results.seconds])
     return text.getvalue()

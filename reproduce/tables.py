@@ -47,6 +47,11 @@ class Row(Settings):
     seeds: list[int] | None = Field(None, min_length=1)  # some of the table's
     control: str | None = None  # instead of the table's
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """The values in ``set``, by key."""
+        return dict(setting.split("=", 1) for setting in self.set if "=" in setting)
+
 
 class Table(Settings):
     """A table file."""
@@ -149,15 +154,12 @@ def _expand_grid(row: Row, grid: Grid, keep_label: bool) -> list[Row]:
     grid = grid | row.grid
     rows = []
     for values in itertools.product(*grid.values()):
-        texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
-        settings = [f"{key}={text}" for key, text in zip(grid, texts, strict=True)]
-        parts = [f"{key.rpartition('.')[2]} = {text}" for key, text in zip(grid, texts, strict=True)]
-        label = ", ".join([row.label, *parts] if keep_label or not parts else parts)
-        rows.append(
-            row.model_copy(
-                update={"label": label, "set": row.set + settings, "grid": dict(zip(grid, texts, strict=True))}
-            )
-        )
+        texts = (value if isinstance(value, str) else json.dumps(value) for value in values)
+        point = dict(zip(grid, texts, strict=True))
+        parts = [f"{key.rpartition('.')[2]} = {text}" for key, text in point.items()]
+        label = ", ".join([row.label, *parts] if keep_label else parts)
+        settings = [*row.set, *(f"{key}={text}" for key, text in point.items())]
+        rows.append(row.model_copy(update={"label": label, "set": settings, "grid": point}))
     return rows
 
 
@@ -194,7 +196,7 @@ def _plan_run(table: Table, row: Row, seed: int) -> RunSpec:
 
 def _name_note(row: Row) -> str:
     """Return what the row adds to the name of its runs: the settings that are not part of it, unless it has a name."""
-    settings = dict(setting.split("=", 1) for setting in row.set if "=" in setting)
+    settings = row.settings
     keys = row.grid.keys() - {"method"} if "name" in settings else settings.keys() - IN_RUN_NAME
     return "".join(
         f"-{key.rpartition('.')[2]}-{re.sub(r'[^A-Za-z0-9.+-]+', '-', value.strip('[]'))}"

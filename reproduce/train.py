@@ -86,9 +86,9 @@ def train_in_parallel(runs: Sequence[RunSpec], options: Namespace, deadline: flo
                     raise Stopped(signals[0], "stopped; the same command continues")
                 if time.monotonic() >= deadline or {*codes.values()} - {0, 1}:
                     waiting.clear()
-                ready = [run for run in waiting if run.parent is None or is_finished(run.parent, options)]
                 free = [slot for slot in range(options.jobs) if slot not in jobs]
-                for slot, run in zip(free, ready, strict=False):
+                ready = (run for run in [*waiting] if run.parent is None or is_finished(run.parent, options))
+                for slot, run in zip(free, ready, strict=False):  # reads no results while no slot is free
                     waiting.remove(run)
                     jobs[slot] = run.name, start_job(run, slot, options, deadline)
                 if not jobs:

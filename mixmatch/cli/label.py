@@ -1,6 +1,5 @@
 """The command that writes a page to label pictures on."""
 
-import json
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
@@ -48,7 +47,7 @@ def write_label_page(options: Namespace) -> None:
     """Write the page, and print what to do next.
 
     Raises:
-        UserError: if the run has no folder of pictures, nothing is left to label, or a file cannot be read or written.
+        UserError: if there is no folder of color pictures, or a file cannot be read or written.
     """
     import torch
 
@@ -56,6 +55,7 @@ def write_label_page(options: Namespace) -> None:
     from mixmatch.data.folder import FolderSettings
     from mixmatch.data.folder.cache import CHANNELS
     from mixmatch.data.folder.dataset import read_pictures
+    from mixmatch.data.split import load_split
     from mixmatch.data.stored_images import select
     from mixmatch.inference import load_model
     from mixmatch.labeling.page import write_page
@@ -103,9 +103,9 @@ def write_label_page(options: Namespace) -> None:
     print(f"{options.output}: {chosen} of {selection.num_unlabeled} unlabeled pictures{review}, {size / 1e6:.1f} MB")
     replaced = "; it replaces the one there, whose labels it has" if (root / LABELS_FILE).exists() else ""
     train = ["--config", str(run.config_file), f"data.root={root}", *train]
-    split = json.loads(run.split_file.read_bytes()) if run.split_file.exists() else {}
+    split = load_split(run.split_file)
     # The next run draws other images for validation and testing; this one may have trained on them.
-    if not (split.get("validation") and not index.num_validation) and not split.get("test_files"):
+    if not split.test_files and (index.num_validation or not split.validation):
         train.append(f"init_from={options.run}")
     train.append(f"name={options.run.resolve().name}-labeled")
     print(f"1. Open it in a browser, label, and save {LABELS_FILE}.")

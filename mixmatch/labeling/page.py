@@ -16,8 +16,8 @@ from PIL import Image
 from mixmatch.data.dataset import Decoding
 from mixmatch.data.folder.decode import Unreadable, decode_all
 from mixmatch.errors import single_line
-from mixmatch.files import FORMULA, write_atomically
-from mixmatch.labeling.selection import Selection
+from mixmatch.files import csv_path, write_atomically
+from mixmatch.labeling.selection import LABELS_FILE, Selection
 
 THUMBNAIL = 200  # pixels of the longer side
 
@@ -44,7 +44,7 @@ def write_page(page: Path, selection: Selection, folder: Path, decoding: Decodin
             continue
         entries.append(
             {
-                "file": to_path(item.path),
+                "file": csv_path(item.path),
                 "name": single_line(item.path),
                 "url": quote(Path(os.path.relpath(item.file, page.parent)).as_posix()),
                 "guess": item.guess,
@@ -57,9 +57,9 @@ def write_page(page: Path, selection: Selection, folder: Path, decoding: Decodin
     data = {
         "folder": digest(str(folder.resolve())),  # under which the browser keeps what a person has done
         "title": f"{selection.num_chosen} of {selection.num_unlabeled} unlabeled pictures",
-        "file": "labels.csv",
+        "file": LABELS_FILE,
         "classes": selection.classes,
-        "rows": [[to_path(path), name, group] for path, name, group in rows],
+        "rows": [[csv_path(path), name, group] for path, name, group in rows],
         "items": entries,
     }
     data["page"] = digest(json.dumps([selection.classes, rows, [(item.path, item.label) for item in selection.items]]))
@@ -73,11 +73,6 @@ def write_page(page: Path, selection: Selection, folder: Path, decoding: Decodin
 def digest(text: str) -> str:
     """Return a short hash of a text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def to_path(path: str) -> str:
-    """Return a path for the labels file: the same file, and no formula to a spreadsheet."""
-    return f"./{path}" if path.startswith(FORMULA) else path
 
 
 def to_jpeg(pixels: NDArray[np.uint8]) -> str:

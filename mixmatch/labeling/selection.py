@@ -79,12 +79,9 @@ def index_pictures(root: Path, labels: str | None, has_classes: bool) -> FolderI
     """
     labels = LABELS_FILE if (root / LABELS_FILE).exists() else labels
     if has_classes or labels:
-        index = index_folder(root, labels)
-        # Whoever begins to label has one class at first.
-        begun = not has_classes and len(index.classes) < 2
-        problems = [text for text in index.problems if not (begun and "needs at least two classes" in text)]
-        if problems:
-            raise UserError(problems[0])
+        index = index_folder(root, labels, min_classes=2 if has_classes else 0)  # whoever begins to label has none
+        if index.problems:
+            raise UserError(index.problems[0])
         return _check_names(index)
     check_paths_exist([root])
     index, suffixes = FolderIndex(root), Image.registered_extensions()
@@ -123,8 +120,9 @@ def select_pictures(
         UserError: if there are no pictures.
     """
     classes = [*model.classes, *(name for name in index.classes if name not in model.classes)]
-    names = [None if label == UNKNOWN_CLASS else index.classes[label] for label in index.labels]
-    unlabeled = [place for place, number in enumerate(numbers) if names[number] is None]
+    places_of = [classes.index(name) for name in index.classes]
+    labels = [None if label == UNKNOWN_CLASS else places_of[label] for label in index.labels]
+    unlabeled = [place for place, number in enumerate(numbers) if labels[number] is None]
     if not numbers:
         raise UserError(f"{index.root}: has no pictures to label; give another folder")
     features = model.embed(images)
@@ -135,26 +133,25 @@ def select_pictures(
     if unlabeled:
         chosen = [unlabeled[number] for number in choose(probabilities[unlabeled], points[unlabeled], count, how)]
     guesses = {place: (int(probabilities[place].argmax()), float(probabilities[place].max())) for place in chosen}
-    frequencies = Counter(names[number] for number in numbers)  # one label alone cannot be predicted from others
-    labeled = [p for p, number in enumerate(numbers) if names[number] is not None and frequencies[names[number]] > 1]
-    labels = np.array([classes.index(names[numbers[place]] or "") for place in labeled])
+    frequencies = Counter(labels[number] for number in numbers)  # one label alone cannot be predicted from others
+    labeled = [p for p, number in enumerate(numbers) if labels[number] is not None and frequencies[labels[number]] > 1]
+    given = np.array([labels[numbers[place]] for place in labeled])
     doubts = dict[int, float]()
-    if (given := predict_out_of_fold(points[labeled], labels)) is not None:
-        present = np.unique(labels)
-        for place, label, row in zip(labeled, labels, given, strict=True):
+    if (predicted := predict_out_of_fold(points[labeled], given)) is not None:
+        present = np.unique(given)
+        for place, label, row in zip(labeled, given, predicted, strict=True):
             guesses[place] = int(present[row.argmax()]), float(row.max())
             doubts[place] = float(row[present == label][0])
     places = [*chosen, *sorted(doubts, key=doubts.__getitem__)[:count]]
     items = []
     for place in places:
         number, (guess, confidence) = numbers[place], guesses[place]
-        name = names[number]
-        label = None if name is None else classes.index(name)
-        items.append(Item(index.files[number], index.paths[number], guess, confidence, label, index.groups[number]))
+        path, group = index.paths[number], index.groups[number]
+        items.append(Item(index.files[number], path, guess, confidence, labels[number], group))
     shown = {numbers[place] for place in places}
     others = [
-        (path, name or "", group)
-        for number, (path, name, group) in enumerate(zip(index.paths, names, index.groups, strict=True))
-        if (name or group) and number not in shown
+        (path, "" if label is None else classes[label], group)
+        for number, (path, label, group) in enumerate(zip(index.paths, labels, index.groups, strict=True))
+        if (label is not None or group) and number not in shown
     ]
     return Selection(items, classes, others, len(chosen), len(unlabeled))

@@ -17,7 +17,7 @@ from mixmatch.data.sampler import Sampler, step_seed
 from mixmatch.data.stored_images import Images
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 from mixmatch.errors import Diverged
-from mixmatch.evaluation import predict_probabilities
+from mixmatch.evaluation import compute_outputs
 from mixmatch.methods.base import Batch, Examples, Method, Networks
 from mixmatch.methods.losses import one_hot
 from mixmatch.models import BatchNorm, Network
@@ -128,7 +128,8 @@ class Trainer:
         self._backward(loss)
         # Average gradients, running statistics, the method's state and metrics over the processes.
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        statistics = [buffer for module in self._batch_norms(self.model) for buffer in module.buffers()]
+        batch_norms = [module for module in self.model.modules() if isinstance(module, BatchNorm)]
+        statistics = [buffer for module in batch_norms for buffer in module.buffers()]
         head_buffers = [*self.method.head.buffers()]
         self.distributed.all_reduce_mean([*gradients, *statistics, *head_buffers, *self.method.state.values(), metrics])
         # Update; weight decay of convolution and linear weights: a factor, not L2 in the gradient; EMA.
@@ -239,10 +240,6 @@ class Trainer:
             self.compute_model.freeze(frozen)
             self._launch = None
 
-    @staticmethod
-    def _batch_norms(network: Network) -> list[BatchNorm]:
-        return [module for module in network.modules() if isinstance(module, BatchNorm)]
-
     @contextmanager
     def _preserved_state(self) -> Iterator[None]:
         """Restore the state in place; what is created meanwhile, as optimizer state, becomes zero."""
@@ -279,7 +276,7 @@ class Trainer:
     def predict(self, images: Images, index: Tensor | None = None) -> Tensor:
         """Return the class probabilities of the EMA model, see ``evaluation.predict_probabilities``."""
         with self.autocast():
-            return predict_probabilities(self.ema_model, images, self.device, index, self.distributed)
+            return compute_outputs(self.ema_model, images, self.device, index, self.distributed).softmax(dim=1)
 
     def read_metrics(self) -> dict[str, Any]:
         """Return the means over the steps since the last call, with ``lr`` and the method's schedules.

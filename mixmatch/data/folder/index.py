@@ -112,7 +112,7 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in JUNK_FILES
 
 
-def index_folder(root: Path, labels: str | None) -> FolderIndex:
+def index_folder(root: Path, labels: str | None, min_classes: int = 2) -> FolderIndex:
     """Index a folder of photographs.
 
     Args:
@@ -120,6 +120,7 @@ def index_folder(root: Path, labels: str | None) -> FolderIndex:
             classes, any folders; files in val/ and test/ are then for validation and testing.
         labels: CSV file, relative to ``root``, with a column ``file`` (relative to ``root``), and ``class`` or
             ``group`` or both. Without ``class``, folder names are the classes.
+        min_classes: fewer are a problem; training needs two.
 
     Raises:
         UserError: if a folder or the labels file cannot be read. Other faults are in ``problems``.
@@ -131,7 +132,7 @@ def index_folder(root: Path, labels: str | None) -> FolderIndex:
     else:
         source, files = root / "train", _find_by_folders(index, labels_file)
     index.classes = sorted({name for _, name in files.train if name})
-    if len(index.classes) < 2:
+    if len(index.classes) < min_classes:
         index.problems.append(f"{source}: needs at least two classes, has {len(index.classes)}")
     for part, named in (("val/", files.validation), ("test/", files.test)):
         for name in sorted({name for _, name in named} - {*index.classes}):
