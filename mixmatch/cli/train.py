@@ -1,6 +1,8 @@
 """The command that trains a run, or checks that it would train."""
 
 import json
+import shutil
+import textwrap
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ def make_parser(default_config: Path | None = None, subcommand: str = "train") -
         "[key=value ...]",
         description=DESCRIPTIONS[subcommand],
         overrides="overrides of the config: train.lr=0.03",
-        epilog=f"keys, defaults and meanings:\n{describe_keys()}",
+        epilog=f"keys, defaults and meanings:\n{describe_keys(shutil.get_terminal_size().columns)}",
     )
     parser.add_argument(
         "--config",
@@ -44,15 +46,15 @@ def make_parser(default_config: Path | None = None, subcommand: str = "train") -
     return parser
 
 
-def describe_keys() -> str:
-    """Return a line for each key of the config."""
+def describe_keys(width: int) -> str:
+    """Return each key of the config with its default and, below it, its description in lines of ``width``."""
     from mixmatch.config import all_keys
 
     lines = []
     for key, field in all_keys():
         default = field.get_default(call_default_factory=True)
-        text = default if isinstance(default, str) else json.dumps(default)
-        lines.append(f"  {key:<34}{text:<10} {field.description or ''}")
+        lines.append(f"  {key} = {default if isinstance(default, str) else json.dumps(default)}")
+        lines += textwrap.wrap(field.description or "", width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 
