@@ -7,8 +7,9 @@
     model = mixmatch.load_model("runs/mine")
     print(results.test_accuracy, model.predict("image.png"))
 
-``METHODS``, ``MODELS`` and ``DATASETS`` take methods, networks and data sets of your own; errors that the user can fix
-are ``UserError``.
+``METHODS``, ``MODELS`` and ``DATASETS`` take methods, networks and data sets of your own; ``train`` takes a
+``Callback``, and raises ``UserError`` for what the user can fix, ``Stopped`` after a signal, ``Diverged`` if the loss
+does.
 """
 
 import importlib
@@ -20,19 +21,25 @@ if TYPE_CHECKING:
     from mixmatch.config import build_config as build_config
     from mixmatch.config import load_config as load_config
     from mixmatch.data import DATASETS as DATASETS
+    from mixmatch.errors import Diverged as Diverged
+    from mixmatch.errors import Stopped as Stopped
     from mixmatch.errors import UserError as UserError
     from mixmatch.inference import Classifier as Classifier
     from mixmatch.inference import load_model as load_model
     from mixmatch.methods import METHODS as METHODS
     from mixmatch.models import MODELS as MODELS
+    from mixmatch.training.callbacks import Callback as Callback
     from mixmatch.training.loop import train as train
 
 # Imported at first use, since torch takes seconds to import.
 _MODULES = {
+    "Callback": "mixmatch.training.callbacks",
     "DATASETS": "mixmatch.data",
     "METHODS": "mixmatch.methods",
     "MODELS": "mixmatch.models",
     "Classifier": "mixmatch.inference",
+    "Diverged": "mixmatch.errors",
+    "Stopped": "mixmatch.errors",
     "UserError": "mixmatch.errors",
     "build_config": "mixmatch.config",
     "load_config": "mixmatch.config",
