@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mixmatch.cli import label, train
+from mixmatch.cli import label, pseudo_label, train
 from mixmatch.data.folder.index import index_folder
 from mixmatch.labeling.choose import CANDIDATES, CHOICES, choose
 from mixmatch.labeling.wrong_labels import predict_out_of_fold
@@ -144,6 +144,29 @@ def test_the_page_has_what_is_to_be_labeled_and_all_labels(trained, tmp_path, ca
 
 
 @pytest.mark.slow
+def test_the_printed_command_fits_the_run(trained, tmp_path, capsys):
+    run, root = trained / "runs" / "first", trained / "photos"
+
+    def command_of(run, *arguments):
+        assert label.main([str(run), "--output", str(tmp_path / "label.html"), *arguments]) == 0
+        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("3. "))
+
+    sampled = tmp_path / "photos"
+    shutil.copytree(root, sampled)
+    shutil.rmtree(sampled / "val")
+    # Too few labels to sample validation images now, but not with those to come.
+    settings = [*SETTINGS, "data.num_validation=auto", f"data.root={sampled}"]
+    assert train.main(["--run-dir", str(tmp_path / "auto"), *settings]) == 0
+    assert "init_from" not in command_of(tmp_path / "auto") and "init_from" in command_of(run)
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text("")
+    assert command_of(run, "--import", str(plugin)).endswith(f"name=first-labeled --import {plugin}")
+    stage = tmp_path / "stage"
+    assert pseudo_label.main(["--run-dir", str(run), "--output-dir", str(stage), "pseudo_label.steps=2"]) == 0
+    assert command_of(stage).startswith(f"3. Train the run that {stage} continued, with data.root={root} ")
+
+
+@pytest.mark.slow
 def test_groups_and_single_labels_are_kept(trained, tmp_path):
     folder = tmp_path / "new"
     shutil.copytree(trained / "photos" / "unlabeled", folder)
@@ -171,6 +194,12 @@ def test_pictures_of_another_folder(trained, tmp_path):
     (folder / "a" / "broken.png").write_text("no picture")
     data = write_page(trained, tmp_path / "label.html", folder)
     assert len(data["items"]) == 60 and not data["rows"]
+    # A folder that is laid out for training keeps its labels, and its test images are not labeled.
+    data = write_page(trained, tmp_path / "label.html", trained / "photos", "--count", 100)
+    asked = [item["file"] for item in data["items"] if item["label"] is None]
+    assert len(asked) == 60 and all(path.startswith("unlabeled/") for path in asked)
+    assert len(data["rows"]) + len(data["items"]) == 60 + 3 * (3 + 1 + 2)
+    data = write_page(trained, tmp_path / "label.html", folder)
     assert (tmp_path / data["items"][0]["url"].replace("%3D", "=")).exists() or "%" in data["items"][0]["url"]
 
 
@@ -277,6 +306,11 @@ def test_fifty_pictures_are_labeled_by_keyboard_in_a_browser_and_trained_with(tr
     prompt = browser.switch_to.alert
     prompt.send_keys("dog, small")
     prompt.accept()
+    press("+")
+    prompt = browser.switch_to.alert
+    prompt.send_keys("Unlabeled")  # would be read as no class
+    prompt.accept()
+    browser.switch_to.alert.accept()
     assert text("counts") == "52 of 55 labeled, 1 skipped"
     press(" ")
     assert browser.find_element("id", "full").is_displayed()
@@ -294,6 +328,11 @@ def test_fifty_pictures_are_labeled_by_keyboard_in_a_browser_and_trained_with(tr
     first.click()
     assert name() == changed
     press(keys["猫"])
+    write_page_of(run, root, tmp_path / "label.html", 60)
+    browser.refresh()
+    write_page_of(run, root, tmp_path / "label.html", 55)
+    browser.refresh()
+    assert browser.execute_script("return state.labels[arguments[0]]", changed) == "猫"  # not saved yet
 
     ActionChains(browser).key_down(Keys.CONTROL).send_keys("s").key_up(Keys.CONTROL).perform()
     saved = tmp_path / "downloads" / "labels.csv"

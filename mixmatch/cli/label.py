@@ -55,7 +55,6 @@ def write_label_page(options: Namespace) -> None:
     from mixmatch.data.folder import FolderSettings
     from mixmatch.data.folder.cache import CHANNELS
     from mixmatch.data.folder.dataset import read_pictures
-    from mixmatch.data.split import load_split
     from mixmatch.data.stored_images import select
     from mixmatch.inference import load_model
     from mixmatch.labeling.page import write_page
@@ -88,7 +87,7 @@ def write_label_page(options: Namespace) -> None:
     if options.folder is not None:
         settings = settings.model_copy(update={"root": str(options.folder), "labels": None})
     root = Path(settings.root)
-    index = index_pictures(root, settings.labels, has_classes=options.folder is None)
+    index = index_pictures(root, settings.labels, min_classes=2 if options.folder is None else 0)
     decoded, notes = read_pictures(index, settings, torch.device("cpu"), quiet=not shows_bars())
     for note in (*index.notes, *notes):
         log.info(f"note: {note}")
@@ -98,16 +97,21 @@ def write_label_page(options: Namespace) -> None:
     size = write_page(options.output, selection, root, settings.decoding)
 
     chosen, labeled = selection.num_chosen, selection.items[selection.num_chosen :]
-    doubted = sum(item.guess != item.label for item in labeled)
-    review = f", {len(labeled)} labeled ones to review ({doubted} labels are contradicted)" if labeled else ""
+    contradicted = f"{selection.num_contradicted} labels are contradicted"
+    review = f", {len(labeled)} labeled ones to review ({contradicted})" if labeled else ""
     print(f"{options.output}: {chosen} of {selection.num_unlabeled} unlabeled pictures{review}, {size / 1e6:.1f} MB")
     replaced = "; it replaces the one there, whose labels it has" if (root / LABELS_FILE).exists() else ""
-    train = ["--config", str(run.config_file), f"data.root={root}", *train]
-    split = load_split(run.split_file)
-    # The next run draws other images for validation and testing; this one may have trained on them.
-    if not split.test_files and (index.num_validation or not split.validation):
+    train.insert(0, f"data.root={root}")
+    # With more labels, other images are sampled for validation and testing; this run may have trained on them.
+    if not settings.num_test and (index.num_validation or not settings.num_validation):
         train.append(f"init_from={options.run}")
     train.append(f"name={options.run.resolve().name}-labeled")
+    for path in options.imports:
+        train += ["--import", str(path)]
     print(f"1. Open it in a browser, label, and save {LABELS_FILE}.")
     print(f"2. Move {LABELS_FILE} to {root}{replaced}.")
-    print(f"3. {command_line('train')} {shlex.join(train)}")
+    saved = run.load_newest()
+    if saved is not None and saved[1].parent_method:
+        print(f"3. Train the run that {options.run} continued, with {shlex.join(train)}; then this stage.")
+    else:
+        print(f"3. {command_line('train')} {shlex.join(['--config', str(run.config_file), *train])}")

@@ -14,6 +14,7 @@ from mixmatch.data.folder.index import (
     FolderIndex,
     check_paths_exist,
     find_images,
+    has_train_folder,
     index_folder,
 )
 from mixmatch.data.stored_images import Images
@@ -57,6 +58,7 @@ class Selection:
         other_labels: path, class and group of pictures that are not on the page, for the labels file.
         num_chosen: number of pictures to label.
         num_unlabeled: of how many they are.
+        num_contradicted: number of labels that the others contradict, also of pictures that are not on the page.
     """
 
     items: list[Item]
@@ -64,26 +66,27 @@ class Selection:
     other_labels: list[tuple[str, str, str]]
     num_chosen: int
     num_unlabeled: int
+    num_contradicted: int
 
 
-def index_pictures(root: Path, labels: str | None, has_classes: bool) -> FolderIndex:
+def index_pictures(root: Path, labels: str | None = None, min_classes: int = 0) -> FolderIndex:
     """Return the pictures of a folder, with the labels of ``LABELS_FILE`` in it if that exists.
 
     Args:
-        root: the folder.
+        root: the folder. Without a folder ``train`` and without labels, all pictures in it are unlabeled.
         labels: the labels file that was used in training.
-        has_classes: whether the folder is laid out for training; if not, and without labels, all are unlabeled.
+        min_classes: see ``index_folder``; whoever begins to label has none.
 
     Raises:
         UserError: if the folder or the labels file cannot be read.
     """
     labels = LABELS_FILE if (root / LABELS_FILE).exists() else labels
-    if has_classes or labels:
-        index = index_folder(root, labels, min_classes=2 if has_classes else 0)  # whoever begins to label has none
+    check_paths_exist([root])
+    if labels or has_train_folder(root):
+        index = index_folder(root, labels, min_classes)
         if index.problems:
             raise UserError(index.problems[0])
         return _check_names(index)
-    check_paths_exist([root])
     index, suffixes = FolderIndex(root), Image.registered_extensions()
     index.files = [file for file in find_images(root) if file.suffix.lower() in suffixes]
     index.paths = [index.relative_path(file) for file in index.files]
@@ -154,4 +157,5 @@ def select_pictures(
         for number, (path, label, group) in enumerate(zip(index.paths, labels, index.groups, strict=True))
         if (label is not None or group) and number not in shown
     ]
-    return Selection(items, classes, others, len(chosen), len(unlabeled))
+    contradicted = sum(guesses[place][0] != labels[numbers[place]] for place in doubts)
+    return Selection(items, classes, others, len(chosen), len(unlabeled), contradicted)

@@ -149,6 +149,11 @@ def index_folder(root: Path, labels: str | None, min_classes: int = 2) -> Folder
     return index
 
 
+def has_train_folder(root: Path) -> bool:
+    """Return whether a folder has a folder ``train``, in any case."""
+    return _find_folder(FolderIndex(root), "train") is not None
+
+
 def _check_class_names(index: FolderIndex, source: Path) -> None:
     """Report classes that are none, and names that look like several classes."""
     for name in index.classes:
