@@ -64,6 +64,8 @@ def row_cells(
     if control and control != row.label:
         theirs = accuracies(runs[control], records, table.accuracy)
         difference = mean_interval([accuracy[seed] - theirs[seed] for seed in accuracy if seed in theirs])
+        if table.control not in (None, control):
+            difference += f" (against {control})"
     selections = [result.pseudo_label.selections[-1] for result in results if result.pseudo_label]
     settings = [run.config.pseudo_label for run in planned.values() if run.parent]
     selects_labels = any(setting.method is None and setting.select != "none" for setting in settings)

@@ -78,12 +78,15 @@ class Table(Settings):
     @property
     def name(self) -> str:
         """The name on the command line."""
-        return Path(self.file).stem if Path(self.file).parent == TABLES else self.file
+        return Path(self.file).stem if self._is_of_project() else self.file
 
     @property
     def records_file(self) -> Path:
         """The default file of the runs' records: one for all of this project's tables, else next to the table."""
-        return RECORDS if Path(self.file).parent == TABLES else Path(self.file).with_suffix(".jsonl")
+        return RECORDS if self._is_of_project() else Path(self.file).with_suffix(".jsonl")
+
+    def _is_of_project(self) -> bool:
+        return Path(self.file).resolve().parent == TABLES.resolve()
 
 
 @dataclass(frozen=True)

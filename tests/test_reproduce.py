@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,6 +139,12 @@ def test_what_has_not_been_run_is_a_dash(done, tmp_path):
     assert costs[0] is None and costs[1] is not None and nothing[7] != "-"
 
 
+def test_tables_of_the_project_are_known_by_any_path(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    table = read_table(Path("benchmarks/tables/labels-digits.yml"))
+    assert table.records_file == RECORDS and table.name == "labels-digits"
+
+
 @pytest.mark.slow
 def test_seeds_control_cost_and_median(done, tmp_path):
     rows = [
@@ -156,6 +163,10 @@ def test_seeds_control_cost_and_median(done, tmp_path):
     baselines = accuracies(done, *(f"digits-20-supervised-seed{seed}" for seed in (1, 2)))
     assert nothing[3] == mean_interval(list(np.subtract(controls, baselines)))
     assert nothing[6] == "2" and everything[6] == "1"
+    with_control = read_table(write_table(tmp_path / "small.yml", control="everything", rows=rows))
+    head, _, supervised, nothing, _ = cells(render(with_control, done / "records.jsonl"))
+    assert head[2] == "against everything, 95% interval" and "against" not in supervised[2]
+    assert nothing[2] == f"{mean_interval(list(np.subtract(controls, baselines)))} (against supervised)"
     # Steps * batch size * (forward passes to guess + 3 * to train on), of the run and the stage.
     assert forward_passes(plan(table)[1][1], records_of(done)) == (12 + 4) * 8 * (2 + 3 * 3)
     assert forward_passes(plan(table)[0][1], records_of(done)) == 12 * 8 * 3
