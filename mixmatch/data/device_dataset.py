@@ -79,7 +79,7 @@ class DeviceDataset:
     def set_pseudo_labels(self, index: Tensor, labels: Tensor) -> None:
         """Move images from the unlabeled to the labeled set, in place of those moved before.
 
-        If no image would remain unlabeled, all stay in the unlabeled set too.
+        If no image would remain without a label, all stay in the unlabeled set too.
 
         Args:
             index: (n,) int64, images that the split does not label.
@@ -91,7 +91,8 @@ class DeviceDataset:
         known = self.labels.to(self.images.device)[self.split_labeled]
         self.train_labels = torch.cat([known, self.pseudo_labels])
         remaining = ~torch.isin(self.split_unlabeled, self.pseudo_index)
-        self.unlabeled = self.split_unlabeled[remaining] if remaining.any() else self.split_unlabeled
+        without_label = ~torch.isin(self.split_unlabeled, self.labeled)
+        self.unlabeled = self.split_unlabeled[remaining] if without_label.any() else self.split_unlabeled
 
     def state(self) -> dict[str, Tensor]:
         """Return the pseudo-labels, for a checkpoint."""
