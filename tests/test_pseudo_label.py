@@ -83,6 +83,13 @@ def test_top_selects_the_most_confident_fraction_of_each_class(count, classes, s
         assert sum(value > min(inside) for value in inside) < fraction * len(members)  # the rest ties with the last
 
 
+def test_the_number_of_selected_predictions_is_not_rounded_up_by_floating_point():
+    confidence = torch.linspace(0.6, 0.9, 100)
+    predictions = torch.stack([confidence, 1 - confidence], dim=1)
+    for percent in range(1, 101):
+        assert len(selected(predictions, select="top", fraction=percent / 100)) == percent
+
+
 def test_statistics_with_and_without_true_labels():
     chosen = select(PREDICTIONS, PseudoLabelSettings(select="top", fraction=0.5))
     entry = describe_selection(7, PREDICTIONS, chosen, torch.tensor([0, 1, 0, -1, 1, 1]), ["a", "b", "c"], {})
@@ -141,10 +148,11 @@ def test_pseudo_labeled_images_move_to_the_labeled_set():
 
 
 def test_if_all_images_are_selected_they_stay_unlabeled_too():
-    trainer = trainer_with_unlabeled(list(range(6, 30)))
-    trainer.dataset.set_pseudo_labels(torch.arange(6, 30), torch.zeros(24, dtype=torch.int64))
-    assert len(trainer.dataset.labeled) == 30 and len(trainer.dataset.unlabeled) == 24
-    trainer.train_step()
+    for first in (6, 0):  # without and with the labeled images among them
+        trainer = trainer_with_unlabeled(list(range(first, 30)))
+        trainer.dataset.set_pseudo_labels(torch.arange(6, 30), torch.zeros(24, dtype=torch.int64))
+        assert len(trainer.dataset.labeled) == 30 and len(trainer.dataset.unlabeled) == 30 - first
+        trainer.train_step()
 
 
 QUICK = ["model.bn_momentum=0.1", "train.ema_decay=0.9", "train.steps=30", "train.batch_size=16"]

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def select(probabilities: Tensor, settings: PseudoLabelSettings) -> Tensor:
     if settings.select == "top":
         for label in labels.unique():
             in_class = labels == label
-            count = math.ceil(settings.fraction * int(in_class.sum()))
+            count = math.ceil(Fraction(str(settings.fraction)) * int(in_class.sum()))  # 0.07 of 100 are 7
             # Predictions that tie with the last one are selected too: their order means nothing.
             selected |= in_class & (confidence >= confidence[in_class].topk(count).values[-1])
     return selected
