@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
+from mixmatch.methods.base import MethodContext
 from mixmatch.methods.losses import soft_cross_entropy, squared_error
 from mixmatch.methods.mixmatch import guess_labels, ramp_up, sharpen
 from mixmatch.methods.mixup import MixUpParams, interleave_indices, mixup, sample_mixup
+from mixmatch.methods.softmatch import SoftMatch, SoftMatchSettings
 
 MODES = ["joint", "labeled", "unlabeled", "separate", "none"]
 
@@ -50,6 +52,15 @@ def test_sharpen_survives_certainty_and_low_temperature():
     q = sharpen(p, 0.01)
     torch.testing.assert_close(q[:2], p[:2])
     assert q[2, 0] > 0.99 and q.isfinite().all()
+
+
+@pytest.mark.parametrize("momentum", [0, 0.5])
+def test_softmatch_survives_guesses_that_are_all_alike(momentum):
+    context = MethodContext("abc", torch.ones(3) / 3, 4, 10, 8, torch.device("cpu"), generator())
+    method = SoftMatch(SoftMatchSettings(momentum=momentum), context)
+    for _ in range(200):
+        weights = method.pseudo_label_weights(torch.eye(3)[[1, 1, 1, 1]])
+    assert weights.tolist() == [1] * 4
 
 
 class TwoPassModel(nn.Module):

@@ -52,4 +52,5 @@ class SoftMatch(WeakToStrong[SoftMatchSettings]):
             guesses = guesses / running.clamp_min(1e-6)
             confidence = (guesses / guesses.sum(dim=1, keepdim=True)).amax(dim=1)
         below = (confidence - self.state["mean"]).clamp_max(0)
-        return torch.exp(-below.square() * N_SIGMA**2 / (2 * self.state["variance"]))
+        variance = self.state["variance"].clamp_min(torch.finfo(guesses.dtype).tiny)  # 0 if all guesses are alike
+        return torch.exp(-below.square() * N_SIGMA**2 / (2 * variance))
