@@ -126,6 +126,10 @@ def test_a_run_whose_schedules_depend_on_its_length_keeps_it():
         ("train.lr_decay_steps=[1, x]", "train.lr_decay_steps: must be a valid integer, got 'x'"),
         ("train={lr: -1, momentum: 2, zzz: 1}", "train.lr: must be greater than 0, got -1 (and 2 more: train.mom"),
         ("train={optimizer: sgd, momentum: 0}", "train: nesterov needs a momentum above 0"),
+        (
+            "freematch={min_threshold: 0.9, max_threshold: 0.5}",
+            "freematch: min_threshold is above max_threshold; lower it",
+        ),
         ("seed", "seed: not an override; write key=value, such as train.lr=0.03"),
         ("=3", "not an override"),
         ("data.root=", "data.root: must not be empty; write data.root=VALUE"),

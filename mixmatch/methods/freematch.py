@@ -3,10 +3,10 @@
 Wang et al., "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning", ICLR 2023, arXiv:2205.07246.
 """
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mixmatch.methods.base import MethodContext
@@ -28,6 +28,12 @@ class FreeMatchSettings(WeakToStrongSettings):
     max_threshold: Annotated[float, Field(ge=0, le=1)] = Field(
         1, description="thresholds are at most this high; 0.95 in the paper for SVHN"
     )
+
+    @model_validator(mode="after")
+    def _thresholds_in_order(self) -> Self:
+        if self.min_threshold > self.max_threshold:
+            raise ValueError("min_threshold is above max_threshold; lower it")
+        return self
 
 
 class FreeMatch(WeakToStrong[FreeMatchSettings]):
