@@ -92,11 +92,14 @@ def test_the_next_steps_fit_the_run(tmp_path, capsys):
 
     results = RunDirectory(tmp_path / "my run").read_results()
     softmatch = f"'{tmp_path / 'my run'}' pseudo_label.method=softmatch"
+    short = " softmatch.unlabeled_ratio=1 softmatch.momentum=0.99 pseudo_label.lr_schedule=linear"
     for best, expected in ((6, True), (12, False)):
         results.best_validation.step = best
         lines = next_steps(results, tmp_path / "my run")
         assert any("step 6: add --best" in line for line in lines) == expected
-        assert f"continue with SoftMatch: python3 -m mixmatch pseudo-label --run-dir {softmatch}" in lines
+        assert f"continue with SoftMatch: python3 -m mixmatch pseudo-label --run-dir {softmatch}{short}" in lines
+    lines = next_steps(results.model_copy(update={"steps": 20_000}), tmp_path / "my run")
+    assert f"continue with SoftMatch: python3 -m mixmatch pseudo-label --run-dir {softmatch}" in lines
     for values in ({"method": "softmatch"}, {"num_labeled": 251}):
         assert "continue with" not in "\n".join(next_steps(results.model_copy(update=values), stage))
 
@@ -189,7 +192,6 @@ def test_the_installed_command_does_all_steps_in_an_empty_folder(call, installed
     path = "runs/digits-20-seed1"
     lines = call(f"mixmatch train --config digits {small}").splitlines()
     assert f"predict: mixmatch predict --run-dir {path} IMAGES" in lines
-    assert f"continue with SoftMatch: mixmatch pseudo-label --run-dir {path} pseudo_label.method=softmatch" in lines
     assert json.loads((call.folder / path / "results.json").read_text())["commit"] == "unknown"
 
     digits = load_digits()

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 SCRIPTS = {"train": "main.py", "pseudo-label": "pseudo_label.py", "predict": "predict.py"}  # of a checkout
 MAX_LABELS_FOR_STAGE = 250  # the most with which docs/results.md shows a significant gain of a SoftMatch stage
+# Of the stages that docs/results.md measures; in a few hundred steps the paper's slow averages would not arrive.
+SHORT_RUN = 20_000
+SHORT_STAGE = " softmatch.unlabeled_ratio=1 softmatch.momentum=0.99 pseudo_label.lr_schedule=linear"
 
 
 def command_line(subcommand: str) -> str:
@@ -50,6 +53,7 @@ def next_steps(results: "RunResults", run_dir: Path, imports: Sequence[Path] = (
         lines.append(f"predict with the best checkpoint by validation accuracy, step {best.step}: add --best")
     if results.pseudo_label is None and results.method == "mixmatch" and results.num_labeled <= MAX_LABELS_FOR_STAGE:
         stage = f"{command_line('pseudo-label')} --run-dir {directory} pseudo_label.method=softmatch"
+        stage += SHORT_STAGE * (results.steps < SHORT_RUN)
         lines.append(f"continue with SoftMatch: {stage}")
     lines.append(f"curves: tensorboard --logdir {shlex.quote(str(run_dir.parent))}")
     return lines

@@ -14,7 +14,7 @@ def make_parser() -> Parser:
         description="Continue a trained run with a pseudo-label stage: its confident\npredictions become labels. "
         "The same command resumes an unfinished stage.",
         overrides="overrides of the config: pseudo_label.select=top; keys of pseudo_label, and of the method that "
-        f"pseudo_label.method names, see `{command_line('train')} --help`; others cannot be changed",
+        f"pseudo_label.method names, see `{command_line('train')} --help`, and device, paths and intervals",
     )
     add_run_dir(parser, "directory of the trained run", required=True)
     parser.add_argument(
