@@ -219,7 +219,7 @@ def test_a_file_that_vanishes_before_it_is_decoded_is_named(photos, monkeypatch)
         return index
 
     monkeypatch.setattr(folder_dataset, "index_folder", index_then_remove)
-    with pytest.raises(UserError, match=r"1 file cannot be read as pictures: .*05.png: .*No such file"):
+    with pytest.raises(UserError, match=r"1 file cannot be read as pictures: .*05.png: does not exist"):
         load(photos)
 
 
@@ -308,6 +308,13 @@ def test_processes_on_one_machine_share_the_images_on_disk(photos, tmp_path):
         assert done.returncode == 0, done.stderr
         assert ("images on disk" in done.stdout) == (place == "auto")
     assert_same_run(tmp_path / "auto", tmp_path / "device")
+
+
+def test_pictures_from_the_cache_and_new_ones_are_checked_together(photos, tmp_path, capsys):
+    assert train(photos, tmp_path / "run", "--check") == 0
+    make_image(0, 5).save(photos / "unlabeled" / "new.png")  # of the same size
+    assert train(photos, tmp_path / "run", "--check") == 0
+    assert capsys.readouterr().out.count("check passed") == 2
 
 
 def test_check_needs_no_memory_for_images_on_disk(photos, tmp_path, capsys):

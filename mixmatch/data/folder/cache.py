@@ -108,7 +108,8 @@ class PictureCache:
                     found.digests[number] = np.frombuffer(hashed, np.uint8)
                     found.thumbnails[number] = np.frombuffer(thumbnail, np.uint8).reshape(THUMBNAIL_SIZE, -1)
                     if info not in infos:
-                        infos[info] = PictureInfo(*json.loads(info))
+                        kind, size, *rest = json.loads(info)
+                        infos[info] = PictureInfo(kind, tuple(size), *rest)
                     found.infos[number] = infos[info]
                 images = self.open_images(pixels, found)
         except (sqlite3.Error, OSError):  # there is none, or it is damaged

@@ -217,6 +217,8 @@ def _decode(file: Path, size: int, channels: int, options: Decoding) -> Picture:
     except UnidentifiedImageError as error:
         hint = "; pip install pillow-heif" if not HAS_HEIF and file.suffix.lower() in (".heic", ".heif") else ""
         raise Unreadable("not a picture, damaged, or of an unknown format" + hint) from error
+    except FileNotFoundError:
+        raise Unreadable("a link to a file that does not exist" if file.is_symlink() else "does not exist") from None
     except Exception as error:  # Pillow's plug-ins raise nearly anything on corrupt files
         raise Unreadable(single_line(error) or type(error).__name__) from error
 
