@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import unicodedata
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -123,10 +124,14 @@ def test_files_that_a_labels_file_does_not_list(flat):
         ("file,class\ncat-0.png,cat, striped\n", "line 2: 3 cells, but 2 columns"),
         ("file,class\ncat-0.png,a/b\n", "line 2: class 'a/b' is not a valid folder name"),
         ('file,class\n"cat-0.png,cat\n', "not a CSV file"),
+        ("file,class\ncat-0.png,cat\ndog-0.png,dog\ntest,dog\n", "line 4: test is a folder, hidden"),
+        ("file,class\ncat-0.png,cat\ndog-0.png,dog\n.h/a.png,dog\n", "line 4: .h/a.png is a folder, hidden"),
         ("file,class\ncat-0.png,cat\ndog-0.png,Unlabeled\n", "'Unlabeled' would be a class; .*leave the class empty"),
     ],
 )
 def test_invalid_labels_files(flat, text, message):
+    (flat / ".h").mkdir()
+    make_image(0, 1).save(flat / ".h" / "a.png")
     with pytest.raises(UserError, match=f"labels.csv: .*{message}"):
         load(flat, text)
 
@@ -163,6 +168,31 @@ def test_labels_files_that_cannot_be_read(photos):
     (photos / "excel.csv").write_bytes("file,class\ncat-0.png,café\n".encode("cp1252"))
     with pytest.raises(UserError, match="not UTF-8; save it as CSV UTF-8"):
         load(photos, labels="excel.csv")
+    (photos / "excel.csv").write_bytes("file,class\ntrain/cat/0.png,cat\n".encode("utf-16-le"))
+    with pytest.raises(UserError, match="not UTF-8; save it as CSV UTF-8"):
+        load(photos, labels="excel.csv")
+
+
+def test_labels_files_as_excel_and_other_systems_write_them(photos, tmp_path):
+    rows = ["train/cat/0.png,cat", "train/dog/0.png,dog"]
+    expected = load(photos, "\n".join(["file,class", *rows]))
+    separated = load(photos, "\n".join(["sep=;", "file;class", *(row.replace(",", ";") for row in rows)]))
+    assert torch.equal(separated.labels, expected.labels) and separated.files == expected.files
+    with pytest.raises(UserError, match=r"line 4: no.png does not exist"):
+        load(photos, "sep=,\nfile,class\ntrain/cat/0.png,cat\nno.png,dog\n")
+    link = tmp_path / "link"
+    link.symlink_to(photos)
+    absolute = load(link, "\n".join(["file,class", *(f"{photos.resolve()}/{row}" for row in rows)]))
+    assert torch.equal(absolute.labels, expected.labels)
+
+
+def test_class_names_are_equal_in_all_unicode_forms(photos):
+    for part, form in (("train", "NFD"), ("test", "NFC")):
+        (photos / part / "cat").rename(photos / part / unicodedata.normalize(form, "Käse"))
+    data = load(photos)
+    assert data.classes == [unicodedata.normalize("NFC", "Käse"), "dog"] and data.test_labels.tolist() == [0, 0, 1, 1]
+    rows = ["file,class", "train/dog/0.png,dog", *(f"train/dog/{i}.png,Ka\u0308se" for i in (1, 2))]
+    assert load(photos, "\n".join(rows)).classes == ["K\u00e4se", "dog"]
 
 
 # Groups and validation images

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,6 +150,11 @@ def index_folder(root: Path, labels: str | None, min_classes: int = 2) -> Folder
     return index
 
 
+def to_nfc(name: str) -> str:
+    """Return the composed form of a class name: macOS writes "\u00e4" as two characters, other systems as one."""
+    return unicodedata.normalize("NFC", name)
+
+
 def has_train_folder(root: Path) -> bool:
     """Return whether a folder has a folder ``train``, in any case."""
     return _find_folder(FolderIndex(root), "train") is not None
@@ -186,8 +192,12 @@ def read_labels(file: Path, root: Path, notes: list[str]) -> dict[str, LabelRow]
     try:
         check_regular(file)
         with open(file, encoding="utf-8-sig", newline="") as opened:
-            header = opened.readline()
-            opened.seek(0)
+            start, header = 0, opened.readline()
+            if re.match(r"sep=.\s*$", header):  # Excel's
+                start, header = opened.tell(), opened.readline()
+            if "\0" in header:
+                raise UserError(f"{file}: not UTF-8; save it as CSV UTF-8")
+            opened.seek(start)
             lines = csv.reader(opened, delimiter=max(",;\t", key=header.count), strict=True)
             columns = [name.strip().lower() for name in next(lines, [])]
             if columns[: len(PREDICTION_COLUMNS)] == [*PREDICTION_COLUMNS]:  # a class may be called group
@@ -204,11 +214,13 @@ def read_labels(file: Path, root: Path, notes: list[str]) -> dict[str, LabelRow]
             for cells in lines:
                 if not any(cells):
                     continue
-                where = f"{file}: line {lines.line_num}"
+                number = lines.line_num + (start > 0)
+                where = f"{file}: line {number}"
                 if len(cells) != len(columns):
                     raise UserError(f"{where}: {len(cells)} cells, but {len(columns)} columns; quote cells with commas")
                 values = {name: from_csv_text(cell.strip()) for name, cell in zip(columns, cells, strict=True)}
-                row = LabelRow(lines.line_num, values.get("class"), values.get("group", ""))
+                class_name = values.get("class")
+                row = LabelRow(number, class_name and to_nfc(class_name), values.get("group", ""))
                 if row.class_name and not is_folder_name(row.class_name):
                     raise UserError(f"{where}: class {row.class_name!r} is not a valid folder name; rename it")
                 path = _path_below(root, values["file"])
@@ -231,7 +243,13 @@ def _path_below(root: Path, name: str) -> str:
     path = os.path.normpath(name)
     if "\\" in path and not os.path.lexists(root / path):
         path = os.path.normpath(path.replace("\\", "/"))
-    return os.path.relpath(path, os.path.abspath(root)) if os.path.isabs(path) else path
+    if not os.path.isabs(path):
+        return path
+    below = os.path.relpath(path, os.path.abspath(root))
+    if below.startswith(".."):  # the root may be a link
+        folder, name = os.path.split(path)
+        below = os.path.relpath(os.path.join(os.path.realpath(folder), name), os.path.realpath(root))
+    return below
 
 
 def _locate(index: FolderIndex, rows: dict[str, LabelRow], labels_file: Path) -> dict[str, LabelRow]:
@@ -280,19 +298,27 @@ def _find_by_labels(index: FolderIndex, rows: dict[str, LabelRow], labels_file: 
     suffixes = Image.registered_extensions()
     classes = {row.class_name for row in rows.values()}
     unlisted: list[str] = []
+    seen = set[str]()
     for file in find_images(index.root):
         path = index.relative_path(file)
+        seen.add(path)
         top = path.split("/")[0].lower() if "/" in path else ""
         name = (rows[path].class_name or "") if path in rows else ""
         held_out = found.test if top == "test" else found.validation if top in VALIDATION_FOLDERS else None
         if held_out is not None and name:
             held_out.append((file, name))
-        elif held_out is None and (path in rows or file.suffix.lower() in suffixes):
+        elif held_out is None and (name or file.suffix.lower() in suffixes):
             found.train.append((file, name))
             if path not in rows and file.parent.name in classes:
                 unlisted.append(path)
         elif os.path.realpath(file) != os.path.realpath(labels_file):
             index.unused_files.append(file)
+    if unseen := [path for path in rows if path not in seen]:
+        path, more = unseen[0], f" (and {len(unseen) - 1:,} more rows)" * (len(unseen) > 1)
+        index.problems.append(
+            f"{labels_file}: line {rows[path].line}: {path} is a folder, hidden, or found by another path{more}; name "
+            "pictures in folders that are not hidden"
+        )
     if unlisted:
         index.notes.append(
             f"{labels_file}: {len(unlisted):,} pictures in folders named like a class have no row and are unlabeled, "
@@ -330,7 +356,7 @@ def _find_in_class_folders(index: FolderIndex, folder: Path) -> NamedFiles:
         if not path.is_dir():
             index.unused_files.append(path)
             continue
-        images = [(file, path.name) for file in find_images(path)]
+        images = [(file, to_nfc(path.name)) for file in find_images(path)]
         if not images:
             index.notes.append(f"{path}: has no images and is ignored")
         files += images
