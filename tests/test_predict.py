@@ -241,6 +241,16 @@ def test_a_folder_without_files_and_names_with_a_dash(command, tmp_path, monkeyp
     assert command("--", "-x.png") == 0 and read_rows(tmp_path / "p.csv")[0]["file"] == "./-x.png"
 
 
+def test_the_table_of_an_earlier_command_is_not_classified(photos, command, tmp_path):
+    folder = tmp_path / "new"
+    shutil.copytree(photos / "unlabeled", folder)
+    tables = []
+    for _ in range(2):
+        assert command(folder, "--output", folder / "p.csv") == 0
+        tables.append((folder / "p.csv").read_bytes())
+    assert tables[0] == tables[1] and b"p.csv" not in tables[0]
+
+
 def test_copies_by_class_are_made_once_and_never_overwrite(photos, command, tmp_path):
     source, copies = tmp_path / "new", tmp_path / "sorted"
     shutil.copytree(photos / "unlabeled", source / "a")
@@ -317,6 +327,10 @@ def test_an_existing_table_stays_until_the_new_one_is_complete(photos, command, 
     table.write_text("mine")
     assert command(tmp_path / "mistyped") == 2
     assert command(photos / "test", "--copy-by-class", "/dev/null/sorted") == 2
+    (tmp_path / "sorted").mkdir()
+    (tmp_path / "sorted" / CLASSES[1]).write_text("a file")
+    assert command(photos / "test", "--copy-by-class", tmp_path / "sorted") == 2
+    shutil.rmtree(tmp_path / "sorted")
     assert table.read_text() == "mine" and list(tmp_path.iterdir()) == [table]
     os.symlink(table, tmp_path / "link.csv")
     assert command(photos / "test", "--output", tmp_path / "link.csv") == 0

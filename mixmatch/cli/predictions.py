@@ -25,7 +25,7 @@ from mixmatch.cli.part_file import UNREADABLE, ListedFile, PartFile, Prediction
 from mixmatch.cli.prediction_table import UNCERTAIN, Summary, print_summary, write_table
 from mixmatch.data.dataset import is_folder_name
 from mixmatch.data.folder.decode import Unreadable, decode_all
-from mixmatch.data.folder.index import check_paths_exist, find_images
+from mixmatch.data.folder.index import check_paths_exist, find_images, to_nfc
 from mixmatch.errors import Interrupted, Stopped, UserError, single_line
 from mixmatch.files import explain_os_errors, open_atomically
 from mixmatch.inference import Classifier, fingerprint
@@ -74,7 +74,9 @@ def check_outputs(outputs: Outputs, classes: Sequence[str]) -> None:
         with explain_os_errors(outputs.copies), suppress(Discard), open_atomically(folder / ".probe"):
             raise Discard
         for name in classes:
-            class_folder(outputs.copies, name)
+            path = class_folder(outputs.copies, name)
+            if path.exists() and not path.is_dir():
+                raise UserError(f"--copy-by-class: {path} is a file; remove it, or choose another folder")
 
 
 def write_predictions(model: Classifier, images: Sequence[Path], outputs: Outputs) -> None:
@@ -91,7 +93,7 @@ def write_predictions(model: Classifier, images: Sequence[Path], outputs: Output
     """
     start = time.monotonic()
     check_outputs(outputs, model.classes)
-    files = list_files(images, model.classes)
+    files = list_files(images, model.classes, outputs.table)
     if not files:
         raise UserError(f"{', '.join(map(str, images[:3]))}: no files found; give files or folders of pictures")
     if outputs.table.exists() and not outputs.table.is_file():  # a device or pipe, such as /dev/stdout
@@ -152,16 +154,18 @@ def predict_remaining(model: Classifier, part: PartFile, remaining: Sequence[int
             bar.update(len(batch))
 
 
-def list_files(paths: Sequence[Path], classes: Sequence[str]) -> list[ListedFile]:
+def list_files(paths: Sequence[Path], classes: Sequence[str], table: Path) -> list[ListedFile]:
     """Return each file, in folders too, with the class that the nearest folder names, and its name in the table.
 
     Folders are looked at up to the given one, or that of a given file. Names are relative to the folder if only one is
-    given, so that the table is a labels file of that folder; otherwise they are the given paths.
+    given, so that the table is a labels file of that folder; otherwise they are the given paths. A former table is
+    left out.
 
     Raises:
         UserError: if a folder cannot be read.
     """
-    return list(progress_bar(_find_files(paths, classes), desc="listing"))
+    files = progress_bar(_find_files(paths, classes), desc="listing")
+    return [file for file in files if os.path.abspath(file.path) != os.path.abspath(table)]
 
 
 def _find_files(paths: Sequence[Path], classes: Sequence[str]) -> Iterator[ListedFile]:
@@ -172,7 +176,8 @@ def _find_files(paths: Sequence[Path], classes: Sequence[str]) -> Iterator[Liste
         top = os.path.basename(os.path.abspath(folder))
         for file in find_images(path) if is_folder else [path]:
             below = file.relative_to(folder)
-            labels = [numbers[part] for part in (top, *below.parts[:-1]) if part in numbers]
+            names = (to_nfc(part) for part in (top, *below.parts[:-1]))
+            labels = [numbers[name] for name in names if name in numbers]
             name = below.as_posix() if is_folder and len(paths) == 1 else str(file)
             yield ListedFile(str(file), labels[-1] if labels else None, name)
 
