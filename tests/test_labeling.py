@@ -213,6 +213,7 @@ def test_pictures_of_another_folder(trained, tmp_path):
         ("RUN --output /nowhere/p.html", "/nowhere/p.html: cannot be written"),
         ("RUN nowhere", "nowhere: does not exist"),
         ("nowhere", "nowhere: not a run directory"),
+        ("MOVED", "gone: the run's pictures are not there; start where it was trained, or give a FOLDER"),
         ("RUN full", "full: has no pictures to label; give another folder"),
         ("RUN surrogate", "its name is not UTF-8, as a labels file must be; rename it"),
     ],
@@ -222,7 +223,11 @@ def test_bad_input_is_one_line(trained, tmp_path, monkeypatch, capsys, arguments
     (tmp_path / "full").mkdir()
     (tmp_path / "surrogate").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "surrogate" / f"{chr(0xDCE8)}.png")
-    assert label.main(arguments.replace("RUN", str(trained / "runs" / "first")).split()) == 2
+    moved = tmp_path / "moved"
+    shutil.copytree(trained / "runs" / "first", moved)
+    (moved / "config.yml").write_text(re.sub(r"root: .*", "root: gone", (moved / "config.yml").read_text()))
+    arguments = arguments.replace("MOVED", str(moved)).replace("RUN", str(trained / "runs" / "first"))
+    assert label.main(arguments.split()) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not list(tmp_path.glob("*.html"))

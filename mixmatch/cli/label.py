@@ -87,6 +87,8 @@ def write_label_page(options: Namespace) -> None:
     if options.folder is not None:
         settings = settings.model_copy(update={"root": str(options.folder), "labels": None})
     root = Path(settings.root)
+    if options.folder is None and not root.exists():
+        raise UserError(f"{root}: the run's pictures are not there; start where it was trained, or give a FOLDER")
     index = index_pictures(root, settings.labels, min_classes=2 if options.folder is None else 0)
     decoded, notes = read_pictures(index, settings, torch.device("cpu"), quiet=not shows_bars())
     for note in (*index.notes, *notes):
