@@ -356,6 +356,29 @@ def test_fifty_pictures_are_labeled_by_keyboard_in_a_browser_and_trained_with(tr
     command += ["data.labels=labels.csv", f"init_from={run}"]
     assert train.main([*map(str, command)]) == 0
 
+    # The labels file is in its folder: for what was saved, it counts from now on.
+    lines = saved.read_text().splitlines()
+    corrected, removed, last = [*given][:3]
+    lines = [line for line in lines if not line.startswith((corrected, removed))]
+    (root / "labels.csv").write_text("\n".join([*lines, f"{corrected},{'猫' if given[corrected] == '=1' else '=1'}"]))
+    other_label = next(name for name in CLASSES if name != given[last])
+    browser.execute_script("state.labels[arguments[0]] = arguments[1]; keep()", last, other_label)
+    write_page_of(run, root, tmp_path / "label.html", 55)
+    browser.refresh()
+    assert browser.execute_script("return state.labels") == {last: other_label, none: ""}  # not saved; none of these
+
+    # Two tabs, and a filter without a number.
+    first_tab = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    browser.get((tmp_path / "label.html").as_uri())
+    press(keys["猫"])
+    browser.switch_to.window(first_tab)
+    press("-")
+    browser.refresh()
+    assert browser.execute_script("return Object.keys(state.labels).length") == 2 + 2
+    browser.execute_script("document.getElementById('by-confidence').value = ''")
+    assert browser.execute_script("return matches(0)")
+
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     )
