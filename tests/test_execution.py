@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch import nn
 
 from mixmatch.distributed import DistributedContext
 from mixmatch.errors import UserError
@@ -153,6 +154,20 @@ def test_a_gpu_without_kernels_is_not_used(monkeypatch, caplog):
     assert "does not work on GTX 1080 Ti (CUDA error: no kernel image" in record.message
     with pytest.raises(UserError, match=r"GTX 1080 Ti .*use device=cpu"):
         choose_device("cuda")
+
+
+def test_flops_of_a_network_that_passes_a_parameter_to_a_module():
+    class WithToken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.dense = nn.Parameter(torch.zeros(1, 4)), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.dense(self.token.expand(len(x), -1)) + x.mean()
+
+    network = WithToken()
+    assert count_flops(network, (1, 2, 2)) == 2 * 4 * 3
+    assert network.training and network.token.requires_grad
 
 
 def test_auto_is_bfloat16_where_the_cpu_supports_it_and_the_network_is_large(monkeypatch):

@@ -36,11 +36,11 @@ def choose_precision(name: str, device: torch.device, network: nn.Module, shape:
 
 def count_flops(network: nn.Module, shape: tuple[int, int, int]) -> int:
     """Count the FLOPs of a forward pass of one image (c, h, w): convolutions and linear layers, 2 a multiply-add."""
-    parameter, training = next(network.parameters()), network.training
-    network.eval()
+    # The counter cannot follow parameters that a network passes to its modules, such as class tokens, with gradient.
+    network = copy.deepcopy(network).requires_grad_(False).eval()
+    parameter = next(network.parameters())
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
-    network.train(training)
     return int(counter.get_total_flops())
 
 
