@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from mixmatch.config import build_config
 from mixmatch.data.dataset import ImageSpec
 from mixmatch.data.folder.decode import Unreadable, decode, decode_opened
-from mixmatch.data.stored_images import Images, StoredImages
-from mixmatch.errors import UserError, describe_error, short_tracebacks
+from mixmatch.data.stored_images import Images
+from mixmatch.errors import UserError, describe_error, short_tracebacks, single_line
 from mixmatch.evaluation import compute_outputs
 from mixmatch.files import DamagedFile, checksum, explain_os_errors, load_tensors, save_tensors
 from mixmatch.models import Network, NetworkSettings, build_network
@@ -89,6 +89,11 @@ class Classifier(nn.Module):
             pixels: Tensor | NDArray[Any] = images
         else:
             several = [images] if isinstance(images, str | os.PathLike | Image.Image) else [*images]
+            for image in several:
+                if not isinstance(image, str | os.PathLike | Image.Image):
+                    raise ValueError(
+                        f"images must be paths, PIL images or one array, got a {type(image).__name__} in a list"
+                    )
             squares = [self._to_square(image) for image in several]
             pixels = np.stack(squares) if squares else np.empty((0, *self._image_shape()), np.uint8)
         rows = self.predict_probabilities(pixels).cpu().tolist() if len(pixels) else []
@@ -120,7 +125,8 @@ class Classifier(nn.Module):
         return self._compute(_Encoder(self.network), images)
 
     def _compute(self, module: nn.Module, images: Images | NDArray[Any]) -> Tensor:
-        images = images if isinstance(images, StoredImages) else torch.as_tensor(images)
+        if isinstance(images, np.ndarray):
+            images = torch.from_numpy(np.ascontiguousarray(images))  # a mirrored view has negative strides
         shape = self._image_shape()
         if images.dtype != torch.uint8 or images.shape[1:] != shape:
             expected = ", ".join(map(str, shape))
@@ -136,10 +142,12 @@ class Classifier(nn.Module):
         spec = self.spec
         try:
             if isinstance(image, Image.Image):
+                if 0 in image.size:
+                    raise Unreadable("no pixels")
                 return decode_opened(image, spec.size, spec.channels, spec).pixels
             return decode(Path(image), spec.size, spec.channels, spec).pixels
-        # OSError: an image that PIL has opened, but not read.
-        except (Unreadable, OSError, Image.DecompressionBombError) as error:
+        # OSError, ValueError: an image that PIL has opened, but not read, or has closed.
+        except (Unreadable, OSError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"{image}: cannot be read as a picture ({error})") from None
 
 
@@ -158,6 +166,8 @@ def load_model(path: Path | str, device: str = "cpu", best: bool = False) -> Cla
     path = Path(path)
     checkpoint = RunDirectory.of_checkpoint(path)
     if path.is_file() and checkpoint is None:
+        if best:
+            raise UserError(f"best: {path} is a single network; give the run directory")
         return _load_file(path, device)
     run, step = checkpoint or (RunDirectory(path), None)
     config = run.read_config()
@@ -234,7 +244,10 @@ def _build(
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{source} does not match the config's network ({describe_error(error)})") from None
-    network.to(device).to(memory_format=torch.channels_last)
+    try:
+        network.to(device).to(memory_format=torch.channels_last)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch without CUDA
+        raise UserError(f"device: {device!r} cannot be used ({single_line(error)}); use cpu or cuda") from None
     return Classifier(network, spec, settings, precision)
 
 

@@ -8,6 +8,7 @@ import sys
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -61,6 +62,10 @@ def test_a_model_needs_no_data_set(trained, tmp_path):
     "corrupt, message",
     [
         (lambda path: (path / "config.yml").unlink(), "not a run directory"),
+        (
+            lambda path: (path / "config.yml").write_text(""),
+            "config.yml: is empty; restore it, or remove the directory",
+        ),
         (lambda path: shutil.rmtree(path / "checkpoints"), "has no checkpoint"),
         (lambda path: (path / "images.json").write_text("{}"), "images.json: "),
         (
@@ -84,6 +89,24 @@ def test_images_of_another_shape_or_type_are_an_error(trained):
             model.predict(images)
     with pytest.raises(mixmatch.UserError, match=r"nowhere.png: cannot be read as a picture"):
         model.predict("nowhere.png")
+    closed = Image.new("L", (8, 8))
+    closed.close()
+    for image in (Image.new("L", (0, 5)), closed):
+        with pytest.raises(mixmatch.UserError, match="cannot be read as a picture"):
+            model.predict(image)
+    with pytest.raises(ValueError, match="must be paths, PIL images or one array, got a ndarray in a list"):
+        model.predict([np.zeros((8, 8, 1), np.uint8)])
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8)
+    mirrored = model.predict_probabilities(pixels[:, :, ::-1])
+    assert torch.equal(mirrored, model.predict_probabilities(np.ascontiguousarray(pixels[:, :, ::-1])))
+
+
+def test_a_device_that_does_not_exist_and_best_of_a_file_are_one_line(trained):
+    for device in ("nope", "cuda:99"):
+        with pytest.raises(mixmatch.UserError, match=f"device: '{device}' cannot be used"):
+            mixmatch.load_model(trained[2], device)
+    with pytest.raises(mixmatch.UserError, match=r"best: .* is a single network; give the run directory"):
+        mixmatch.load_model(trained[2] / "model.safetensors", best=True)
 
 
 def test_predictions_of_paths_images_and_pixels_are_the_same(trained, tmp_path):

@@ -1,5 +1,6 @@
 """Sets up a run: reads its data and checkpoint, builds the trainer. Nothing is written."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,8 +145,10 @@ def stored_config(run: RunDirectory, config: Config) -> Config:
     Raises:
         UserError: if ``config`` differs in other keys.
     """
-    if not run.has_begun() or not run.config_file.exists():
+    if not run.has_begun():
         return config
+    if not run.config_file.exists():
+        raise UserError(f"{run.path}: has checkpoints but no config.yml; restore it, or remove the directory")
     try:
         return merge_for_resume(run.read_config(), config, run.newest_step())
     except UserError as error:
@@ -296,4 +299,9 @@ def start_callbacks(callbacks: Sequence[Callback], trainer: Trainer, progress: P
         if name in names:
             raise UserError(f"callbacks: two are named {name!r}; set the attribute `name` of one")
         names.add(name)
-        callback.start(trainer, progress.callback_state.setdefault(name, {}))
+        state = progress.callback_state.setdefault(name, {})
+        callback.start(trainer, state)
+        try:
+            json.dumps(state)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"callbacks: the state of {name!r} must be JSON, to be in checkpoints ({error})") from None
