@@ -2,7 +2,10 @@
 
 import sys
 
-from reproduce.command import main
-
 if __name__ == "__main__":
+    try:
+        from reproduce.command import main  # takes seconds
+    except KeyboardInterrupt:
+        print("interrupted; start it again to continue", file=sys.stderr)
+        sys.exit(130)
     sys.exit(main())

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mixmatch.cli.common import Parser, run_command
-from mixmatch.errors import UserError
-from mixmatch.files import write_atomically
+from mixmatch.errors import Diverged, UserError
+from mixmatch.files import read_file, write_atomically
 from reproduce.render import render, render_into, runs_csv
 from reproduce.results import read_records
 from reproduce.tables import TABLES, find_table, read_table, runs_in_order
@@ -33,7 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             print(list_tables(options))
         elif options.render is not None:
-            text = render_into(options.render.read_text(encoding="utf-8"), options.tables, options.results)
+            try:
+                text = read_file(options.render).decode()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"{options.render}: cannot be read ({error}); give a Markdown file") from None
+            text = render_into(text, options.tables, options.results)
             write_atomically(options.render, text.encode())
         elif options.table is not None:
             reproduce(options)
@@ -90,12 +94,20 @@ def reproduce(options: Namespace) -> None:
             raise UserError(f"--run: {options.run} is no run of this table that is to be trained")
     if options.jobs < 1:
         raise UserError("--jobs: must be at least 1")
-    complete = (train_in_parallel if options.jobs > 1 else train_runs)(runs, options, deadline)
+    diverged = None
+    try:
+        complete = (train_in_parallel if options.jobs > 1 else train_runs)(runs, options, deadline)
+    except Diverged as error:
+        complete, diverged = False, error
     if options.run is not None:
+        if diverged:
+            raise diverged
         return
     if options.csv is not None:
         write_atomically(options.csv, runs_csv(table, options.results).encode())
     print(f"\n{render(table, options.results)}\n")
+    if diverged:
+        raise diverged
     print("complete" if complete else "not complete; the same command continues")
     print(f"curves: tensorboard --logdir {options.runs}")
 

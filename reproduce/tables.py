@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -144,6 +145,8 @@ def read_table(file: Path) -> Table:
         raise UserError(f"{file}: two rows have the same label")
     parts: list[Table | Row] = [table, *table.rows]
     for part in parts:
+        if any(text.split("=")[0] == "seed" for text in part.set):
+            raise UserError(f"{file}: seed: cannot be set or in a grid; list seeds in `seeds`")
         if part.control is not None and part.control not in labels:
             raise UserError(f"{file}: control: must be the label of a row, got {part.control!r}")
     for row in table.rows:
@@ -157,7 +160,7 @@ def _expand_grid(row: Row, grid: Grid, keep_label: bool) -> list[Row]:
     grid = grid | row.grid
     rows = []
     for values in itertools.product(*grid.values()):
-        texts = (value if isinstance(value, str) else json.dumps(value) for value in values)
+        texts = (str(value) if isinstance(value, str | date) else json.dumps(value) for value in values)
         point = dict(zip(grid, texts, strict=True))
         parts = [f"{key.rpartition('.')[2]} = {text}" for key, text in point.items()]
         label = ", ".join([row.label, *parts] if keep_label else parts)

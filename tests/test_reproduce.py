@@ -139,6 +139,22 @@ def test_what_has_not_been_run_is_a_dash(done, tmp_path):
     assert costs[0] is None and costs[1] is not None and nothing[7] != "-"
 
 
+def test_what_a_table_cannot_have_is_one_line(tmp_path, capsys):
+    seeds = [
+        write_table(tmp_path / "s.yml", control=None, **more)
+        for more in ({"grid": {"seed": [1, 2]}}, {"set": ["seed=3"]})
+    ]
+    (tmp_path / "latin.md").write_bytes("é".encode("latin-1"))
+    for arguments in ([seeds[0]], ["--render", tmp_path / "latin.md"], ["--render", tmp_path / "no.md"]):
+        assert command(tmp_path, *arguments) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and ("seed: cannot be set" in error or "give a Markdown file" in error)
+    rows = [{"label": "a", "grid": {"name": ["2024-01-01", "b"]}}]
+    text = json.dumps(json.loads(write_table(tmp_path / "d.yml", control=None, rows=rows).read_text()))
+    (tmp_path / "d.yml").write_text(text.replace('"2024-01-01"', "2024-01-01"))  # YAML reads a date
+    assert runs_in_order(read_table(tmp_path / "d.yml"))[0].name.startswith("2024-01-01")
+
+
 def test_tables_of_the_project_are_known_by_any_path(monkeypatch):
     monkeypatch.chdir(ROOT)
     table = read_table(Path("benchmarks/tables/labels-digits.yml"))
@@ -243,7 +259,8 @@ def test_the_other_jobs_go_on_if_one_diverges(tmp_path, capfd):
     rows = [{"label": "wild", "set": ["train.lr=1000000.0", "name=wild"]}, {"label": "tame"}]
     table = write_table(tmp_path / "small.yml", control=None, seeds=[1], rows=rows)
     assert command(tmp_path, table, "--jobs", "2", "--quiet") == 1
-    assert "1 of 2 runs diverged or failed: wild-seed1" in capfd.readouterr().err
+    printed, error = capfd.readouterr()
+    assert "1 of 2 runs diverged or failed: wild-seed1" in error and "\n| wild " in printed  # the table
     assert list(records_of(tmp_path)) == ["digits-20-seed1"]
 
 
@@ -370,8 +387,8 @@ def test_a_run_that_diverges_leaves_a_dash_and_the_others_go_on(tmp_path, capsys
     rows = [{"label": "wild", "set": ["train.lr=1000000.0", "name=wild"]}, {"label": "tame"}]
     table = write_table(tmp_path / "small.yml", control=None, seeds=[1], rows=rows)
     assert command(tmp_path, table) == 1
-    error = capsys.readouterr().err
-    assert "wild-seed1: " in error and error.endswith("1 of 2 runs diverged: wild-seed1\n")
+    printed, error = capsys.readouterr()
+    assert "\n| wild " in printed and "wild-seed1: " in error and error.endswith("1 of 2 runs diverged: wild-seed1\n")
     *_, wild, tame = cells(render(read_table(table), tmp_path / "records.jsonl"))
     assert wild[1] == "-" and float(tame[1]) >= 0
 
