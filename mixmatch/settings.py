@@ -58,7 +58,9 @@ def describe_validation_error(error: ValidationError, schema: type[BaseModel], h
     for item in error.errors(include_url=False):
         key = ".".join(map(str, item["loc"]))
         if item["type"] == "extra_forbidden":
-            problems[key] = [f"unknown key; {_suggestion(key, keys, hint)}"]
+            section, _, name = key.rpartition(".")
+            as_section = f"write {section}: and, indented below it, {name}:"
+            problems[key] = [as_section if key in keys else f"unknown key; {_suggestion(key, keys, hint)}"]
             continue
         key = _known_part(item["loc"], {*keys, *sections})
         values[key] = item["input"]

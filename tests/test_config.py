@@ -105,6 +105,7 @@ def test_a_run_whose_schedules_depend_on_its_length_keeps_it():
         ("train.lr=.nan", "train.lr: must be a finite number, got nan"),
         ("train.stps=3", "train.stps: unknown key; did you mean train.steps?"),
         ("lr=3", "lr: unknown key; did you mean train.lr?"),
+        (".lr=1", ".lr=1: not an override"),
         ("zzz=3", "zzz: unknown key; --help lists the keys"),
         ("a.b.c.d=1", "a: unknown key"),
         ("seed=true", "seed: must be a valid integer, got True"),
@@ -215,3 +216,13 @@ def test_any_yaml_and_any_override_is_a_config_or_one_line(tmp_path, text, overr
         assert isinstance(load_config(path, overrides), Config)
     except UserError as error:
         assert str(error) and str(error).isprintable()
+
+
+def test_numbers_are_read_as_in_yaml_1_2(tmp_path):
+    assert load_config("digits", ["train.steps=010"]).train.steps == 10
+    assert load_config("digits", ["train.steps=1_000"]).train.steps == 1000
+    with pytest.raises(UserError, match=r"train.steps: must be a valid integer"):
+        load_config("digits", ["train.steps=1:30"])
+    (tmp_path / "dotted.yml").write_text("train.steps: 3")
+    with pytest.raises(UserError, match=r"train.steps: write train: and, indented below it, steps:"):
+        load_config(tmp_path / "dotted.yml")

@@ -95,18 +95,19 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
+def directory(value: str) -> Path:
+    """Return the path of a run directory on the command line."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("must be UTF-8; TensorBoard takes no other paths") from None
+    if not value:
+        raise argparse.ArgumentTypeError("must be the path of a directory")
+    return Path(value)
+
+
 def add_run_dir(parser: argparse.ArgumentParser, text: str, required: bool = False) -> None:
     """Add ``--run-dir DIRECTORY`` with its help text."""
-
-    def directory(value: str) -> Path:
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise argparse.ArgumentTypeError("must be UTF-8; TensorBoard takes no other paths") from None
-        if not value:
-            raise argparse.ArgumentTypeError("must be the path of a directory")
-        return Path(value)
-
     parser.add_argument("--run-dir", type=directory, metavar="DIRECTORY", required=required, help=text)
 
 

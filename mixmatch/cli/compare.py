@@ -45,7 +45,7 @@ def compare(options: Namespace) -> None:
     if options.plot is not None and options.plot.suffix.lower() != ".png":
         raise UserError(f"--plot: must end in .png, got {options.plot}")
     runs, notes = [], []
-    for path in options.runs:
+    for path in {path.resolve(): path for path in options.runs}.values():  # each run once
         try:
             if not path.is_file():
                 runs.append(read_run(path))

@@ -2,9 +2,8 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
-from mixmatch.cli.common import Parser, add_run_dir, command_line, next_steps, run_command
+from mixmatch.cli.common import Parser, add_run_dir, command_line, directory, next_steps, run_command
 
 
 def make_parser() -> Parser:
@@ -18,7 +17,7 @@ def make_parser() -> Parser:
     )
     add_run_dir(parser, "directory of the trained run", required=True)
     parser.add_argument(
-        "--output-dir", type=Path, metavar="DIRECTORY", help="directory of the stage (default: next to the run)"
+        "--output-dir", type=directory, metavar="DIRECTORY", help="directory of the stage (default: next to the run)"
     )
     parser.add_argument("--allow-unfinished", action="store_true", help="accept a run that is not finished")
     return parser

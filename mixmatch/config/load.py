@@ -100,7 +100,7 @@ def _override(values: dict[str, Any], overrides: Sequence[str]) -> None:
     text = text_keys()
     for override in overrides:
         key, separator, value = override.partition("=")
-        if not separator or not key:
+        if not separator or not all(key.split(".")):
             raise UserError(f"{override}: not an override; write key=value, such as train.lr=0.03")
         may_be_null = text.get(key)
         if may_be_null is None:

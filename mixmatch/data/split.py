@@ -291,7 +291,7 @@ def load_split(path: Path) -> Split:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a split.json") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a split file ({describe_error(error)})") from None
+        raise UserError(f"{path}: not a split file ({describe_error(error)}); restore it, or use another") from None
 
 
 def read_split(path: Path, data: ImageData) -> Split:

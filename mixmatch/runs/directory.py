@@ -68,6 +68,8 @@ class RunDirectory:
         """
         if not self.config_file.exists():
             raise UserError(f"{self.path}: not a run directory (no config.yml)")
+        if not self.config_file.read_bytes().strip():
+            raise UserError(f"{self.config_file}: is empty; restore it, or remove the directory")
         return load_config(self.config_file)
 
     def read_results(self, settings: TrainSettings | None = None) -> RunResults | None:
@@ -112,7 +114,10 @@ class RunDirectory:
         """
         file = self.path / "metrics.jsonl"
         try:
-            return [HistoryEntry.model_validate(json.loads(line)) for line in read_file(file).splitlines()]
+            lines = read_file(file).splitlines(keepends=True)
+            if lines and not lines[-1].endswith(b"\n"):  # a kill or a full disk cut it off
+                lines.pop()
+            return [HistoryEntry.model_validate(json.loads(line)) for line in lines]
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
