@@ -115,7 +115,8 @@ def test_runs_without_a_test_set_are_plotted_by_validation_accuracy(runs, tmp_pa
     for name in ("blind", "nothing"):
         shutil.copytree(runs / "a1", tmp_path / name)
     entries = [entry | {"test_accuracy": None} for entry in metrics(runs / "a1")]
-    (tmp_path / "blind" / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+    (tmp_path / "blind" / "metrics.jsonl").write_text(lines + '{"ste')  # the last line was cut off
     (tmp_path / "nothing" / "metrics.jsonl").unlink()
     assert command(tmp_path / "blind", tmp_path / "nothing", "--plot", tmp_path / "curves.png") == 0
     assert f"not in the plot: {tmp_path / 'nothing'}: has no validation accuracy" in capsys.readouterr().out

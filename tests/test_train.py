@@ -465,3 +465,13 @@ def test_the_default_config_is_the_papers():
     assert (config.mixmatch.num_views, config.mixmatch.temperature, config.mixmatch.alpha) == (2, 0.5, 0.75)
     assert (config.mixmatch.lambda_u, config.mixmatch.ramp_up_steps, config.train.steps) == (75, 16000, 2**20)
     assert (config.train.lr, config.train.weight_decay, config.train.ema_decay) == (0.002, 0.02, 0.999)
+
+
+@pytest.mark.slow
+def test_a_run_without_its_config_is_not_continued_with_another(tmp_path, capsys):
+    path = tmp_path / "run"
+    assert run(path) == 0
+    (path / "config.yml").unlink()
+    (path / "results.json").unlink()
+    assert run(path, "train.lr=0.5", "train.steps=24") == 2
+    assert "has checkpoints but no config.yml; restore it, or remove the directory" in capsys.readouterr().err

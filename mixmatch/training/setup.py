@@ -148,7 +148,10 @@ def stored_config(run: RunDirectory, config: Config) -> Config:
     if not run.has_begun():
         return config
     if not run.config_file.exists():
-        raise UserError(f"{run.path}: has checkpoints but no config.yml; restore it, or remove the directory")
+        saved = run.load_newest()
+        if saved is not None and saved[1].step > saved[1].start_step:  # else interrupted while it began
+            raise UserError(f"{run.path}: has checkpoints but no config.yml; restore it, or remove the directory")
+        return config
     try:
         return merge_for_resume(run.read_config(), config, run.newest_step())
     except UserError as error:
