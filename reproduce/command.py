@@ -20,7 +20,7 @@ from mixmatch.errors import Diverged, UserError
 from mixmatch.files import read_file, write_atomically
 from reproduce.render import render, render_into, runs_csv
 from reproduce.results import read_records
-from reproduce.tables import TABLES, find_table, read_table, runs_in_order
+from reproduce.tables import TABLES, Table, find_table, read_table, runs_in_order
 from reproduce.train import train_in_parallel, train_runs
 
 
@@ -94,22 +94,24 @@ def reproduce(options: Namespace) -> None:
             raise UserError(f"--run: {options.run} is no run of this table that is to be trained")
     if options.jobs < 1:
         raise UserError("--jobs: must be at least 1")
-    diverged = None
     try:
         complete = (train_in_parallel if options.jobs > 1 else train_runs)(runs, options, deadline)
-    except Diverged as error:
-        complete, diverged = False, error
+    except Diverged:
+        show(table, options)
+        raise
+    show(table, options)
+    if options.run is None:
+        print("complete" if complete else "not complete; the same command continues")
+        print(f"curves: tensorboard --logdir {options.runs}")
+
+
+def show(table: Table, options: Namespace) -> None:
+    """Print the table and write its CSV file, unless a single run was asked for."""
     if options.run is not None:
-        if diverged:
-            raise diverged
         return
     if options.csv is not None:
         write_atomically(options.csv, runs_csv(table, options.results).encode())
     print(f"\n{render(table, options.results)}\n")
-    if diverged:
-        raise diverged
-    print("complete" if complete else "not complete; the same command continues")
-    print(f"curves: tensorboard --logdir {options.runs}")
 
 
 def list_tables(options: Namespace) -> str:
