@@ -102,8 +102,8 @@ def test_all_checkpoints_are_kept_and_an_older_one_can_be_continued_or_begin_a_r
     saved = sorted((path / "checkpoints").iterdir())
     assert [file.name for file in saved] == [f"step-{step:08d}.safetensors" for step in range(2, 13, 2)]
     printed = capsys.readouterr().out
-    best = max(metrics(path), key=lambda entry: entry["test_accuracy"])
-    assert f"best test accuracy {best['test_accuracy']:.2f}% at step {best['step']}, " in printed
+    assert "test accuracy" in printed
+    assert "best test" not in printed  # the best of many is not an estimate
 
     # An older one begins a new run, or predicts.
     old = mixmatch.load_model(saved[1]).network.state_dict()

@@ -1,6 +1,5 @@
 """The metadata of a checkpoint."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -82,19 +81,14 @@ class Progress(BaseModel):
             raise DamagedFile(f"has invalid metadata ({describe_error(error)})") from None
 
     def best_validation(self) -> BestEvaluation | None:
-        """Return the best evaluation on the validation set, None without one."""
-        return best_evaluation(self.history, "validation_accuracy")
+        """Return the first evaluation with the highest validation accuracy, None without validation images."""
+        values = [(e.validation_accuracy, e.step) for e in self.history if e.validation_accuracy is not None]
+        if not values:
+            return None
+        accuracy, step = max(values, key=lambda pair: pair[0])
+        return BestEvaluation(accuracy=accuracy, step=step)
 
     def evaluations_since_best(self) -> int:
         """Return the number of evaluations after the best one on the validation set, 0 without one."""
         best = self.best_validation()
         return 0 if best is None else sum(entry.step > best.step for entry in self.history)
-
-
-def best_evaluation(history: Sequence[HistoryEntry], accuracy: str) -> BestEvaluation | None:
-    """Return the first evaluation with the highest ``validation_accuracy`` or ``test_accuracy``, None without one."""
-    values = [(getattr(entry, accuracy), entry.step) for entry in history if getattr(entry, accuracy) is not None]
-    if not values:
-        return None
-    value, step = max(values, key=lambda pair: pair[0])
-    return BestEvaluation(accuracy=value, step=step)

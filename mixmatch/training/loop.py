@@ -15,7 +15,7 @@ from mixmatch.methods import METHODS
 from mixmatch.output import print_log_unless_configured
 from mixmatch.pseudo_labels.start import StageStart, check_stage, stage_path, start_stage
 from mixmatch.runs.directory import LockedRun, open_run
-from mixmatch.runs.progress import HistoryEntry, best_evaluation
+from mixmatch.runs.progress import HistoryEntry
 from mixmatch.runs.results import RunResults
 from mixmatch.runs.writer import RunWriter
 from mixmatch.signals import PendingSignals, catch_stop_signals
@@ -277,7 +277,9 @@ def evaluate(
     writer.preview(trainer.preview, session.spec.classes, step)
     console.set_postfix(_short_accuracies(history[-1:]))
     parts = [f"step {step} of {num_steps}", f"loss {values['loss']:.3f}", *_accuracies(history[-1])]
-    parts += _best_accuracy(history)
+    best = session.progress.best_validation()
+    if best is not None:
+        parts.append(f"best validation accuracy {best.accuracy:.2f}% at step {best.step}")
     console.print(", ".join([*parts, f"{values['steps_per_second']:.1f} steps/s"]))
     for callback in session.callbacks:
         for warning in callback.warnings(history):
@@ -288,15 +290,6 @@ def _accuracies(entry: HistoryEntry) -> list[str]:
     """Return ``test accuracy 96.25%`` and the like, for each set of images."""
     accuracies = {"validation": entry.validation_accuracy, "test": entry.test_accuracy}
     return [f"{name} accuracy {value:.2f}%" for name, value in accuracies.items() if value is not None]
-
-
-def _best_accuracy(history: Sequence[HistoryEntry]) -> list[str]:
-    """Return ``best validation accuracy 96.25% at step 30``, of the test images if there are no validation images."""
-    for name in ("validation", "test"):
-        best = best_evaluation(history, f"{name}_accuracy")
-        if best is not None:
-            return [f"best {name} accuracy {best.accuracy:.2f}% at step {best.step}"]
-    return []
 
 
 def _short_accuracies(entries: Sequence[HistoryEntry]) -> str:
