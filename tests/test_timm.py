@@ -325,6 +325,17 @@ def test_only_the_last_layer_is_trained_while_frozen(method, precision):
     assert any("running_mean" in name for name in changed)
 
 
+def test_the_ema_weights_guess_as_a_frozen_network_too():
+    trainer = trainer_of({"freeze_steps": 2}, mixmatch={"guess_with_ema": True}, train={"batch_size": 4})
+    x = torch.rand(4, 3, 32, 32)
+    for frozen in (True, True, False):
+        trainer.train_step()
+        assert trainer.ema_model.frozen == frozen
+        assert not any(parameter.requires_grad for parameter in trainer.ema_model.parameters())
+        trainer.model.load_state_dict(trainer.ema_model.state_dict())
+        assert torch.equal(trainer.ema_model(x, update_statistics=False), trainer.model(x, update_statistics=False))
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "muon"])
 def test_frozen_layers_stay_as_they_are(optimizer, precision):

@@ -122,6 +122,8 @@ def test_small_rotations_are_those_of_torchvision(degrees):
     inner = slice(3, 12)  # what does not reach beyond the border, which torchvision fills with zeros
     torch.testing.assert_close(result[..., inner, inner], expected[..., inner, inner], atol=1e-5, rtol=0)
     assert result.abs().max() <= 1 and result[..., 0, 0].abs().min() > 0
+    with torch.autocast("cpu", torch.bfloat16):  # as in training with bfloat16
+        assert torch.equal(rotate(x, torch.tensor([np.radians(degrees)], dtype=torch.float32)), result)
 
 
 def test_angles_and_colors_are_sampled_in_their_range_and_leave_the_rest_as_it_was():

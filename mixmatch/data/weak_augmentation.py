@@ -95,8 +95,9 @@ def rotate(x: Tensor, angle: Tensor) -> Tensor:
     """Rotate each of n images (n, c, h, h) counterclockwise by ``angle``, (n,) radians; corners are reflections."""
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     matrices = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
-    grid = F.affine_grid(matrices, list(x.shape), align_corners=False)
-    rotated = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    with torch.autocast(x.device.type, enabled=False):  # bfloat16 is too coarse for positions
+        grid = F.affine_grid(matrices, list(x.shape), align_corners=False)
+        rotated = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
     return rotated.contiguous(memory_format=torch.channels_last)
 
 

@@ -205,6 +205,7 @@ class Trainer:
     def set_execution_mode(self, mode: ExecutionMode) -> None:
         """Execute the steps from now on in this mode."""
         self.mode = mode
+        # These two are compiled or not; the step calls them.
         self._make_examples, self._compute_loss = self.make_examples, self.compute_loss
         if mode.compiled:
             torch.compiler.reset()  # there is a limit of compiled functions per process
@@ -213,7 +214,7 @@ class Trainer:
         self._launch = None
 
     def compile(self) -> None:
-        """Compute one step's gradients, which compiles it, without a message to other processes."""
+        """Compute one step's gradients, which compiles it. No other process is waited for: each may fail to compile."""
         self._freeze()
         with self._preserved_state():
             self.set_inputs()
@@ -236,8 +237,9 @@ class Trainer:
         """Freeze the network for the first steps that ``model.freeze_steps`` asks for; another step is recorded."""
         frozen = self.step < self.freeze_until
         if frozen != self.model.frozen:
-            self.model.freeze(frozen)
-            self.compute_model.freeze(frozen)
+            for network in (self.model, self.compute_model, self.ema_model):
+                network.freeze(frozen)
+            self.ema_model.requires_grad_(False)
             self._launch = None
 
     @contextmanager
@@ -274,7 +276,7 @@ class Trainer:
     # What is read from the device.
 
     def predict(self, images: Images, index: Tensor | None = None) -> Tensor:
-        """Return the class probabilities of the EMA model, see ``evaluation.predict_probabilities``."""
+        """Return the class probabilities of the EMA model, see ``evaluation.compute_outputs``."""
         with self.autocast():
             return compute_outputs(self.ema_model, images, self.device, index, self.distributed).softmax(dim=1)
 
