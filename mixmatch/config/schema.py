@@ -65,7 +65,7 @@ class TrainSettings(Settings):
         "constant", description="constant, cosine (FixMatch's, decays to a fifth) or linear (decays to 0)"
     )
     weight_decay: NonNegative = Field(
-        0.02, description="decoupled weight decay, scaled by lr, of convolution and linear weights only"
+        0.02, description="decoupled weight decay, scaled by lr, of parameters of two and more dimensions"
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="sgd and muon: momentum")
     nesterov: bool = Field(True, description="sgd: Nesterov momentum; muon always uses it")

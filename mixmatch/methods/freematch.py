@@ -45,7 +45,8 @@ class FreeMatch(WeakToStrong[FreeMatchSettings]):
     settings_type = FreeMatchSettings
     loss_names = (*WeakToStrong.loss_names, "loss_fairness")
     descriptions: ClassVar = WeakToStrong.descriptions | {
-        "loss_fairness": "negative cross-entropy of the running class frequencies and those on strong views"
+        "loss_fairness": "negative cross-entropy of mean predictions, each divided by its class frequency: "
+        "running means against strong views"
     }
 
     def __init__(self, settings: FreeMatchSettings, context: MethodContext) -> None:

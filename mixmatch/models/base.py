@@ -26,7 +26,9 @@ class NetworkSettings(Settings):
         description="first steps in which only the last layer is trained; all: a linear probe of the initial weights",
     )
     freeze_layers: CountOrZero = Field(
-        0, description="layers from the input whose weights stay as they are: faster; a block of timm's is a layer"
+        0,
+        description="layers from the input whose weights stay as they are: faster; a block of timm's is a layer; "
+        "of other networks, all but the last are one",
     )
     freeze_batch_norm: bool = Field(
         False, description="keep BatchNorm's running statistics as they are, and normalize with them in training too"
