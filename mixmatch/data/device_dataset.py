@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mixmatch.data.dataset import ImageData
-from mixmatch.data.memory import choose_place, describe_place
+from mixmatch.data.memory import choose_place
 from mixmatch.data.split import Split
 from mixmatch.data.stored_images import Images, StoredImages, select, size_in_bytes, to_memory
 
@@ -66,10 +66,6 @@ class DeviceDataset:
             self.held_out["test"] = keep(data.test_images), data.test_labels.to(device)
         nothing = torch.empty(0, dtype=torch.int64)
         self.set_pseudo_labels(nothing, nothing)
-
-    def describe_place(self) -> str:
-        """Return where the images are, for a message."""
-        return describe_place(self.place, self.device)
 
     def class_frequencies(self) -> Tensor:
         """Return the class frequencies of the split's labeled images, (C,) float64 on the CPU, sum 1."""

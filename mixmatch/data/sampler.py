@@ -13,7 +13,6 @@ from mixmatch.data.device_dataset import DeviceDataset
 
 # Indices are computed for many steps at once and kept where those of the data set are, so that the host rarely copies.
 STEPS_PER_REFILL = 256
-FIRST_REFILL = 225  # a step at which nothing is logged or evaluated by default
 LABELED_STREAM, UNLABELED_STREAM, CLASS_STREAM, FIRST_STREAM_OF_CLASS = 0, 1, 2, 3
 
 
@@ -56,7 +55,7 @@ class Sampler:
         self, count: int, stream: int, step: int, size: int, device: torch.device, labels: Tensor | None = None
     ) -> Tensor:
         """Return this process's part of ``size`` positions in 0 .. count - 1, balanced by ``labels`` if given."""
-        first = max(0, step - (step - FIRST_REFILL) % STEPS_PER_REFILL)
+        first = step - step % STEPS_PER_REFILL
         key = first, count, size
         # New pseudo-labels are a new tensor.
         if stream not in self._cache or self._cache[stream][0] != key or self._cache[stream][1] is not labels:

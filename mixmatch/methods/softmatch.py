@@ -45,7 +45,7 @@ class SoftMatch(WeakToStrong[SoftMatchSettings]):
         rate = 1 - self.settings.momentum
         confidence = guesses.amax(dim=1)
         self.state["mean"].lerp_(confidence.mean(), rate)
-        self.state["variance"].lerp_(confidence.var(correction=int(len(confidence) > 1)), rate)
+        self.state["variance"].lerp_(confidence.var(), rate)
         if self.settings.align:
             mean, running = guesses.mean(dim=0), self.state["prediction"]
             running.copy_(torch.where(running.sum() == 0, mean, running.lerp(mean, rate)))

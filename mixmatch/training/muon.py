@@ -46,23 +46,19 @@ class Muon(torch.optim.Adam):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure: the step is recorded
         """Update the parameters that have gradients."""
-        convolutions = [
-            weight
-            for group in self.param_groups
-            for weight in group["params"]
-            if weight.dim() == 4 and weight.grad is not None
-        ]
-        gradients = [weight.grad for weight in convolutions]
+        gradients: dict[Tensor, Tensor] = {}
         for group in self.param_groups:
-            members = {*group["params"]}
-            self._update([weight for weight in convolutions if weight in members], group["lr"])
-        for weight in convolutions:  # Adam skips parameters without a gradient
+            convolutions = [weight for weight in group["params"] if weight.dim() == 4 and weight.grad is not None]
+            self._update(convolutions, group["lr"])
+            gradients |= {weight: weight.grad for weight in convolutions}
+        for weight in gradients:  # Adam skips parameters without a gradient
             weight.grad = None
         super().step()
-        for weight, gradient in zip(convolutions, gradients, strict=True):
+        for weight, gradient in gradients.items():
             weight.grad = gradient
 
     def _update(self, convolutions: list[Tensor], lr: float | Tensor) -> None:
+        """Update convolutions, which have gradients."""
         by_shape: dict[torch.Size, list[Tensor]] = {}
         for weight in convolutions:
             by_shape.setdefault(weight.shape, []).append(weight)

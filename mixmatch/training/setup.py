@@ -11,6 +11,7 @@ from torch import Tensor
 from mixmatch.config import Config, merge_for_resume
 from mixmatch.data import ImageData, load_data
 from mixmatch.data.dataset import ImageSpec
+from mixmatch.data.memory import describe_place
 from mixmatch.data.split import Split, make_split, read_split
 from mixmatch.distributed import DistributedContext
 from mixmatch.errors import UserError
@@ -115,7 +116,7 @@ def prepare(
         load_checkpoint(trainer, *checkpoint, run.path)
         messages += describe_resume(run.path, progress, config.train.steps, environment)
     else:
-        where = trainer.dataset.describe_place()
+        where = describe_place(trainer.dataset.place, device)
         messages += [f"{run.path}: {describe_run(config, data, split)} in {precision}, {environment}, images {where}"]
         messages += describe_imbalance(data, split) + describe_unmeasured(config, data, split)
         messages += describe_unused(config)
