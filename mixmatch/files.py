@@ -165,13 +165,12 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut. Folders can be opened on POSIX only."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Make a rename survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets evaluate CSV cells that start so

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Return the parser of the command line."""
     usage = "python3 -m reproduce [TABLE | --list | --render FILE] [options]"
-    parser = Parser(usage, __doc__ or "")
+    parser = Parser(usage=usage, description=__doc__)
     parser.add_argument("table", nargs="?", help="name of a table, or a table file of your own (.yml)")
     alone = parser.add_mutually_exclusive_group()
     alone.add_argument("--list", action="store_true", help="list the tables")

@@ -133,7 +133,7 @@ def test_the_default_config_is_the_one_in_the_folder_or_the_packages(tmp_path, m
 def test_check_takes_the_arguments_of_train_and_trains_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mixmatch.cli.check.SECONDS", 0.0)
-    assert main(["check", "--config", "digits", *SMALL]) == 0
+    assert main(["train", "--check", "--config", "digits", *SMALL]) == 0
     printed = capsys.readouterr().out
     assert printed.endswith("check passed: ready to train\n") and not list(tmp_path.rglob("config.yml"))
     assert train.main(["--check", "--config", "digits", *SMALL]) == 0
@@ -186,7 +186,7 @@ def test_the_installed_command_does_all_steps_in_an_empty_folder(call, installed
     assert Path(call("python -c 'import mixmatch; print(mixmatch.__file__)'")).is_relative_to(installed.parent)
     assert "  digits " in call("mixmatch list")
     small = " ".join(setting for setting in SMALL if setting != "data.dataset=digits")
-    printed = call(f"mixmatch check --config digits {small} train.steps=20")
+    printed = call(f"mixmatch train --check --config digits {small} train.steps=20")
     assert printed.endswith("check passed: ready to train\n")
 
     path = "runs/digits-20-seed1"

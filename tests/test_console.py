@@ -9,7 +9,6 @@ import pytest
 from mixmatch.training.duration import (
     SHORT_ON_CPU,
     DurationEstimator,
-    Recurring,
     describe_seconds,
     describe_step,
 )
@@ -83,25 +82,9 @@ def test_train_prints_lines_and_warnings_unless_quiet(tmp_path):
     assert error.count("warning: careful\n") == 2
 
 
-@pytest.mark.parametrize(
-    "event, step, num_steps, count",
-    [
-        (Recurring(10), 0, 100, 10),
-        (Recurring(10), 9, 95, 10),  # the last one after step 95
-        (Recurring(10), 10, 95, 9),
-        (Recurring(10), 95, 95, 0),
-        (Recurring(10, start=7, at_end=False), 7, 27, 2),  # before the steps after 7 and 17
-        (Recurring(10, start=7, at_end=False), 8, 28, 2),
-        (Recurring(20, start=7, at_end=False), 8, 27, 0),
-    ],
-)
-def test_what_recurs_is_counted_to_the_end(event, step, num_steps, count):
-    assert event.remaining(step, num_steps) == count
-
-
 def measured(num_steps, seconds, steps=10, start=0):
     """An estimator after some steps of so many seconds each."""
-    estimator = DurationEstimator(0, start, num_steps, {"evaluation": Recurring(100), "checkpoint": Recurring(50)})
+    estimator = DurationEstimator(0, start, num_steps, eval_every=100)
     for step in range(steps):
         estimator.add_steps(start + step + 1, 60 if step < 2 else 60 + (step - 1) * seconds)  # two steps warm up
     return estimator
@@ -111,10 +94,11 @@ def test_the_estimate_adds_what_was_measured_to_the_steps():
     assert math.isnan(measured(1000, 1.0, steps=2).remaining())
     estimator = measured(1000, 1.0)
     assert estimator.remaining() == 990
-    estimator.add("evaluation", 68 + 30)
+    estimator.add_evaluation(68 + 30)
     assert estimator.remaining() == 990 + 10 * 30
-    estimator.add("checkpoint", 68 + 30 + 2)
-    assert estimator.remaining() == 990 + 10 * 30 + 20 * 2
+    estimator = measured(995, 1.0)
+    estimator.add_evaluation(68 + 30)
+    assert estimator.remaining() == 985 + 10 * 30  # the last one after step 995
 
 
 def test_the_estimate_of_a_resumed_run_counts_its_own_steps_only():
@@ -132,10 +116,10 @@ def test_it_is_announced_once_and_again_after_evaluations_that_change_it_much():
     for step in range(11, 101):
         estimator.add_steps(step, 68 + (step - 10))
         assert estimator.announcement(False, True) == []
-    estimator.add("evaluation", 158 + 5)
+    estimator.add_evaluation(158 + 5)
     assert estimator.announcement(True, True) == []  # 50 s of 1,050 s are little
     estimator.add_steps(200, 163 + 100)
-    estimator.add("evaluation", 263 + 125)
+    estimator.add_evaluation(263 + 125)
     assert estimator.announcement(False, True) == []
     (line,) = estimator.announcement(True, True)
     assert line == "about 22 min for the remaining 800 steps (1.0 s a step), evaluations included"
@@ -143,7 +127,7 @@ def test_it_is_announced_once_and_again_after_evaluations_that_change_it_much():
 
 
 def test_runs_that_end_soon_announce_nothing():
-    estimator = DurationEstimator(0, 0, 20, {})
+    estimator = DurationEstimator(0, 0, 20, 20)
     for step in range(1, 20):
         estimator.add_steps(step, step)
         assert estimator.announcement(True, True) == []

@@ -15,7 +15,7 @@ from scipy.io import savemat
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, STL10, SVHN, FashionMNIST
 
 from mixmatch.config import build_config
-from mixmatch.data import DATASETS, DatasetEntry, ImageData, load_data, mnist
+from mixmatch.data import DATASETS, DatasetEntry, ImageData, load_data
 from mixmatch.errors import UserError
 from tests.helpers import CPU, in_memory
 
@@ -330,7 +330,6 @@ def small_mnist(request, tmp_path, monkeypatch, idx_arrays):
         (raw / f"{name}.gz").write_bytes(gzip.compress(idx(array), mtime=0))
     monkeypatch.setattr(source, "resources", [(f"{name}.gz", md5(raw / f"{name}.gz")) for name in idx_arrays])
     monkeypatch.setattr(source, "mirrors", [f"{UNREACHABLE}/"])
-    monkeypatch.setattr(mnist, "INSTALLED", tmp_path / "missing")
     return request.param, source, raw
 
 
@@ -353,19 +352,6 @@ def test_mnist_that_cannot_be_read_or_downloaded(small_mnist, tmp_path, content)
         file.write_bytes(content)
     with pytest.raises(UserError, match=r"raw: cannot read or download .*train-images-idx3-ubyte.gz \(MD5"):
         load(name, tmp_path)
-
-
-def test_fashion_mnist_is_read_from_where_the_system_installs_it(tmp_path, monkeypatch, idx_arrays):
-    for name, array in idx_arrays.items():
-        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
-    monkeypatch.setattr(mnist, "INSTALLED", tmp_path)
-    data = load("fashion_mnist", tmp_path / "data")
-    assert np.array_equal(data.images[..., 0].numpy(), idx_arrays[PARTS[0]]) and data.labels.tolist() == [*range(6)]
-    assert "/" not in "".join(data.classes) and not (tmp_path / "data").exists()
-    for corrupt in (b"x", gzip.compress(idx(idx_arrays[PARTS[0]]))[:-20]):
-        (tmp_path / f"{PARTS[0]}.gz").write_bytes(corrupt)
-        with pytest.raises(UserError, match="reinstall dataset-fashion-mnist"):
-            load("fashion_mnist", tmp_path / "data")
 
 
 def save_mat(path, images, digits):

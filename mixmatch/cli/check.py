@@ -1,4 +1,4 @@
-"""The dry run (``mixmatch check``): read the data, try a few steps, report problems and the expected time."""
+"""The dry run (``--check``): read the data, try a few steps, report problems and the expected time."""
 
 import math
 import os

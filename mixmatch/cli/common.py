@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mixmatch.errors import Diverged, Interrupted, Stopped, UserError, single_line
 from mixmatch.output import print_log
@@ -62,22 +62,8 @@ def next_steps(results: "RunResults", run_dir: Path, imports: Sequence[Path] = (
 class Parser(argparse.ArgumentParser):
     """An argument parser with ``--import FILE``, and with ``key=value`` overrides if ``overrides`` describes them."""
 
-    def __init__(
-        self,
-        usage: str | None = None,
-        description: str | None = None,
-        epilog: str | None = None,
-        overrides: str | None = None,
-        add_help: bool = True,
-    ) -> None:
-        super().__init__(
-            usage=usage,
-            description=description,
-            epilog=epilog,
-            add_help=add_help,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+    def __init__(self, *, overrides: str | None = None, **options: Any) -> None:  # noqa: ANN401 - ArgumentParser's
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
         self.add_argument(
             "--import",
             dest="imports",

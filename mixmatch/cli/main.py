@@ -12,7 +12,6 @@ SUBCOMMANDS = {
     "pseudo-label": "continue a trained run with a pseudo-label stage",
     "predict": "classify image files with a trained model",
     "label": "write a page to label pictures on, and find wrong labels",
-    "check": "read the data, report problems and the expected time of training",
     "compare": "compare runs in a table, a CSV file and a plot",
     "list": "list configs, data sets, methods and networks",
 }
@@ -34,10 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in SUBCOMMANDS:
         print(f"error: {name!r}: unknown command; the commands are {', '.join(SUBCOMMANDS)}", file=sys.stderr)
         return 2
-    if name == "check":
-        from mixmatch.cli import train
-
-        return train.main(rest, subcommand="check")
     module = importlib.import_module(f"mixmatch.cli.{name.replace('-', '_')}")
     code: int = module.main(rest)
     return code

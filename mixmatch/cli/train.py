@@ -10,22 +10,16 @@ from pathlib import Path
 from mixmatch.cli.common import Parser, add_run_dir, command_line, next_steps, run_command
 from mixmatch.errors import UserError
 
-DESCRIPTIONS = {
-    "train": "Train a model on few labels. The same command resumes an unfinished run;\nso does --run-dir alone.",
-    "check": "Read all data, try a few steps, report problems and the expected time.\nNothing is trained.",
-}
 
-
-def make_parser(default_config: Path | None = None, subcommand: str = "train") -> Parser:
+def make_parser(default_config: Path | None = None) -> Parser:
     """Return the parser of the command line; its help lists every key. Arguments as for ``main``."""
-    check = " [--check]" * (subcommand == "train")
     fallback = "config.yml in the current directory if there is one, or the paper's CIFAR-10 run"
     if default_config is not None:
         fallback = f"{default_config.name} of the checkout"
     parser = Parser(
-        usage=f"{command_line(subcommand)} [--config CONFIG] [--run-dir DIRECTORY]{check} [--import FILE] "
+        usage=f"{command_line('train')} [--config CONFIG] [--run-dir DIRECTORY] [--check] [--import FILE] "
         "[key=value ...]",
-        description=DESCRIPTIONS[subcommand],
+        description="Train a model on few labels. The same command resumes an unfinished run;\nso does --run-dir.",
         overrides="overrides of the config: train.lr=0.03",
         epilog=f"keys, defaults and meanings:\n{describe_keys(shutil.get_terminal_size().columns)}",
     )
@@ -37,12 +31,13 @@ def make_parser(default_config: Path | None = None, subcommand: str = "train") -
         f"(default: the config stored in the run directory, or {fallback})",
     )
     add_run_dir(parser, "directory of the run (default: runs/<name>-seed<seed>)")
-    if subcommand == "train":
-        parser.add_argument(
-            "--check", action="store_true", help="read all data, try a few steps, report problems and the expected time"
-        )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="train nothing: read all data, try a few steps, report problems and the expected time",
+    )
     parser.add_argument("--refresh-cache", action="store_true", help="decode the pictures of a folder again")
-    parser.set_defaults(check=subcommand == "check", default_config=default_config)
+    parser.set_defaults(default_config=default_config)
     return parser
 
 
@@ -58,15 +53,14 @@ def describe_keys(width: int) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None, default_config: Path | None = None, subcommand: str = "train") -> int:
+def main(arguments: Sequence[str] | None = None, default_config: Path | None = None) -> int:
     """Run the command and return its exit code, see ``run_command``.
 
     Args:
         arguments: of the command line; None for ``sys.argv``.
         default_config: used without ``--config``; None: config.yml in the current directory if there is one.
-        subcommand: ``train`` or ``check``.
     """
-    return run_command(lambda: make_parser(default_config, subcommand), arguments, train_or_check)
+    return run_command(lambda: make_parser(default_config), arguments, train_or_check)
 
 
 def train_or_check(options: Namespace) -> None:

@@ -7,7 +7,7 @@ from mixmatch.data.dataset import DatasetEntry, DataSettings, ImageData, check_i
 from mixmatch.data.digits import load_digits
 from mixmatch.data.folder import FolderSettings, load_folder, report_folder
 from mixmatch.data.memory import check_memory
-from mixmatch.data.mnist import load_fashion_mnist, load_mnist
+from mixmatch.data.mnist import load_mnist
 from mixmatch.data.split import hold_out_test
 from mixmatch.data.stl10 import load_stl10
 from mixmatch.data.svhn import load_svhn
@@ -19,7 +19,7 @@ DATASETS: dict[str, DatasetEntry] = {
     "cifar10": DatasetEntry(load_cifar),
     "cifar100": DatasetEntry(load_cifar),
     "digits": DatasetEntry(load_digits),
-    "fashion_mnist": DatasetEntry(load_fashion_mnist),
+    "fashion_mnist": DatasetEntry(load_mnist),
     "mnist": DatasetEntry(load_mnist),
     "stl10": DatasetEntry(load_stl10),
     "svhn": DatasetEntry(load_svhn),

@@ -1,5 +1,6 @@
 """Free memory of this machine, of its container and of a device, and the peak that this process has used."""
 
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,10 +111,4 @@ def check_memory(
 
 def peak_memory() -> int:
     """Return the largest number of bytes that this process has had in memory so far."""
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,7 +1,7 @@
 """Images in a file, for data sets that are larger than memory, and reading ahead of what needs them."""
 
 import hashlib
-import threading
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -83,7 +83,7 @@ class _File:
     """An open file that threads can read, and that is closed with its last user."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._lock = path, threading.Lock()
+        self._path = path
         self._stream = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
 
     def __del__(self) -> None:
@@ -94,15 +94,11 @@ class _File:
         """Read rows of the file into those of ``target``, (len(rows), bytes). Raise UserError if that fails."""
         size = target.shape[1]
         try:
-            with self._lock:
-                for place, row in zip(target, rows, strict=True):
-                    self._stream.seek(row * size)
-                    view = memoryview(place)
-                    while view:
-                        count = self._stream.readinto(view)
-                        if not count:
-                            raise OSError("it was cut short")
-                        view = view[count:]
+            for place, row in zip(target, rows, strict=True):
+                content = os.pread(self._stream.fileno(), size, row * size)
+                if len(content) < size:
+                    raise OSError("it was cut short")
+                place[:] = np.frombuffer(content, np.uint8)
         except OSError as error:
             raise UserError(
                 f"{self._path}: cannot be read ({describe_error(error)}); --refresh-cache decodes the pictures again"

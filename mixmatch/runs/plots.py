@@ -29,7 +29,6 @@ FONT_FAMILIES = [
     "DejaVu Sans",
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei"),  # Linux
     *("Arial Unicode MS", "Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo"),  # macOS
-    *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Nirmala UI", "Segoe UI"),  # Windows
 ]
 
 

@@ -15,7 +15,6 @@ from mixmatch.errors import UserError
 from mixmatch.methods import METHODS
 from mixmatch.methods.base import MethodContext
 from mixmatch.models import build_network
-from mixmatch.training.device import check_memory_for_network
 from mixmatch.training.precision import choose_precision
 from mixmatch.training.trainer import Trainer
 
@@ -60,7 +59,6 @@ def make_trainer(
         settings.color_jitter,
     )
     dataset = DeviceDataset(data, split, device, settings.keep_on, distributed.local_world_size)
-    check_memory_for_network(config.model, dataset.num_classes, data.shape, device)
     generator = torch.Generator().manual_seed(config.seed)
     network = build_network(config.model, dataset.num_classes, data.shape, generator)
     if method_num_steps is None:

@@ -1,4 +1,4 @@
-"""The device of a run: choosing it, checking its memory, and what bit-identical results depend on."""
+"""The device of a run: choosing it, running out of its memory, and what bit-identical results depend on."""
 
 import warnings
 from collections.abc import Iterator
@@ -7,13 +7,9 @@ from contextlib import contextmanager
 import torch
 
 from mixmatch.config.schema import Config
-from mixmatch.data.memory import free_memory
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 from mixmatch.errors import UserError
-from mixmatch.models import MODELS, ImageShape, NetworkSettings
 from mixmatch.output import log
-
-COPIES = 5  # of the weights: weights, gradients, two moments, EMA
 
 
 def choose_device(name: str, distributed: DistributedContext = SINGLE_PROCESS) -> torch.device:
@@ -62,32 +58,6 @@ def explain_out_of_memory(config: Config, device: torch.device) -> Iterator[None
             f"{device}: out of memory with train.batch_size={config.train.batch_size}; lower it, model.width or "
             "data.image_size, or stop other programs on the device"
         ) from None
-
-
-def check_memory_for_network(
-    settings: NetworkSettings, num_classes: int, shape: ImageShape, device: torch.device
-) -> None:
-    """Check that a network, its gradient, two moments of an optimizer and its EMA fit into memory.
-
-    Args:
-        settings: the ``model`` section.
-        num_classes: C.
-        shape: (c, h, w) of the images.
-        device: where the network is trained.
-
-    Raises:
-        UserError: if they do not.
-    """
-    with torch.device("meta"):
-        network = MODELS[settings.network](settings, num_classes, shape)
-    count = sum(parameter.numel() for parameter in network.parameters())
-    needed = 4 * COPIES * count
-    for place, free in free_memory(device).items():
-        if needed > free:
-            raise UserError(
-                f"model: {settings.display_name()} has {count:,} parameters, training needs {needed / 2**30:.1f} GiB; "
-                f"{place} has {free / 2**30:.1f} GiB of free memory: choose a smaller network"
-            )
 
 
 def describe_environment(device: torch.device, distributed: DistributedContext) -> str:

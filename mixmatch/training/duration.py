@@ -1,8 +1,6 @@
 """How long the rest of a run will take, estimated from the times measured so far."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 WARM_UP_STEPS, MIN_STEPS, MIN_SECONDS = 2, 3, 5.0  # steps not measured, and what the first estimate needs
 SHORTEST_RUN = 30.0  # seconds; nothing is printed about shorter ones
@@ -14,54 +12,28 @@ SHORT_ON_CPU = (
 )
 
 
-@dataclass(frozen=True)
-class Recurring:
-    """What happens at regular steps, such as evaluations.
-
-    Attributes:
-        every: steps in between.
-        start: the first one would be at this step.
-        at_end: whether it also happens after the last step; if not, it happens before a step.
-    """
-
-    every: int
-    start: int = 0
-    at_end: bool = True
-
-    def remaining(self, step: int, num_steps: int) -> int:
-        """Return how often it will happen in a run of ``num_steps``, of which ``step`` are done."""
-        done, end = step - self.start, num_steps - self.start
-        if self.at_end:
-            return -(-end // self.every) - done // self.every if step < num_steps else 0
-        return -(-end // self.every) - -(-done // self.every)
-
-
 class DurationEstimator:
-    """Adds up the times of steps and of what recurs, and estimates the time that the rest takes.
+    """Adds up the times of steps and of evaluations, and estimates the time that the rest takes.
 
-    Times are seconds, values of time.monotonic(). The first steps, which warm up, are not measured.
+    Times are seconds, values of time.monotonic(). The first steps, which warm up, are not measured. The time of
+    checkpoints and of selections of pseudo-labels counts as that of the step after them.
     """
 
-    def __init__(self, now: float, step: int, num_steps: int, recurring: Mapping[str, Recurring]) -> None:
+    def __init__(self, now: float, step: int, num_steps: int, eval_every: int) -> None:
         """Begin to measure.
 
         Args:
             now: the time.
             step: completed steps.
             num_steps: of the whole run.
-            recurring: what happens besides steps, by name.
+            eval_every: steps between evaluations.
         """
-        self.num_steps, self.recurring = num_steps, dict(recurring)
+        self.num_steps, self.eval_every = num_steps, eval_every
         self._started = self._now = now
         self._first = self._step = step
         self._steps, self._step_seconds = 0, 0.0
-        self._seconds: dict[str, list[float]] = {name: [] for name in recurring}
+        self._evaluations, self._evaluation_seconds = 0, 0.0
         self._announced: float | None = None
-
-    def is_due(self, name: str, step: int) -> bool:
-        """Return whether the recurring ``name`` happens when ``step`` steps are done."""
-        event = self.recurring.get(name)
-        return event is not None and (step - event.start) % event.every == 0
 
     def add_steps(self, step: int, now: float) -> None:
         """Add the time since the last call, in which the steps up to ``step`` were done."""
@@ -70,9 +42,10 @@ class DurationEstimator:
             self._step_seconds += now - self._now
         self._step, self._now = step, now
 
-    def add(self, name: str, now: float) -> None:
-        """Add the time since the last call, in which the recurring ``name`` happened."""
-        self._seconds[name].append(now - self._now)
+    def add_evaluation(self, now: float) -> None:
+        """Add the time since the last call, which was an evaluation."""
+        self._evaluations += 1
+        self._evaluation_seconds += now - self._now
         self._now = now
 
     def remaining(self) -> float:
@@ -80,10 +53,9 @@ class DurationEstimator:
         if not self._steps:
             return math.nan
         seconds = (self.num_steps - self._step) * self._step_seconds / self._steps
-        for name, measured in self._seconds.items():
-            if measured:
-                count = self.recurring[name].remaining(self._step, self.num_steps)
-                seconds += count * sum(measured) / len(measured)
+        if self._evaluations:  # the last one is after the last step
+            count = -(-self.num_steps // self.eval_every) - self._step // self.eval_every
+            seconds += count * self._evaluation_seconds / self._evaluations
         return seconds
 
     def announcement(self, evaluated: bool, on_cpu: bool) -> list[str]:
@@ -111,7 +83,7 @@ class DurationEstimator:
 
     def _describe(self, remaining: float) -> str:
         left = self.num_steps - self._step
-        included = "included" if self._seconds.get("evaluation") else "not included"
+        included = "included" if self._evaluations else "not included"
         return (
             f"about {describe_seconds(remaining)} for the remaining {left:,} step{'s' * (left > 1)} "
             f"({describe_step(self._step_seconds / self._steps)} a step), evaluations {included}"

@@ -120,8 +120,8 @@ def explain_failure(error: BaseException) -> str:
     from_compiler = isinstance(error, FileNotFoundError | subprocess.CalledProcessError) or "ompiler" in text
     text = f"{type(error).__name__}: {text}"
     if "riton" in text and importlib.util.find_spec("triton") is None:
-        return f"{text}; install Triton (pip install triton, on Windows triton-windows)"
-    if from_compiler and not any(map(shutil.which, ("cc", "gcc", "g++", "clang", "cl"))):
+        return f"{text}; install Triton (pip install triton)"
+    if from_compiler and not any(map(shutil.which, ("cc", "gcc", "g++", "clang"))):
         return f"{text}; install a C compiler (such as gcc)"
     if from_compiler and not Path(sysconfig.get_paths()["include"], "Python.h").exists():
         return f"{text}; install Python's headers (such as python3-dev)"

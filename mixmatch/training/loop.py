@@ -22,7 +22,7 @@ from mixmatch.signals import PendingSignals, catch_stop_signals
 from mixmatch.training.callbacks import Callback
 from mixmatch.training.console import Console
 from mixmatch.training.device import choose_device, explain_out_of_memory
-from mixmatch.training.duration import DurationEstimator, Recurring
+from mixmatch.training.duration import DurationEstimator
 from mixmatch.training.execution import list_execution_modes, select_execution_mode
 from mixmatch.training.results import code_commit, collect_results, describe_results, summarize
 from mixmatch.training.setup import TrainingSession, find_results, prepare, stored_config
@@ -184,8 +184,7 @@ def run_steps(
     logged_step = trainer.step
 
     def start_estimate() -> DurationEstimator:
-        events = recurring(config, progress.start_step)
-        return DurationEstimator(time.monotonic(), trainer.step, settings.steps, events)
+        return DurationEstimator(time.monotonic(), trainer.step, settings.steps, settings.eval_every)
 
     duration = start_estimate()
     out_of_patience = _is_out_of_patience(session, settings)
@@ -193,8 +192,6 @@ def run_steps(
         for callback in session.callbacks:
             for line in callback.before_step(trainer.step, writer):
                 console.print(line)
-        if duration.is_due("selection", trainer.step):
-            duration.add("selection", time.monotonic())
 
         trainer.train_step()
         step = trainer.step
@@ -222,7 +219,7 @@ def run_steps(
             out_of_patience = _is_out_of_patience(session, settings)
             last = last or out_of_patience
             saving = saving or last or progress.best_validation() != best
-            duration.add("evaluation", time.monotonic())
+            duration.add_evaluation(time.monotonic())
 
         # Read once, by all processes together: a signal that arrives later waits for the next step.
         stop, time_up = trainer.distributed.all_reduce_max([max(pending, default=0), time.monotonic() >= deadline])
@@ -231,9 +228,7 @@ def run_steps(
             now = time.monotonic()
             progress.seconds, clock = progress.seconds + now - clock, now
             progress.step = step
-            duration.add_steps(step, now)
             writer.checkpoint(trainer.state(), progress)
-            duration.add("checkpoint", time.monotonic())
         for line in [] if frozen else duration.announcement(evaluating, on_cpu):
             console.print(line)
         if step == logged_step:
@@ -250,16 +245,6 @@ def run_steps(
 def _is_out_of_patience(session: TrainingSession, settings: TrainSettings) -> bool:
     """Return whether ``train.patience`` ends the run now."""
     return settings.patience is not None and session.progress.evaluations_since_best() >= settings.patience
-
-
-def recurring(config: Config, start_step: int) -> dict[str, Recurring]:
-    """Return what happens besides steps in a run or, if ``start_step`` is above 0, in a pseudo-label stage."""
-    settings, stage = config.train, config.pseudo_label
-    events = {"evaluation": Recurring(settings.eval_every), "checkpoint": Recurring(settings.checkpoint_every)}
-    if start_step and stage.method is None:
-        every = stage.refresh_every or stage.steps  # null: once, before the first step
-        events["selection"] = Recurring(every, start_step, at_end=False)
-    return events
 
 
 def evaluate(
