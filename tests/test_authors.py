@@ -61,7 +61,12 @@ def float64():
 def context():
     frequencies = torch.full((NUM_CLASSES,), 1 / NUM_CLASSES)
     names = [str(i) for i in range(NUM_CLASSES)]
-    return MethodContext(names, frequencies, BATCH_SIZE, 100, 64, CPU, torch.Generator())
+    return MethodContext(names, frequencies, BATCH_SIZE, 100, 64, 1000, (3, 32, 32), CPU, torch.Generator())
+
+
+def make_batch(x, p, views):
+    nothing = torch.empty(0, dtype=torch.int64)
+    return Batch(x, p, views[:1], views[1:], nothing, nothing)
 
 
 def assert_near(ours, theirs, rtol=1e-5, atol=1e-6):
@@ -107,7 +112,7 @@ def test_remixmatch_equals_the_authors_code():
     method = ReMixMatch(ReMixMatchSettings(num_strong_views=2), context())
     x, p, views = authors.batch(0)
     with torch.no_grad():
-        examples = method.make_examples(Networks(network, network), Batch(x, p, views[:1], views[1:]), authors.mixup(0))
+        examples = method.make_examples(Networks(network, network), make_batch(x, p, views), authors.mixup(0))
         loss = method.loss(network, examples, {"lambda_u": 1.5, "lambda_strong": 0.5})
     ours = {"xe": "loss_labeled", "xeu": "loss_unlabeled", "kl": "loss_strong"}
     assert_near(
@@ -128,7 +133,7 @@ def test_fixmatch_equals_the_authors_code():
     masks = []
     for step in range(6):
         x, p, views = authors.batch(step)
-        examples = method.make_examples(Networks(network, network), Batch(x, p, views[:1], views[1:]), None)
+        examples = method.make_examples(Networks(network, network), make_batch(x, p, views), None)
         loss = method.loss(network, examples, {})
         theirs = {name: authors.values[f"step/{step}/{name}"] for name in ("losses_xe", "losses_xeu", "monitors_mask")}
         ours = ("loss_labeled", "loss_unlabeled", "label_weight")

@@ -197,6 +197,62 @@ def test_a_method_without_guesses_trains_and_a_wrong_declaration_is_an_error(reg
         make_toy_trainer(method="no_guesses").train_step()
 
 
+class Adversarial(NoGuesses):
+    """Guesses in the loss, where it takes a gradient of its own, and remembers the last guess for each image."""
+
+    guesses_labels = True
+
+    def __init__(self, settings, context):
+        super().__init__(settings, context)
+        self.state = {"last": torch.zeros(context.num_images, len(context.classes))}
+
+    def make_examples(self, networks, batch, random):
+        assert batch.x.shape[1:] == self.context.image_shape
+        self.indices = batch.x_index, batch.u_index
+        return Examples(torch.cat([batch.x, batch.u[0]]), batch.p)
+
+    def loss(self, network, examples, schedules):
+        size = self.context.batch_size
+        noise = torch.zeros_like(examples.images[size:], requires_grad=True)
+        logits = network(torch.cat([examples.images[:size], examples.images[size:] + noise]), num_batches=2)
+        (direction,) = torch.autograd.grad(logits[size:].logsumexp(dim=1).sum(), noise, retain_graph=True)
+        guesses = logits[size:].softmax(dim=1)
+        self.state["last"][self.indices[1]] = guesses.detach()
+        return Loss(logits.logsumexp(dim=1).mean() + direction.abs().mean(), {}, guesses)
+
+
+def test_a_method_takes_gradients_in_its_loss_and_remembers_images(registries):
+    METHODS["adversarial"] = Adversarial
+    trainer = make_toy_trainer(method="adversarial")
+    before = {name: value.clone() for name, value in trainer.state().items()}
+    preview = trainer.preview()
+    assert not preview["guesses"].requires_grad
+    assert all(torch.equal(before[name], value) for name, value in trainer.state().items())
+    for _ in range(2):
+        trainer.train_step()
+    x_index, u_index = trainer.method.indices
+    assert torch.isin(x_index, trainer.dataset.split_labeled).all()
+    assert torch.isin(u_index, trainer.dataset.split_unlabeled).all()
+    assert (trainer.method.state["last"][u_index].sum(dim=1) - 1).abs().max() < 1e-5
+
+
+def test_random_layers_of_the_ema_network_draw_from_the_run(registries):
+    class Noisy(MODELS["wide_resnet"]):
+        def embed(self, x, num_batches=1, update_statistics=True):
+            features = super().embed(x, num_batches, update_statistics)
+            return features * torch.rand(features.shape, generator=self.generator) if self.training else features
+
+    MODELS["noisy"] = Noisy
+    losses = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        trainer = make_toy_trainer(model={"network": "noisy"}, mixmatch={"guess_with_ema": True})
+        trainer.train_step()
+        trainer.train_step()
+        losses.append(trainer.read_metrics()["loss"])
+    assert losses[0] == losses[1]
+
+
 def test_configs_can_be_pickled():
     for config in (load_config(None), load_config("digits", ["model.width=0.5"])):
         assert pickle.loads(pickle.dumps(config)) == config

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -371,13 +372,13 @@ class Example(Callback):
         return ["halfway"] if step == 6 else []
 
     def evaluate(self, step, writer):
-        return {"step_squared": step**2}
+        return {"step_squared": np.int64(step**2), "own/step": torch.tensor(float(step)), "nothing": None}
 
     def warnings(self, history):
         return [f"step {entry.step} is beyond 10" for entry in history[-1:] if entry.step > 10]
 
     def results(self):
-        return {"steps_seen": self.state["seen"]}
+        return {"steps_seen": np.int64(self.state["seen"])}
 
 
 @pytest.mark.slow
@@ -391,9 +392,18 @@ def test_a_callback_prints_measures_warns_and_joins_the_results(tmp_path, caplog
     assert ("INFO", "halfway") in records and ("WARNING", "step 12 is beyond 10") in records
     assert [entry["step_squared"] for entry in metrics(tmp_path / "run")] == [36, 144]
     assert curves(tmp_path / "run")[0]["train/step_squared"] == [(6, 36), (12, 144)]
+    assert curves(tmp_path / "run")[0]["own/step"] == [(6, 6), (12, 12)]
     assert results.steps_seen == 12 == results_of(tmp_path / "run")["steps_seen"]
     with pytest.raises(UserError, match="two are named 'example'"):
         mixmatch.train(config, tmp_path / "other", callbacks=[Example(), Example()])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part, name", [("evaluate", "test_accuracy"), ("evaluate", "loss"), ("results", "seed")])
+def test_a_callback_cannot_replace_what_the_run_measures(tmp_path, part, name):
+    callback = type("Mine", (Callback,), {part: lambda self, *arguments: {name: 99.0}})()
+    with pytest.raises(UserError, match=f"callbacks: Mine returns '{name}', which the run has; use another name"):
+        mixmatch.train(load_config(None, SMALL), tmp_path / "run", callbacks=[callback])
 
 
 @pytest.mark.slow

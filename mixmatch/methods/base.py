@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
-from mixmatch.models.base import Network
+from mixmatch.models.base import ImageShape, Network
 from mixmatch.settings import Settings
 
 S = TypeVar("S", bound=Settings)
@@ -24,6 +24,8 @@ class MethodContext:
         batch_size: B, labeled images per step and process.
         num_steps: length of the run.
         num_features: size of the network's features (``Network.embed``).
+        num_images: training images, labeled and not.
+        image_shape: (c, h, w).
         device: where the steps run.
         generator: on the CPU, for initial weights.
     """
@@ -33,6 +35,8 @@ class MethodContext:
     batch_size: int
     num_steps: int
     num_features: int
+    num_images: int
+    image_shape: ImageShape
     device: torch.device
     generator: Generator
 
@@ -51,6 +55,8 @@ class Batch(NamedTuple):
     p: Tensor  # (B, C), their labels as distributions
     u: Tensor  # (K, M, c, h, w), K weak views of each unlabeled image
     u_strong: Tensor  # (S, M, c, h, w), S strong views of each
+    x_index: Tensor  # (B,) int64, which training images the labeled ones are, for what a method remembers of each
+    u_index: Tensor  # (M,) int64, the same of the unlabeled ones
 
 
 class Examples(NamedTuple):
@@ -73,7 +79,7 @@ class Method(ABC, Generic[S]):
     """A way to train a network on labeled and unlabeled images.
 
     A step may be compiled, and recorded as a CUDA graph: it must not read device tensors back to the host. Whatever
-    changes from step to step is an argument, random numbers included.
+    changes from step to step is an argument, random numbers included; ``loss`` may draw from ``network.generator``.
 
     Attributes:
         settings_type: the section of the config with the method's name.

@@ -91,7 +91,8 @@ class TensorBoardWriter:
         with explain_os_errors(self.path):
             for name, value in values.items():
                 if isinstance(value, int | float):
-                    self._writer.add_scalar(f"{GROUPS.get(name, 'train')}/{name}", value, step)
+                    tag = name if "/" in name else f"{GROUPS.get(name, 'train')}/{name}"
+                    self._writer.add_scalar(tag, value, step)
 
     def image(self, tag: str, image: Image.Image, step: int) -> None:
         """Add an image."""

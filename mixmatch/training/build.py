@@ -69,6 +69,8 @@ def make_trainer(
         batch_size,
         method_num_steps,
         network.dense.in_features,
+        len(data.images),
+        data.shape,
         device,
         torch.Generator().manual_seed(config.seed),
     )

@@ -1,8 +1,12 @@
 """Callbacks of the training loop."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from mixmatch.errors import UserError
 from mixmatch.runs.progress import HistoryEntry
 from mixmatch.runs.writer import RunWriter
 from mixmatch.training.trainer import Trainer
@@ -34,7 +38,10 @@ class Callback:
         return []
 
     def evaluate(self, step: int, writer: RunWriter) -> dict[str, float | None]:
-        """Return values by name, for metrics.jsonl and TensorBoard."""
+        """Return values by name, for metrics.jsonl and TensorBoard; curves without ``/`` are in the group ``train``.
+
+        Names that the run or another callback has are refused.
+        """
         return {}
 
     def warnings(self, history: Sequence[HistoryEntry]) -> list[str]:
@@ -49,5 +56,19 @@ class Callback:
         return []
 
     def results(self) -> dict[str, Any]:
-        """Return values by name, for results.json."""
+        """Return values by name, for results.json; names as for ``evaluate``."""
         return {}
+
+
+def plain_values(callback: Callback, values: Mapping[str, Any], taken: Collection[str]) -> dict[str, Any]:
+    """Return the values of a callback, scalars of NumPy and torch as numbers.
+
+    Raises:
+        UserError: if a name is taken.
+    """
+    for name in values:
+        if name in taken:
+            raise UserError(
+                f"callbacks: {type(callback).__name__} returns {name!r}, which the run has; use another name"
+            )
+    return {name: value.item() if isinstance(value, np.generic | Tensor) else value for name, value in values.items()}

@@ -19,7 +19,7 @@ from mixmatch.runs.progress import HistoryEntry
 from mixmatch.runs.results import RunResults
 from mixmatch.runs.writer import RunWriter
 from mixmatch.signals import PendingSignals, catch_stop_signals
-from mixmatch.training.callbacks import Callback
+from mixmatch.training.callbacks import Callback, plain_values
 from mixmatch.training.console import Console
 from mixmatch.training.device import choose_device, explain_out_of_memory
 from mixmatch.training.duration import DurationEstimator
@@ -255,7 +255,7 @@ def evaluate(
     step = trainer.step
     measured: dict[str, Any] = {}
     for callback in session.callbacks:
-        measured |= callback.evaluate(step, writer)
+        measured |= plain_values(callback, callback.evaluate(step, writer), {"step", *values, *measured})
     writer.scalars(measured, step)
     history.append(HistoryEntry.model_validate({"step": step, **values, **measured}))
     writer.metrics(history)

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 from mixmatch.config import Config
 from mixmatch.runs.directory import ROOT
 from mixmatch.runs.results import HeldOutResults, RunResults
+from mixmatch.training.callbacks import plain_values
 from mixmatch.training.precision import count_flops
 from mixmatch.training.setup import TrainingSession
 
@@ -42,7 +43,7 @@ def collect_results(config: Config, session: TrainingSession, commit: str) -> Ru
         "commit": commit,
     }
     for callback in session.callbacks:
-        values |= callback.results()
+        values |= plain_values(callback, callback.results(), values)
     return RunResults.model_validate(values)
 
 

@@ -97,7 +97,8 @@ class Trainer:
         self.networks = Networks(self.compute_model, self.ema_model)
         self.groups = group_parameters(settings, self.model, method.head)
         self.optimizer = make_optimizer(settings, self.groups, self.device)
-        self.generator = self.compute_model.generator = torch.Generator(self.device)
+        self.generator = torch.Generator(self.device)
+        self.compute_model.generator = self.ema_model.generator = self.generator
         guesses = method.num_views > 0 and method.guesses_labels
         self.metrics = RunningMetrics(method.loss_names, dataset.num_classes if guesses else 0, self.device)
         # The inputs of a step. They keep their place in memory, where a CUDA graph reads them.
@@ -149,7 +150,8 @@ class Trainer:
         """Augment the images of the step, and let the method turn them into training examples, without gradient."""
         with torch.no_grad(), self.autocast():
             x, u, u_strong = self._augment(augmentation)
-            batch = Batch(x, one_hot(self.indices.x_labels, self.dataset.num_classes), u, u_strong)
+            p = one_hot(self.indices.x_labels, self.dataset.num_classes)
+            batch = Batch(x, p, u, u_strong, self.indices.x_index, self.indices.u_index)
             return self.method.make_examples(self.networks, batch, random)
 
     def compute_loss(self, examples: Examples) -> tuple[Tensor, Tensor]:
@@ -312,11 +314,11 @@ class Trainer:
             preview = {"images": examples.images, "targets": examples.targets}
             guesses = examples.guesses
             if guesses is None and self.metrics.num_classes:  # the loss guesses
-                with torch.no_grad(), self.autocast():
+                with self.autocast():  # with gradients, which the method may need
                     guesses = self.method.loss(self.compute_model, examples, self.schedules).guesses
             if guesses is not None:
                 _, u, u_strong = self._augment(augmentation)
-                preview |= {"views": torch.cat([u, u_strong]), "guesses": guesses}
+                preview |= {"views": torch.cat([u, u_strong]), "guesses": guesses.detach()}
         return preview
 
     # Checkpoints.
