@@ -275,7 +275,8 @@ def test_an_interrupted_stage_ends_in_the_same_weights(parent, tmp_path, monkeyp
 
     assert stage(parent, tmp_path / "whole", *STAGE, REFRESH) == 0
     monkeypatch.setattr(LockedRun, "write_config", interrupt)  # between the first checkpoint and the config
-    assert stage(parent, tmp_path / "cut", *STAGE, REFRESH) == 128 + signal.SIGINT
+    for settings in (SOFTMATCH, STAGE):  # such a directory is as good as new
+        assert stage(parent, tmp_path / "cut", *settings, REFRESH) == 128 + signal.SIGINT
     monkeypatch.undo()
     for step in (31, 35, 38, 41):
         at_step(monkeypatch, step, interrupt)
@@ -285,6 +286,16 @@ def test_an_interrupted_stage_ends_in_the_same_weights(parent, tmp_path, monkeyp
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     assert_same_curves(tmp_path / "whole", tmp_path / "cut")
     assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
+
+
+@pytest.mark.slow
+def test_a_stage_does_not_continue_on_another_split(parent, tmp_path, monkeypatch, capsys):
+    signal_after(monkeypatch, 33, signal.SIGTERM)
+    assert stage(parent, tmp_path / "stage", *SOFTMATCH) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    (tmp_path / "stage" / "split.json").unlink()
+    assert stage(parent, tmp_path / "stage", *SOFTMATCH) == 2
+    assert f"{tmp_path / 'stage' / 'split.json'}: cannot be read" in capsys.readouterr().err
 
 
 def replace_in_config(run, old, new):
@@ -314,7 +325,7 @@ def test_a_stage_by_another_method_belongs_to_its_parent(parent, tmp_path, capsy
     capsys.readouterr()
     assert stage(tmp_path / "run", None, *settings) == 2
     error = capsys.readouterr().err
-    assert message in error and "use another --output-dir" in error and error.count("\n") == 1
+    assert message in error and "use another pseudo_label.name or --output-dir" in error and error.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -398,6 +409,26 @@ def test_main_runs_a_stage_on_a_finished_run(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_signal_in_the_last_step_stops_before_the_stage(tmp_path, monkeypatch, capsys):
+    arguments = [*QUICK, *SOFTMATCH, "pseudo_label.enabled=true"]
+    signal_after(monkeypatch, 30, signal.SIGTERM)
+    assert run(tmp_path / "run", *arguments) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    stage_directory = tmp_path / "run-softmatch"
+    assert f"stopped by SIGTERM before the pseudo-label stage {stage_directory}" in capsys.readouterr().out
+    assert results(tmp_path / "run")["steps"] == 30 and not stage_directory.exists()
+    assert run(tmp_path / "run", *arguments) == 0
+    assert results(stage_directory)["steps"] == 42
+
+
+def test_an_ordinary_run_in_the_place_of_the_stage_is_found_before_training(parent, tmp_path, capsys):
+    shutil.copytree(parent, tmp_path / "run-softmatch")
+    assert run(tmp_path / "run", *QUICK, *SOFTMATCH, "pseudo_label.enabled=true") == 2
+    assert "an ordinary run, not a pseudo-label stage; use another pseudo_label.name" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_true_labels_are_used_for_statistics_only(parent, tmp_path, monkeypatch):
     assert stage(parent, tmp_path / "stage") == 0
     split = json.loads((parent / "split.json").read_text())
@@ -471,7 +502,7 @@ def test_runs_that_are_refused(parent, tmp_path, capsys):
         return error.removeprefix("error: ")
 
     assert refused(tmp_path / "missing").startswith(str(tmp_path / "missing"))
-    for name in ("unfinished", "empty", "damaged", "other"):
+    for name in ("unfinished", "empty", "damaged", "other", "cut"):
         shutil.copytree(parent, tmp_path / name)
     (tmp_path / "unfinished" / "results.json").unlink()
     assert "is not finished" in refused(tmp_path / "unfinished")
@@ -481,10 +512,12 @@ def test_runs_that_are_refused(parent, tmp_path, capsys):
     for path in (tmp_path / "damaged" / "checkpoints").iterdir():
         path.write_bytes(b"x")
     assert "checkpoint" in refused(tmp_path / "damaged")
+    max((tmp_path / "cut" / "checkpoints").iterdir()).write_bytes(b"x")
+    assert "delete its results.json and continue it" in refused(tmp_path / "cut")
     split = json.loads((parent / "split.json").read_text()) | {"fingerprint": "other"}
     (tmp_path / "other" / "split.json").write_text(json.dumps(split))
     assert str(tmp_path / "other" / "split.json") in refused(tmp_path / "other", *STAGE)
-    assert {path.name for path in tmp_path.iterdir()} == {"unfinished", "empty", "damaged", "other"}
+    assert {path.name for path in tmp_path.iterdir()} == {"unfinished", "empty", "damaged", "other", "cut"}
     assert "an ordinary run, not a pseudo-label stage" in refused(parent, "--output-dir", parent)
 
 

@@ -218,6 +218,21 @@ def test_a_finished_run_stays_as_it_is_and_another_config_is_refused(tmp_path, c
 
 
 @pytest.mark.slow
+def test_files_that_a_finished_run_has_lost_are_written_again(tmp_path, capsys):
+    assert run(tmp_path / "run") == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "damaged")
+    for name, content in {"model.safetensors": None, "images.json": b"", "metrics.jsonl": b"garbage\n"}.items():
+        file = tmp_path / "damaged" / name
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        assert run(tmp_path / "damaged") == 0
+        assert file.read_bytes() == (tmp_path / "run" / name).read_bytes()
+        assert "is finished" in (run(tmp_path / "damaged"), capsys.readouterr().out)[1]
+    assert_same_run(tmp_path / "run", tmp_path / "damaged")
+
+
+@pytest.mark.slow
 def test_a_longer_run_is_identical_to_one_that_was_that_long_from_the_start(tmp_path, monkeypatch, capsys):
     path = tmp_path / "run"
     assert run(tmp_path / "whole", "train.steps=20") == 0

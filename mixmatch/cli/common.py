@@ -87,7 +87,7 @@ def directory(value: str) -> Path:
         value.encode()
     except UnicodeEncodeError:
         raise argparse.ArgumentTypeError("must be UTF-8; TensorBoard takes no other paths") from None
-    if not value:
+    if not Path(value).resolve().name or not value:
         raise argparse.ArgumentTypeError("must be the path of a directory")
     return Path(value)
 

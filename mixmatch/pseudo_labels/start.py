@@ -23,6 +23,8 @@ from mixmatch.output import log
 from mixmatch.runs.directory import RunDirectory
 from mixmatch.runs.progress import Progress
 
+OTHER_DIRECTORY = "use another pseudo_label.name or --output-dir"
+
 
 class StageStart(NamedTuple):
     """The first checkpoint of a stage, and the split of its parent."""
@@ -38,6 +40,13 @@ def stage_path(parent: Path, settings: PseudoLabelSettings) -> Path:
         parent = parent.resolve()
     rules = {"none": "control", "threshold": f"threshold-{settings.threshold:g}", "top": f"top-{settings.fraction:g}"}
     return parent.with_name(f"{parent.name}-{settings.name or settings.method or rules[settings.select]}")
+
+
+def refuse_ordinary_run(stage: Path) -> None:
+    """Raise UserError if the directory of a stage contains a run that is none."""
+    saved = RunDirectory(stage).load_newest()
+    if saved is not None and not saved[1].start_step:
+        raise UserError(f"{stage}: is an ordinary run, not a pseudo-label stage; {OTHER_DIRECTORY}")
 
 
 def stage_config(config: Config, start_step: int) -> Config:
@@ -124,8 +133,9 @@ def start_stage(
     state, progress = saved
     results = run.read_results()
     if not allow_unfinished and (results is None or progress.step < results.steps):
+        action = "continue it" if results is None else "delete its results.json and continue it"
         raise UserError(
-            f"{parent}: is not finished, its newest intact checkpoint is at step {progress.step}; continue it, or add "
+            f"{parent}: is not finished, its newest intact checkpoint is at step {progress.step}; {action}, or add "
             "--allow-unfinished"
         )
     # A method's schedules begin with the stage; without a method, the parent's stay where they ended.
@@ -146,13 +156,12 @@ def start_stage(
 def _continued_config(stage: RunDirectory, progress: Progress, parent: RunDirectory, config: Config) -> Config:
     """Return the config of a stage that exists; raise UserError if ``config`` or the parent is another one."""
     start_step, method = progress.start_step, config.method
-    if not start_step:
-        raise UserError(f"{stage.path}: is an ordinary run, not a pseudo-label stage; use another --output-dir")
+    refuse_ordinary_run(stage.path)
     parent_exists = (parent.path / "config.yml").exists()
     if parent_exists and method != progress.parent_method:
         raise UserError(
             f"{stage.path}: continues a run by {progress.parent_method}, but {parent.path} is now one by {method}; "
-            "use another --output-dir"
+            f"{OTHER_DIRECTORY}"
         )
     newest = parent.newest_step()
     if newest > start_step:
@@ -179,6 +188,6 @@ def check_stage(path: Path, stored: Config, config: Config, start_step: int, par
         return
     differing = differing_pseudo_label_keys(stored, config, parent_method)
     if differing:
-        raise UserError(f"{path}: is a stage with other settings: {', '.join(differing)}; use another --output-dir")
+        raise UserError(f"{path}: is a stage with other settings: {', '.join(differing)}; {OTHER_DIRECTORY}")
     if config.train.steps != start_step + stored.pseudo_label.steps:
         raise UserError(f"{path}: train.steps and pseudo_label.steps of a pseudo-label stage cannot be changed")

@@ -125,6 +125,15 @@ class RunDirectory:
                 f"{file}: cannot be read ({describe_error(error)}); continue the run to write it again"
             ) from None
 
+    def is_complete(self) -> bool:
+        """Return whether what a finished run has besides its results and checkpoints is there and not damaged."""
+        try:
+            self.read_images()
+            self.read_metrics()
+        except UserError:
+            return False
+        return (self.path / "model.safetensors").exists()
+
     def load_newest(self) -> tuple[dict[str, Tensor], Progress] | None:
         """Return the newest valid checkpoint, with a warning about corrupt ones; None if there are no checkpoints.
 
@@ -234,7 +243,7 @@ class LockedRun(RunDirectory):
                 raise RunInUse(f"{self.path}: is in use by {name}; wait for it, or use another --run-dir") from None
             if new and self.exists():
                 raise RunInUse(f"{self.path}: was just made by another process; run the same command again")
-            for leftover in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+            for leftover in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):
                 leftover.unlink(missing_ok=True)
             write_atomically(owner, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
@@ -259,12 +268,9 @@ class LockedRun(RunDirectory):
             self.write("config.yml", to_yaml(config).encode())
 
     def write_data(self, split: Split, spec: ImageSpec) -> None:
-        """Write split.json and images.json; a run that has begun keeps its own."""
-        begun = self.has_begun()
-        if not begun or not self.split_file.exists():
-            self.write("split.json", split.to_json().encode())
-        if not begun or not self.images_file.exists():
-            self.write("images.json", (json.dumps(asdict(spec)) + "\n").encode())
+        """Write split.json and images.json."""
+        self.write("split.json", split.to_json().encode())
+        self.write("images.json", (json.dumps(asdict(spec)) + "\n").encode())
 
     def write_metrics(self, history: Sequence[HistoryEntry]) -> None:
         """Write metrics.jsonl."""

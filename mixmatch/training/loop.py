@@ -13,7 +13,7 @@ from mixmatch.errors import Stopped, TimeUp, short_tracebacks
 from mixmatch.inference import Classifier, save_model
 from mixmatch.methods import METHODS
 from mixmatch.output import print_log_unless_configured
-from mixmatch.pseudo_labels.start import StageStart, check_stage, stage_path, start_stage
+from mixmatch.pseudo_labels.start import StageStart, check_stage, refuse_ordinary_run, stage_path, start_stage
 from mixmatch.runs.directory import LockedRun, open_run
 from mixmatch.runs.progress import HistoryEntry
 from mixmatch.runs.results import RunResults
@@ -66,19 +66,23 @@ def train(
         Stopped: after a signal and a checkpoint. It is a KeyboardInterrupt, not an Exception.
         TimeUp: after the deadline and a checkpoint.
     """
-
-    def run(config: Config, path: Path, start: StageStart | None) -> RunResults:
-        return train_run(config, path, distributed, quiet, deadline, callbacks, start)
-
     path, settings = Path(path), config.pseudo_label
-    with print_log_unless_configured(quiet):
+    with print_log_unless_configured(quiet), catch_stop_signals() as pending:
+
+        def run(config: Config, path: Path, start: StageStart | None) -> RunResults:
+            return train_run(config, path, distributed, quiet, deadline, callbacks, start, pending)
+
         if not settings.enabled:
             return run(config, path, start)
+        stage = stage_path(path, settings)
+        refuse_ordinary_run(stage)  # before hours of training
         without_stage: dict[str, Any] = {"pseudo_label": PseudoLabelSettings()}
         if settings.method is not None and settings.method != config.method:
             without_stage[settings.method] = METHODS[settings.method].settings_type()  # its section is for the stage
         run(config.model_copy(update=without_stage), path, None)
-        stage = stage_path(path, settings)
+        (stop,) = distributed.all_reduce_max([max(pending, default=0)])
+        if stop:  # it came in the last step or later
+            raise Stopped(stop, f"stopped by {signal.Signals(stop).name} before the pseudo-label stage {stage}")
         config, start = distributed.broadcast_from_main(lambda: start_stage(path, stage, config))
         return run(config, stage, start)
 
@@ -91,8 +95,10 @@ def train_run(
     deadline: float,
     callbacks: Sequence[Callback],
     start: StageStart | None,
+    pending: PendingSignals,
 ) -> RunResults:
-    """Train one run; arguments as for ``train``."""
+    """Train one run; arguments as for ``train``, and the signals that stop it."""
+    pending.at_once = True
     console = Console(quiet, distributed.is_main)
     device = choose_device(config.device, distributed)
     with open_run(path, distributed) as run, explain_out_of_memory(config, device):
@@ -115,15 +121,12 @@ def train_run(
         # Train.
         num_steps = config.train.steps
         keep = None if config.train.keep_checkpoints == "all" else config.train.keep_checkpoints
-        with (
-            catch_stop_signals() as pending,
-            RunWriter(run, trainer.step, num_steps, distributed.is_main, keep) as writer,
-        ):
+        modes = list_execution_modes(config.train, device, num_steps - trainer.step)
+        pending.at_once = len(modes) > 1  # compiling takes minutes
+        with RunWriter(run, trainer.step, num_steps, distributed.is_main, keep) as writer:
             for line in session.messages:
                 console.print(line)
             writer.start(hyperparameters(config), trainer.method.descriptions)
-            modes = list_execution_modes(config.train, device, num_steps - trainer.step)
-            pending.at_once = len(modes) > 1  # compiling takes minutes
             select_execution_mode(trainer, modes, console.warn, console.status)
             pending.at_once = False
             with console.bar(trainer.step, num_steps):
@@ -161,7 +164,7 @@ def write_first_files(run: LockedRun, stored: Config, session: TrainingSession, 
     """
     run.create()
     run.write_data(session.split, session.spec)
-    if start is not None and not run.has_begun():
+    if start is not None:
         # Before the config: a stage without it would start at step 0.
         run.save_checkpoint(start.state, start.progress, keep_newest=None)
     run.write_config(stored)

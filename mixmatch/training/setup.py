@@ -87,14 +87,12 @@ def prepare(
     with distributed.main_process_first():
         data = load_data(config.data, device, console.hide_bars)
     checkpoint = distributed.broadcast_from_main(run.load_newest)
-    if checkpoint is not None:
-        start = None
-    elif start is not None:
+    if start is not None:
         checkpoint = start.state, start.progress
-    elif distributed.broadcast_from_main(run.has_results):
+    elif checkpoint is None and distributed.broadcast_from_main(run.has_results):
         raise UserError(f"{run.path}: is finished, but has no checkpoint to continue; use another --run-dir")
     progress = Progress() if checkpoint is None else checkpoint[1]
-    split = distributed.broadcast_from_main(lambda: find_split(run, config, data, start))
+    split = distributed.broadcast_from_main(lambda: find_split(run, config, data, start, progress.start_step))
     precision = distributed.broadcast_from_main(lambda: find_precision(run.path, config, data, device, progress))
     trainer = make_trainer(
         config,
@@ -160,18 +158,22 @@ def stored_config(run: RunDirectory, config: Config) -> Config:
 
 
 def find_results(run: RunDirectory, stored: Config, config: Config) -> RunResults | None:
-    """Return the results of a run that is finished, else None, also if it is being made longer.
+    """Return the results of a run that is finished, else None: also if it is being made longer, or has lost files.
 
     Raises:
         UserError: if it is a pseudo-label stage with other settings than ``config``.
     """
     results = run.read_results(config.train)
-    if results is not None and results.pseudo_label is not None:
+    if results is None or (not run.is_complete() and run.newest_step() >= results.steps):
+        return None
+    if results.pseudo_label is not None:
         check_stage(run.path, stored, config, results.pseudo_label.start_step)
     return results
 
 
-def find_split(run: RunDirectory, config: Config, data: ImageData, start: StageStart | None = None) -> Split:
+def find_split(
+    run: RunDirectory, config: Config, data: ImageData, start: StageStart | None = None, start_step: int = 0
+) -> Split:
     """Return the split of the run or of its parent, the one that the config names, or a new one.
 
     Raises:
@@ -179,8 +181,8 @@ def find_split(run: RunDirectory, config: Config, data: ImageData, start: StageS
     """
     if start is not None:
         file = start.split_file
-    elif run.has_begun() and run.split_file.exists():
-        file = run.split_file
+    elif run.has_begun() and (run.split_file.exists() or start_step):
+        file = run.split_file  # a new one could differ from that of a stage's parent
     elif config.data.split_file:
         return replace(read_split(Path(config.data.split_file), data), test_fingerprint=data.test_fingerprint())
     else:
