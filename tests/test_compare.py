@@ -55,19 +55,21 @@ def test_table_csv_and_plot(runs, tmp_path, capsys):
 
     head, _, mixmatch, stage, supervised = cells(printed)
     assert head == [
-        *("method", "train.steps", "stage"),
+        *("name", "method", "train.steps", "stage"),
         *("test accuracy (%)", "best validation (%)", "runs", "seeds", "seconds"),
     ]
     tests = [results(runs / name)["test_accuracy"] for name in ("a1", "a2")]
     best = [results(runs / name)["best_validation"]["accuracy"] for name in ("a1", "a2")]
-    assert mixmatch[:3] == ["mixmatch", "12", "-"] and mixmatch[5:7] == ["2", "1, 2"]
-    for cell, values in ((mixmatch[3], tests), (mixmatch[4], best)):
+    assert mixmatch[:4] == ["a1, a2", "mixmatch", "12", "-"] and mixmatch[6:8] == ["2", "1, 2"]
+    for cell, values in ((mixmatch[4], tests), (mixmatch[5], best)):
         assert cell == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
-    assert stage[:3] == ["softmatch", "16", "softmatch"] and supervised[:3] == ["supervised", "12", "-"]
-    assert stage[3] == f"{results(runs / 'a1-softmatch')['test_accuracy']:.2f}"
+    assert stage[:4] == ["a1-softmatch", "softmatch", "16", "softmatch"]
+    assert supervised[:4] == ["supervised", "supervised", "12", "-"]
+    assert stage[4] == f"{results(runs / 'a1-softmatch')['test_accuracy']:.2f}"
     assert len({len(line) for line in printed.splitlines() if line[:1] == "|"}) == 1  # aligned
 
     rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    assert [row["name"] for row in rows] == ["a1, a2", "a1-softmatch", "supervised"]
     assert [row["method"] for row in rows] == ["mixmatch", "softmatch", "supervised"]
     assert float(rows[0]["test_accuracy_mean"]) == np.mean(tests)
     assert float(rows[0]["test_accuracy_std"]) == pytest.approx(np.std(tests, ddof=1), rel=1e-12)

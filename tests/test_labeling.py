@@ -161,6 +161,11 @@ def test_the_printed_command_fits_the_run(trained, tmp_path, capsys):
     plugin = tmp_path / "plugin.py"
     plugin.write_text("")
     assert command_of(run, "--import", str(plugin)).endswith(f"name=first-labeled --import {plugin}")
+    assert label.free_name(tmp_path / "x-seed5", 5) == "x-labeled"
+    for expected in ("x-labeled-2", "x-labeled-3"):  # a run that was labeled again
+        newest = tmp_path / f"{expected[:9]}{'-2' * (expected[-1] == '3')}-seed5"
+        newest.mkdir()
+        assert label.free_name(newest, 5) == expected
     stage = tmp_path / "stage"
     assert pseudo_label.main(["--run-dir", str(run), "--output-dir", str(stage), "pseudo_label.steps=2"]) == 0
     assert command_of(stage).startswith(f"3. Train the run that {stage} continued, with data.root={root} ")
@@ -212,6 +217,7 @@ def test_pictures_of_another_folder(trained, tmp_path):
         ("RUN --choose best", "argument --choose: invalid choice: 'best'"),
         ("RUN --output /nowhere/p.html", "/nowhere/p.html: cannot be written"),
         ("RUN nowhere", "nowhere: does not exist"),
+        ("RUN UNLABELED", "unlabeled: is part of"),
         ("nowhere", "nowhere: not a run directory"),
         ("MOVED", "gone: the run's pictures are not there; start where it was trained, or give a FOLDER"),
         ("RUN full", "full: has no pictures to label; give another folder"),
@@ -226,7 +232,11 @@ def test_bad_input_is_one_line(trained, tmp_path, monkeypatch, capsys, arguments
     moved = tmp_path / "moved"
     shutil.copytree(trained / "runs" / "first", moved)
     (moved / "config.yml").write_text(re.sub(r"root: .*", "root: gone", (moved / "config.yml").read_text()))
-    arguments = arguments.replace("MOVED", str(moved)).replace("RUN", str(trained / "runs" / "first"))
+    arguments = (
+        arguments.replace("MOVED", str(moved))
+        .replace("UNLABELED", str(trained / "photos" / "unlabeled"))
+        .replace("RUN", str(trained / "runs" / "first"))
+    )
     assert label.main(arguments.split()) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
@@ -333,6 +343,7 @@ def test_fifty_pictures_are_labeled_by_keyboard_in_a_browser_and_trained_with(tr
     first.click()
     assert name() == changed
     press(keys["猫"])
+    assert browser.find_element("id", "grid").is_displayed()  # back in the review
     write_page_of(run, root, tmp_path / "label.html", 60)
     browser.refresh()
     write_page_of(run, root, tmp_path / "label.html", 55)

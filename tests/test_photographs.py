@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import unicodedata
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from PIL import ExifTags, Image
 from pydantic import TypeAdapter
 
 import main
-from mixmatch.cli import pseudo_label
+from mixmatch.cli import predict, pseudo_label
 from mixmatch.cli.check import plot_inputs
 from mixmatch.cli.part_file import ListedFile
 from mixmatch.cli.predictions import predict_batch
@@ -30,7 +31,7 @@ from mixmatch.errors import UserError
 from mixmatch.inference import load_model
 from mixmatch.training.build import make_trainer
 from tests.factories import data_of_labels, split_of
-from tests.helpers import CPU, SMALL, in_memory
+from tests.helpers import CPU, SMALL, in_memory, signal_after
 from tests.test_predict import make_image
 
 CLASSES = ["cat", "dog"]
@@ -75,6 +76,25 @@ def load(root, text=None, **settings):
 
 def train(root, path, *overrides):
     return main.main(["--run-dir", str(path), *SETTINGS, f"data.root={root}", *overrides])
+
+
+@pytest.mark.slow
+def test_a_moved_folder_is_remembered_and_training_pictures_are_no_test(photos, tmp_path, monkeypatch, capsys):
+    signal_after(monkeypatch, 5, signal.SIGTERM)
+    assert train(photos, tmp_path / "run") == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    moved = photos.rename(tmp_path / "moved")
+    assert train(moved, tmp_path / "run") == 0
+    assert main.main(["--run-dir", str(tmp_path / "run"), "train.steps=13"]) == 0  # finds them without data.root
+    command = ["--run-dir", str(tmp_path / "run"), "--output", str(tmp_path / "p.csv")]
+    for images, expected in ((moved, 4), (moved / "test", 4), (moved / "train", 0)):
+        capsys.readouterr()
+        assert predict.main([*command, str(images)]) == 0
+        printed = capsys.readouterr().out
+        assert (f"of {expected} files whose class is known" in printed) == (expected > 0)
+        assert ("12 files are not part of the accuracy: the network was trained on them" in printed) == (
+            images != moved / "test"
+        )
 
 
 # Labels files
@@ -390,7 +410,6 @@ def test_check_describes_the_folder(photos, tmp_path, capsys):
         f"ignored: {photos / 'more'}/ (1 file)",
         f"only the first page is used of {photos / 'unlabeled' / 'pages.tif'}",
         "13 labeled, 8 unlabeled, 1 validation",
-        "classes are imbalanced: 6 (cat) to 7 (dog) labeled images",
         "12 steps of",
         "memory at its peak: ",
         "check passed, but with 3 warnings, see above",

@@ -1,5 +1,7 @@
 """The command that writes a page to label pictures on."""
 
+import itertools
+import re
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
@@ -68,7 +70,8 @@ def write_label_page(options: Namespace) -> None:
     if options.output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output: writes an HTML file, {options.output} must end in .html")
     run = RunDirectory(options.run)
-    settings = run.read_config().data
+    config = run.read_config()
+    settings = config.data
     train = [f"data.labels={LABELS_FILE}"]  # what the next run changes
     if settings.num_labeled != "all":
         train.append("data.num_labeled=all")
@@ -85,6 +88,9 @@ def write_label_page(options: Namespace) -> None:
         raise UserError(f"{options.run}: its network takes gray images; train one on a folder of pictures")
     settings = settings.model_copy(update={"image_size": model.spec.size})
     if options.folder is not None:
+        own = Path(settings.root).resolve()
+        if options.folder.resolve() != own and options.folder.resolve().is_relative_to(own):
+            raise UserError(f"{options.folder}: is part of {settings.root}, the run's pictures; leave FOLDER out")
         settings = settings.model_copy(update={"root": str(options.folder), "labels": None})
     root = Path(settings.root)
     if options.folder is None and not root.exists():
@@ -99,17 +105,19 @@ def write_label_page(options: Namespace) -> None:
     size = write_page(options.output, selection, root, settings.decoding)
 
     chosen, labeled = selection.num_chosen, selection.items[selection.num_chosen :]
-    contradicted = f"{selection.num_contradicted} labels are contradicted"
-    review = f", {len(labeled)} labeled ones to review ({contradicted})" if labeled else ""
+    doubtful = f"{selection.num_contradicted} look like another class"
+    review = f", {len(labeled)} labeled ones to review ({doubtful})" if labeled else ""
     print(f"{options.output}: {chosen} of {selection.num_unlabeled} unlabeled pictures{review}, {size / 1e6:.1f} MB")
     replaced = "; it replaces the one there, whose labels it has" if (root / LABELS_FILE).exists() else ""
     train.insert(0, f"data.root={root}")
     # With more labels, other images are sampled for validation and testing; this run may have trained on them.
     if not settings.num_test and (index.num_validation or not settings.num_validation):
         train.append(f"init_from={options.run}")
-    train.append(f"name={options.run.resolve().name}-labeled")
+    train.append(f"name={free_name(options.run.resolve(), config.seed)}")
     for path in options.imports:
         train += ["--import", str(path)]
+    if options.folder is not None and root.resolve() != own:
+        print(f"note: this is for training on {root} alone; to add its pictures to the run's, move them there first")
     print(f"1. Open it in a browser, label, and save {LABELS_FILE}.")
     print(f"2. Move {LABELS_FILE} to {root}{replaced}.")
     saved = run.load_newest()
@@ -117,3 +125,10 @@ def write_label_page(options: Namespace) -> None:
         print(f"3. Train the run that {options.run} continued, with {shlex.join(train)}; then this stage.")
     else:
         print(f"3. {command_line('train')} {shlex.join(['--config', str(run.config_file), *train])}")
+
+
+def free_name(run: Path, seed: int) -> str:
+    """Return a name for a run with more labels, ``<run>-labeled`` or with a number, that no run beside it has."""
+    base = re.sub(r"-labeled(-\d+)?$", "", run.name.removesuffix(f"-seed{seed}")) + "-labeled"
+    taken = {path.name.removesuffix(f"-seed{seed}") for path in run.parent.iterdir()}
+    return next(name for number in itertools.count(1) if (name := base + f"-{number}" * (number > 1)) not in taken)

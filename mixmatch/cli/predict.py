@@ -1,5 +1,7 @@
 """The command that classifies image files with a trained model."""
 
+import json
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,4 +87,18 @@ def export_and_predict(options: Namespace) -> None:
         export_onnx(model, options.export, options.export_uint8)
         print(f"{options.export}: written")
     if options.images:
-        write_predictions(model, options.images, outputs)
+        write_predictions(model, options.images, outputs, labeled_files(options.run_dir) if options.run_dir else set())
+
+
+def labeled_files(run_dir: Path) -> set[str]:
+    """Return the real paths of the pictures that a run was trained on with their labels; none if it has no files."""
+    from mixmatch.runs.directory import RunDirectory
+
+    run = RunDirectory(run_dir)
+    try:
+        split = json.loads(run.split_file.read_bytes())
+        names = [split["files"][number] for number in split["labeled"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return set()
+    root = run.read_config().data.root
+    return {os.path.realpath(Path(root, name)) for name in names}

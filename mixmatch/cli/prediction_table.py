@@ -1,7 +1,8 @@
 """The CSV table of predictions, and what is computed from its rows."""
 
 import csv
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from typing import BinaryIO
@@ -80,15 +81,20 @@ def to_row(prediction: Prediction, label: int, classes: Sequence[str]) -> list[s
     return [path, name, max(probabilities), true_class, "", *probabilities]
 
 
-def print_summary(files: Sequence[ListedFile], summary: Summary, classes: Sequence[str]) -> None:
+def print_summary(
+    files: Sequence[ListedFile], summary: Summary, classes: Sequence[str], trained_on: Collection[str]
+) -> None:
     """Print the accuracy on files whose class is known, and how many are uncertain, unreadable, or of several pages."""
-    labels = [
-        (file.true_label, label)
+    known = [
+        (file, file.true_label, label)
         for file, label in zip(files, summary.labels, strict=True)
         if file.true_label is not None and label not in (UNREADABLE, UNCERTAIN)
     ]
+    labels = [(true, label) for file, true, label in known if os.path.realpath(file.path) not in trained_on]
     if labels:
         print(describe_accuracy(labels, classes))
+    if len(labels) < len(known):
+        print(f"{len(known) - len(labels)} files are not part of the accuracy: the network was trained on them")
     if num_uncertain := summary.labels.count(UNCERTAIN):
         print(f"{num_uncertain} of {len(files)} files are below --min-confidence: no class, not part of the accuracy")
     if summary.num_multi_page:

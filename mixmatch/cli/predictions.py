@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,13 +79,16 @@ def check_outputs(outputs: Outputs, classes: Sequence[str]) -> None:
                 raise UserError(f"--copy-by-class: {path} is a file; remove it, or choose another folder")
 
 
-def write_predictions(model: Classifier, images: Sequence[Path], outputs: Outputs) -> None:
+def write_predictions(
+    model: Classifier, images: Sequence[Path], outputs: Outputs, trained_on: Collection[str] = ()
+) -> None:
     """Classify image files, write the results, and print the accuracy on files whose class is known.
 
     Args:
         model: from ``load_model``.
         images: files and folders.
         outputs: what to write.
+        trained_on: real paths that do not count for the accuracy.
 
     Raises:
         UserError: if no file could be read, or something cannot be written.
@@ -104,11 +107,11 @@ def write_predictions(model: Classifier, images: Sequence[Path], outputs: Output
         write_copies(model, files, summary, outputs)
     else:
         num_new, summary = predict_with_part_file(model, files, outputs)
-    print_summary(files, summary, model.classes)
+    print_summary(files, summary, model.classes, trained_on)
     if not summary.num_images:
         raise UserError(f"no image could be read; see the column problem in {outputs.table}")
     rate = f", {num_new / max(time.monotonic() - start, 1e-9):.0f} per second" * bool(num_new)
-    print(f"{summary.num_images} images classified{rate}: {outputs.table}")
+    print(f"{summary.num_images} image{'s' * (summary.num_images != 1)} classified{rate}: {outputs.table}")
     if outputs.copies is not None:
         print(f"copies by class: {outputs.copies}")
 

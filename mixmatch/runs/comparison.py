@@ -84,6 +84,11 @@ class RunGroup:
         means = {step: statistics.mean(curve[step] for curve in averaged) for step in steps}
         return Curves(self.describe(), curves, means)
 
+    @property
+    def name(self) -> str:
+        """The names of the run directories without ``-seed<seed>``."""
+        return ", ".join(dict.fromkeys(run.path.resolve().name.removesuffix(f"-seed{run.seed}") for run in self.runs))
+
     def describe(self) -> str:
         """Return the settings that differ, and the seeds."""
         settings = ", ".join(f"{key}={value}" for key, value in self.settings.items() if value != MISSING)
@@ -147,9 +152,10 @@ def group_runs(runs: Sequence[ComparedRun]) -> list[RunGroup]:
 
 def comparison_table(groups: Sequence[RunGroup]) -> str:
     """Return a table in Markdown with a row for each group of finished runs."""
-    head = [*groups[0].settings, "test accuracy (%)", "best validation (%)", "runs", "seeds", "seconds"]
+    head = ["name", *groups[0].settings, "test accuracy (%)", "best validation (%)", "runs", "seeds", "seconds"]
     rows = [
         [
+            single_line(group.name),
             *group.settings.values(),
             mean_std(group.test_accuracies),
             mean_std(group.best_validations),
@@ -167,13 +173,13 @@ def comparison_csv(groups: Sequence[RunGroup]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     names = [f"{name}_{statistic}" for name in ("test_accuracy", "best_validation") for statistic in ("mean", "std")]
-    writer.writerow([*map(csv_text, groups[0].settings), *names, "num_runs", "seeds", "seconds_mean"])
+    writer.writerow(["name", *map(csv_text, groups[0].settings), *names, "num_runs", "seeds", "seconds_mean"])
     for group in groups:
         settings = ["" if value == MISSING else csv_text(value) for value in group.settings.values()]
         accuracies = [*_mean_and_std(group.test_accuracies), *_mean_and_std(group.best_validations)]
         seeds = " ".join(str(run.seed) for run in group.runs)
         seconds = statistics.mean(results.seconds for results in group.finished)
-        writer.writerow([*settings, *accuracies, len(group.runs), seeds, seconds])
+        writer.writerow([csv_text(group.name), *settings, *accuracies, len(group.runs), seeds, seconds])
     return file.getvalue()
 
 

@@ -76,7 +76,10 @@ def make_trainer(
     )
     method = METHODS[config.method](config.method_settings, context)
     if method.num_views and not split.unlabeled:
-        raise UserError("data: no unlabeled images are left; use fewer labels or data.labeled_as_unlabeled=true")
+        raise UserError(
+            "data: no unlabeled images are left; add some, or use method=supervised, fewer labels, or "
+            "data.labeled_as_unlabeled=true"
+        )
     if method.predicts_rotation and settings.rotate:
         raise UserError(f"data.rotate: {config.method} learns to predict rotations; set one of the two")
     if method.num_strong_views and channels not in (1, 3):

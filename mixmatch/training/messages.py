@@ -57,17 +57,17 @@ def describe_unused(config: Config) -> list[str]:
     used = {config.method, config.pseudo_label.method}
     sections = {name: getattr(config, name) for name in METHODS if name not in used}
     return [
-        f"note: {name}: has no effect with method={config.method}; set method={name}, or remove it"
+        f"note: settings of {name} have no effect with method={config.method}"
         for name, section in sections.items()
         if section != type(section)()
     ]
 
 
 def describe_imbalance(data: ImageData, split: Split) -> list[str]:
-    """Return a note if the classes have different numbers of labeled images."""
+    """Return a note if one class has half as many labeled images again as another."""
     counts = data.labels[split.labeled].bincount(minlength=len(data.classes)).tolist()
     fewest, most = counts.index(min(counts)), counts.index(max(counts))
-    if counts[fewest] == counts[most]:
+    if counts[most] < 1.5 * counts[fewest]:
         return []
     return [
         f"note: classes are imbalanced: {counts[fewest]} ({data.classes[fewest]}) to {counts[most]} "

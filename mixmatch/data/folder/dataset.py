@@ -59,7 +59,7 @@ def read_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> 
     index = index_folder(Path(settings.root), settings.labels)
     if index.problems:
         more = len(index.problems) - 1
-        raise UserError(index.problems[0] + (f" (and {more} more problems; --check lists them)" if more else ""))
+        raise UserError(index.problems[0] + (f" (and {more} more; --check lists all)" if more else ""))
     decoded, decoding_notes = read_pictures(index, settings, device, quiet)
     notes = [*index.notes, *decoding_notes]
     files, unreadable = index.files, decoded.unreadable
@@ -74,6 +74,8 @@ def read_folder(settings: FolderSettings, device: torch.device, quiet: bool) -> 
     if index.unused_files:
         examples = list_examples([index.relative_path(path) for path in index.unused_files])
         notes.append(f"ignored in {index.root}: {examples}")
+        if settings.labels is None and index.root / "labels.csv" in index.unused_files:
+            notes.append("to use labels.csv, set data.labels=labels.csv")
     kept = [*decoded.infos]
     several_pages = [index.paths[i] for i in kept if decoded.infos[i].pages > 1]
     if several_pages:

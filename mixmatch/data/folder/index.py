@@ -134,10 +134,14 @@ def index_folder(root: Path, labels: str | None, min_classes: int = 2) -> Folder
         source, files = root / "train", _find_by_folders(index, labels_file)
     index.classes = sorted({name for _, name in files.train if name})
     if len(index.classes) < min_classes:
-        index.problems.append(f"{source}: needs at least two classes, has {len(index.classes)}")
+        index.problems.append(
+            f"{source}: needs at least two classes, has {len(index.classes)}; sort a few pictures of each into folders"
+        )
     for part, named in (("val/", files.validation), ("test/", files.test)):
         for name in sorted({name for _, name in named} - {*index.classes}):
-            index.problems.append(f"{source}: class {name!r} appears only in {part}")
+            index.problems.append(
+                f"{source}: class {name!r} appears only in {part}; add pictures to train on, or remove it"
+            )
     _check_class_names(index, source)
     numbers = {name: number for number, name in enumerate(index.classes)}
     for file, name in (*files.train, *files.validation, *files.test):
@@ -168,6 +172,12 @@ def _check_class_names(index: FolderIndex, source: Path) -> None:
                 f"{source}: {name!r} would be a class; move its images to {index.root / 'unlabeled'}/ (in a labels "
                 "file, leave the class empty), or rename it if it is a class"
             )
+    alike: dict[str, list[str]] = {}
+    for name in index.classes:
+        alike.setdefault(name.strip().casefold(), []).append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            index.notes.append(f"classes of their own: {', '.join(map(repr, names))}; rename one if they are the same")
     several = [repr(name) for name in index.classes if re.search(r"\S\s*[|;,]\s*\S", name)]
     if several:
         more = f" and {len(several) - 3} more" * (len(several) > 3)
@@ -228,7 +238,9 @@ def read_labels(file: Path, root: Path, notes: list[str]) -> dict[str, LabelRow]
                 if earlier[1:] != row[1:]:
                     raise UserError(f"{file}: {path} has different values in lines {earlier.line} and {row.line}")
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror or error}); set data.labels to a CSV file") from None
+        raise UserError(
+            f"{file}: cannot be read ({error.strerror or error}); set data.labels to a CSV file, relative to data.root"
+        ) from None
     except UnicodeDecodeError:
         raise UserError(f"{file}: not UTF-8; save it as CSV UTF-8") from None
     except csv.Error as error:

@@ -95,9 +95,11 @@ def _describe_pictures(index: FolderIndex, decoded: DecodedPictures, settings: F
 
 
 def _describe_flat(index: FolderIndex, decoded: DecodedPictures) -> Iterator[str]:
-    flat = [index.paths[n] for n, info in decoded.infos.items() if info.flat]
+    flat = [n for n, info in decoded.infos.items() if info.flat]
     if flat:
-        yield f"{count_files(len(flat))} of one flat color; look at them, or set data.background: {list_examples(flat)}"
+        background = ", or set data.background" * any(decoded.infos[n].transparent for n in flat)
+        examples = list_examples([index.paths[n] for n in flat])
+        yield f"{count_files(len(flat))} of one flat color; look at them{background}: {examples}"
 
 
 def _describe_duplicates(index: FolderIndex, decoded: DecodedPictures) -> Iterator[tuple[bool, str]]:
