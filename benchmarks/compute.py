@@ -153,7 +153,7 @@ def percent(text: str) -> float:
 
 def make_parser() -> Parser:
     """Return the parser of the command line."""
-    parser = Parser("python3 benchmarks/compute.py TABLE [options]", __doc__ or "")
+    parser = Parser(usage="python3 benchmarks/compute.py TABLE [options]", description=__doc__)
     parser.add_argument("table", help="as for python3 -m reproduce")
     parser.add_argument("--goals", type=percent, nargs="+", metavar="PERCENT", help="default: those of the reference")
     parser.add_argument("--results", type=Path, metavar="FILE", help="records of runs")

@@ -104,6 +104,8 @@ def render_into(text: str, tables: Path = TABLES, file: Path | None = None) -> s
 def runs_csv(table: Table, file: Path | None = None) -> str:
     """Return the runs of a table that have records as CSV, with the settings of each row and numbers in full precision.
 
+    Accuracies are those of the last evaluation, but ``best_validation_accuracy``.
+
     Args:
         table: the table.
         file: the records; ``Table.records_file`` by default.
@@ -112,17 +114,21 @@ def runs_csv(table: Table, file: Path | None = None) -> str:
         UserError: if the records cannot be read.
     """
     records = read_records(file or table.records_file)
-    keys = [*dict.fromkeys(key for row in table.rows for key in row.settings)]
+    keys = [*dict.fromkeys(key for row in table.rows for key in row.settings if key != "method")]
+    figures = ["validation_accuracy", "best_validation_accuracy", "test_accuracy", "test_accuracy_median20"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", *keys, "seed", "run", "validation_accuracy", "test_accuracy", "steps", "seconds"])
+    writer.writerow(["row", "method", *keys, "stage", "seed", "run", *figures, "steps", "seconds"])
     for row, runs in zip(table.rows, plan(table), strict=True):
         for seed, run in runs.items():
             if run.name in records:
                 results = records[run.name].results
-                cells = [csv_text(text) for text in (row.label, *(row.settings.get(key, "") for key in keys))]
-                figures = [evaluation and evaluation.accuracy for evaluation in (results.validation, results.test)]
-                writer.writerow([*cells, seed, run.name, *figures, results.steps, results.seconds])
+                settings = [row.settings.get(key, "") for key in keys]
+                cells = [csv_text(text) for text in (row.label, results.method, *settings, " ".join(row.stage or []))]
+                last = [evaluation and evaluation.accuracy for evaluation in (results.validation, results.test)]
+                accuracies = [last[0], results.best_validation and results.best_validation.accuracy, last[1]]
+                accuracies.append(results.test_accuracy_median20)
+                writer.writerow([*cells, seed, run.name, *accuracies, results.steps, results.seconds])
     return text.getvalue()
 
 
