@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mixmatch.cli import label, pseudo_label, train
+from mixmatch.config import load_config
 from mixmatch.data.folder.index import index_folder
 from mixmatch.labeling.choose import CANDIDATES, CHOICES, choose
 from mixmatch.labeling.wrong_labels import predict_out_of_fold
@@ -160,12 +161,14 @@ def test_the_printed_command_fits_the_run(trained, tmp_path, capsys):
     assert "init_from" not in command_of(tmp_path / "auto") and "init_from" in command_of(run)
     plugin = tmp_path / "plugin.py"
     plugin.write_text("")
-    assert command_of(run, "--import", str(plugin)).endswith(f"name=first-labeled --import {plugin}")
-    assert label.free_name(tmp_path / "x-seed5", 5) == "x-labeled"
-    for expected in ("x-labeled-2", "x-labeled-3"):  # a run that was labeled again
-        newest = tmp_path / f"{expected[:9]}{'-2' * (expected[-1] == '3')}-seed5"
+    name = load_config(run / "config.yml").name or "first"
+    assert command_of(run, "--import", str(plugin)).endswith(f"name={name}-labeled --import {plugin}")
+    config, newest = load_config(None, ["method=softmatch", "name=x"]), tmp_path / "x-softmatch-seed1"
+    for expected in ("x-labeled", "x-labeled-2", "x-labeled-3"):  # a run that is labeled again and again
+        assert label.free_name(config, newest) == expected
+        config = config.model_copy(update={"name": expected})
+        newest = tmp_path / config.run_name()
         newest.mkdir()
-        assert label.free_name(newest, 5) == expected
     stage = tmp_path / "stage"
     assert pseudo_label.main(["--run-dir", str(run), "--output-dir", str(stage), "pseudo_label.steps=2"]) == 0
     assert command_of(stage).startswith(f"3. Train the run that {stage} continued, with data.root={root} ")

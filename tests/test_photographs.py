@@ -599,7 +599,7 @@ def test_a_run_refuses_changed_photographs(photos, tmp_path, capsys):
     (photos / "unlabeled" / "1.png").unlink()
     assert train(photos, tmp_path / "run", "train.steps=14") == 2
     error = capsys.readouterr().err
-    assert "1 new, such as train/cat/new.png, 2 missing, such as unlabeled/0.png" in error
+    assert "1 new, such as 'train/cat/new.png', 2 missing, such as 'unlabeled/0.png'" in error
     assert "init_from=RUN" in error
 
 
@@ -608,7 +608,7 @@ def test_a_run_and_its_stage_refuse_a_renamed_class(photos, tmp_path, capsys):
     assert train(photos, tmp_path / "run") == 0
     (photos / "test" / "dog").rename(photos / "test" / "wolf")
     (photos / "train" / "dog").rename(photos / "train" / "wolf")
-    message = "split.json: is of other classes than the present ones ('dog' is now 'wolf'); restore the names"
+    message = "split.json: is of other classes than the present ones ('dog' is now 'wolf'); restore them"
     capsys.readouterr()
     assert train(photos, tmp_path / "run", "train.steps=14") == 2
     assert message in capsys.readouterr().err

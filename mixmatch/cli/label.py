@@ -6,9 +6,13 @@ import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mixmatch.cli.common import Parser, command_line, run_command
 from mixmatch.errors import UserError
+
+if TYPE_CHECKING:
+    from mixmatch.config import Config
 
 
 def make_parser() -> Parser:
@@ -113,7 +117,7 @@ def write_label_page(options: Namespace) -> None:
     # With more labels, other images are sampled for validation and testing; this run may have trained on them.
     if not settings.num_test and (index.num_validation or not settings.num_validation):
         train.append(f"init_from={options.run}")
-    train.append(f"name={free_name(options.run.resolve(), config.seed)}")
+    train.append(f"name={free_name(config, options.run)}")
     for path in options.imports:
         train += ["--import", str(path)]
     if options.folder is not None and root.resolve() != own:
@@ -127,8 +131,17 @@ def write_label_page(options: Namespace) -> None:
         print(f"3. {command_line('train')} {shlex.join(['--config', str(run.config_file), *train])}")
 
 
-def free_name(run: Path, seed: int) -> str:
-    """Return a name for a run with more labels, ``<run>-labeled`` or with a number, that no run beside it has."""
-    base = re.sub(r"-labeled(-\d+)?$", "", run.name.removesuffix(f"-seed{seed}")) + "-labeled"
-    taken = {path.name.removesuffix(f"-seed{seed}") for path in run.parent.iterdir()}
-    return next(name for number in itertools.count(1) if (name := base + f"-{number}" * (number > 1)) not in taken)
+def free_name(config: "Config", run: Path) -> str:
+    """Return a name for a run with more labels, ``<name>-labeled`` or with a number, that no run has yet.
+
+    Args:
+        config: of the run before.
+        run: its directory.
+    """
+    base = re.sub(r"-labeled(-\d+)?$", "", config.name or run.resolve().name.removesuffix(f"-seed{config.seed}"))
+    for number in itertools.count(1):
+        name = f"{base}-labeled" + f"-{number}" * (number > 1)
+        directory = config.model_copy(update={"name": name}).run_name()
+        if not any((folder / directory).exists() for folder in (run.resolve().parent, Path("runs"))):
+            break
+    return name

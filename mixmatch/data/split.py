@@ -23,6 +23,7 @@ TEST_SEED = 0  # of the test set, so that accuracies of runs with different seed
 
 IntArray = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+ACTION = "restore them, or start a new run from this one's weights with init_from=RUN"
 
 
 @dataclass(frozen=True)
@@ -293,9 +294,11 @@ def read_split(path: Path, data: ImageData) -> Split:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a split file ({describe_error(error)}); restore it, or use another") from None
     if split.classes not in (None, data.classes):
-        raise UserError(f"{path}: {_compare_classes(split.classes, data.classes)}")
+        changes = _compare(split.classes, data.classes, "their order changed")
+        raise UserError(f"{path}: is of other classes than the present ones ({changes}); {ACTION}")
     if split.fingerprint != data.fingerprint():
-        raise UserError(f"{path}: is of other images than the present ones ({_compare(split.files, data.files)})")
+        changes = _compare(split.files, data.files, "same files, but their pixels or classes changed")
+        raise UserError(f"{path}: is of other images than the present ones ({changes}); {ACTION}")
     labels = data.labels.numpy()
     for indices in (split.labeled, split.unlabeled, split.validation):
         if len(set(indices)) < len(indices) or not set(indices) <= set(range(len(labels))):
@@ -320,27 +323,12 @@ def read_split(path: Path, data: ImageData) -> Split:
     return split
 
 
-def _compare_classes(old: list[str], new: list[str]) -> str:
-    """Return how the classes of a split differ from the present ones."""
-    added, missing = [name for name in new if name not in old], [name for name in old if name not in new]
-    parts = [
-        f"{len(names)} {text}, such as {names[0]!r}" for text, names in (("new", added), ("missing", missing)) if names
-    ]
+def _compare(old: list[str] | None, new: list[str] | None, otherwise: str) -> str:
+    """Return how the names in a split differ from the present ones, ``otherwise`` if they do not or are not known."""
+    added, missing = sorted({*(new or ())} - {*(old or ())}), sorted({*(old or ())} - {*(new or ())})
+    if old is None or new is None or not (added or missing):
+        return otherwise
     if len(added) == len(missing) == 1:
-        parts = [f"{missing[0]!r} is now {added[0]!r}"]
-    return (
-        f"is of other classes than the present ones ({', '.join(parts) or 'their order changed'}); restore the names, "
-        "or start a new run from this one's weights with init_from=RUN"
-    )
-
-
-def _compare(old: list[str] | None, new: list[str] | None) -> str:
-    """Return how the files of a split differ from the present ones."""
-    if old is None or new is None:
-        return "the fingerprints differ"
-    added, missing = sorted({*new} - {*old}), sorted({*old} - {*new})
-    parts = [f"{len(added)} new, such as {added[0]}"] if added else []
-    parts += [f"{len(missing)} missing, such as {missing[0]}"] if missing else []
-    if not parts:
-        return "same files, but their pixels or classes changed"
-    return ", ".join(parts) + "; restore the files, or start a new run from this one's weights with init_from=RUN"
+        return f"{missing[0]!r} is now {added[0]!r}"
+    named = (("new", added), ("missing", missing))
+    return ", ".join(f"{len(names)} {text}, such as {names[0]!r}" for text, names in named if names)
