@@ -90,13 +90,13 @@ class Decoding:
 
     Attributes:
         fit: how pictures that are not square become square: ``crop`` takes the central square, ``pad`` adds black
-            borders, ``stretch`` changes the aspect ratio.
+            borders, ``stretch`` changes the aspect ratio; ``contain`` keeps them as they are, for people to look at.
         background: color behind transparent pictures: white, black, gray or #rrggbb.
         white: value that is white in gray pictures whose format does not say it; None: these are unreadable.
         max_pixels: pictures of more pixels are unreadable.
     """
 
-    fit: Fit = "crop"
+    fit: Fit | Literal["contain"] = "crop"
     background: Background = "white"
     white: White | None = None
     max_pixels: Count = MAX_PIXELS

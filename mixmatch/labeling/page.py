@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+from dataclasses import replace
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +20,7 @@ from mixmatch.errors import single_line
 from mixmatch.files import csv_path, write_atomically
 from mixmatch.labeling.selection import LABELS_FILE, Selection
 
-THUMBNAIL = 200  # pixels of the longer side
+THUMBNAIL, SMALL_THUMBNAIL, FEW = 320, 200, 1000  # pixels of the longer side, small ones for more than a few pictures
 
 
 def write_page(page: Path, selection: Selection, folder: Path, decoding: Decoding) -> int:
@@ -34,8 +35,8 @@ def write_page(page: Path, selection: Selection, folder: Path, decoding: Decodin
     Raises:
         UserError: if it cannot be written.
     """
-    whole = Decoding(fit="pad", background=decoding.background, white=decoding.white, max_pixels=decoding.max_pixels)
-    thumbnails = decode_all((item.file for item in selection.items), THUMBNAIL, options=whole)
+    side = THUMBNAIL if len(selection.items) <= FEW else SMALL_THUMBNAIL
+    thumbnails = decode_all((item.file for item in selection.items), side, options=replace(decoding, fit="contain"))
     entries, rows = [], [*selection.other_labels]
     for item, (_, picture) in zip(selection.items, thumbnails, strict=True):
         if isinstance(picture, Unreadable):

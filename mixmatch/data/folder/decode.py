@@ -55,7 +55,7 @@ class PictureInfo(NamedTuple):
 class Picture(NamedTuple):
     """A decoded picture."""
 
-    pixels: NDArray[np.uint8]  # (size, size, channels)
+    pixels: NDArray[np.uint8]  # (size, size, channels); with fit=contain the longer side is size
     thumbnail: NDArray[np.uint8]  # (THUMBNAIL_SIZE, THUMBNAIL_SIZE), gray, of the whole picture
     info: PictureInfo
 
@@ -243,14 +243,14 @@ def decode_opened(
     image, transparent = _to_rgb(ImageOps.exif_transpose(image), profile, options.background)
     if options.fit == "crop":
         shown = square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    elif options.fit == "pad":
+    elif options.fit in ("pad", "contain"):
         shown = ImageOps.contain(image, (size, size), Image.Resampling.BICUBIC)
-        square = ImageOps.pad(shown, (size, size))
+        square = ImageOps.pad(shown, (size, size)) if options.fit == "pad" else shown
     else:
         shown = square = image.resize((size, size), Image.Resampling.BICUBIC)
     flat = shown.getcolors(1) is not None  # None: more than one
     thumbnail = image.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX).convert("L")
-    pixels = np.array(square if channels == 3 else square.convert("L")).reshape(size, size, channels)
+    pixels = np.array(square if channels == 3 else square.convert("L")).reshape(square.height, square.width, channels)
     return Picture(pixels, np.array(thumbnail), PictureInfo(kind, file_size, pages, transparent, flat, ()))
 
 
