@@ -415,7 +415,7 @@ def test_a_signal_in_the_last_step_stops_before_the_stage(tmp_path, monkeypatch,
     assert run(tmp_path / "run", *arguments) == 128 + signal.SIGTERM
     monkeypatch.undo()
     stage_directory = tmp_path / "run-softmatch"
-    assert f"stopped by SIGTERM before the pseudo-label stage {stage_directory}" in capsys.readouterr().out
+    assert f"stopped by SIGTERM; {tmp_path / 'run'} is finished" in capsys.readouterr().out
     assert results(tmp_path / "run")["steps"] == 30 and not stage_directory.exists()
     assert run(tmp_path / "run", *arguments) == 0
     assert results(stage_directory)["steps"] == 42
@@ -423,6 +423,7 @@ def test_a_signal_in_the_last_step_stops_before_the_stage(tmp_path, monkeypatch,
 
 def test_an_ordinary_run_in_the_place_of_the_stage_is_found_before_training(parent, tmp_path, capsys):
     shutil.copytree(parent, tmp_path / "run-softmatch")
+    shutil.rmtree(tmp_path / "run-softmatch" / "checkpoints")
     assert run(tmp_path / "run", *QUICK, *SOFTMATCH, "pseudo_label.enabled=true") == 2
     assert "an ordinary run, not a pseudo-label stage; use another pseudo_label.name" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

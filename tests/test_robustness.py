@@ -169,8 +169,8 @@ def test_a_run_that_was_to_be_longer_is_finished_at_its_old_length(copy):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--run-dir", ""], "argument --run-dir: must be the path of a directory; see --help"),
-        (["--run-dir", "/"], "argument --run-dir: must be the path of a directory; see --help"),
+        (["--run-dir", ""], "argument --run-dir: must be a directory with a name; see --help"),
+        (["--run-dir", "/"], "argument --run-dir: must be a directory with a name; see --help"),
         (["--nonsense"], "unrecognized arguments: --nonsense; see --help"),
         (["--config", "."], ".: Is a directory; give a YAML file"),
         (["--import"], "argument --import: expected one argument; see --help"),

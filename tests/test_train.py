@@ -218,18 +218,17 @@ def test_a_finished_run_stays_as_it_is_and_another_config_is_refused(tmp_path, c
 
 
 @pytest.mark.slow
-def test_files_that_a_finished_run_has_lost_are_written_again(tmp_path, capsys):
+def test_without_results_a_finished_run_writes_what_it_has_lost(tmp_path):
     assert run(tmp_path / "run") == 0
     shutil.copytree(tmp_path / "run", tmp_path / "damaged")
-    for name, content in {"model.safetensors": None, "images.json": b"", "metrics.jsonl": b"garbage\n"}.items():
-        file = tmp_path / "damaged" / name
-        file.unlink()
-        if content is not None:
-            file.write_bytes(content)
-        assert run(tmp_path / "damaged") == 0
-        assert file.read_bytes() == (tmp_path / "run" / name).read_bytes()
-        assert "is finished" in (run(tmp_path / "damaged"), capsys.readouterr().out)[1]
+    (tmp_path / "damaged" / "metrics.jsonl").write_text("garbage\n")
+    (tmp_path / "damaged" / "images.json").write_text("")
+    for name in ("results.json", "model.safetensors"):
+        (tmp_path / "damaged" / name).unlink()
+    assert run(tmp_path / "damaged") == 0
     assert_same_run(tmp_path / "run", tmp_path / "damaged")
+    for name in ("model.safetensors", "images.json"):
+        assert (tmp_path / "damaged" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
 @pytest.mark.slow

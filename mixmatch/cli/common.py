@@ -88,7 +88,7 @@ def directory(value: str) -> Path:
     except UnicodeEncodeError:
         raise argparse.ArgumentTypeError("must be UTF-8; TensorBoard takes no other paths") from None
     if not Path(value).resolve().name or not value:
-        raise argparse.ArgumentTypeError("must be the path of a directory")
+        raise argparse.ArgumentTypeError("must be a directory with a name")
     return Path(value)
 
 

@@ -92,9 +92,10 @@ def write_label_page(options: Namespace) -> None:
         raise UserError(f"{options.run}: its network takes gray images; train one on a folder of pictures")
     settings = settings.model_copy(update={"image_size": model.spec.size})
     if options.folder is not None:
-        own = Path(settings.root).resolve()
-        if options.folder.resolve() != own and options.folder.resolve().is_relative_to(own):
-            raise UserError(f"{options.folder}: is part of {settings.root}, the run's pictures; leave FOLDER out")
+        own, folder = Path(config.data.root).resolve(), options.folder.resolve()
+        is_other = not isinstance(config.data, FolderSettings) or own != folder
+        if isinstance(config.data, FolderSettings) and own in folder.parents:
+            raise UserError(f"{options.folder}: is part of {own}, the run's pictures; leave FOLDER out")
         settings = settings.model_copy(update={"root": str(options.folder), "labels": None})
     root = Path(settings.root)
     if options.folder is None and not root.exists():
@@ -109,7 +110,7 @@ def write_label_page(options: Namespace) -> None:
     size = write_page(options.output, selection, root, settings.decoding)
 
     chosen, labeled = selection.num_chosen, selection.items[selection.num_chosen :]
-    doubtful = f"{selection.num_contradicted} look like another class"
+    doubtful = f"{selection.num_contradicted} labels look like another class"
     review = f", {len(labeled)} labeled ones to review ({doubtful})" if labeled else ""
     print(f"{options.output}: {chosen} of {selection.num_unlabeled} unlabeled pictures{review}, {size / 1e6:.1f} MB")
     replaced = "; it replaces the one there, whose labels it has" if (root / LABELS_FILE).exists() else ""
@@ -120,8 +121,8 @@ def write_label_page(options: Namespace) -> None:
     train.append(f"name={free_name(config, options.run)}")
     for path in options.imports:
         train += ["--import", str(path)]
-    if options.folder is not None and root.resolve() != own:
-        print(f"note: this is for training on {root} alone; to add its pictures to the run's, move them there first")
+    if options.folder is not None and is_other:
+        print(f"note: this is for training on {root} alone, without the images of {options.run}")
     print(f"1. Open it in a browser, label, and save {LABELS_FILE}.")
     print(f"2. Move {LABELS_FILE} to {root}{replaced}.")
     saved = run.load_newest()

@@ -87,7 +87,7 @@ def export_and_predict(options: Namespace) -> None:
         export_onnx(model, options.export, options.export_uint8)
         print(f"{options.export}: written")
     if options.images:
-        write_predictions(model, options.images, outputs, labeled_files(options.run_dir) if options.run_dir else set())
+        write_predictions(model, options.images, outputs, labeled_files(options.run_dir or options.model.parent))
 
 
 def labeled_files(run_dir: Path) -> set[str]:
@@ -98,7 +98,7 @@ def labeled_files(run_dir: Path) -> set[str]:
     try:
         split = json.loads(run.split_file.read_bytes())
         names = [split["files"][number] for number in split["labeled"]]
-    except (OSError, ValueError, LookupError, TypeError):
+        root = run.read_config().data.root
+    except (OSError, ValueError, LookupError, TypeError, UserError):
         return set()
-    root = run.read_config().data.root
     return {os.path.realpath(Path(root, name)) for name in names}

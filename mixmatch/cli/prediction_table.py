@@ -94,7 +94,7 @@ def print_summary(
     if labels:
         print(describe_accuracy(labels, classes))
     if len(labels) < len(known):
-        print(f"{len(known) - len(labels)} files are not part of the accuracy: the network was trained on them")
+        print(f"not part of the accuracy, because the network was trained on them: {len(known) - len(labels)} files")
     if num_uncertain := summary.labels.count(UNCERTAIN):
         print(f"{num_uncertain} of {len(files)} files are below --min-confidence: no class, not part of the accuracy")
     if summary.num_multi_page:

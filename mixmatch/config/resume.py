@@ -9,7 +9,7 @@ from mixmatch.methods import METHODS
 from mixmatch.settings import short_repr
 
 # A run can be resumed on another machine and computed in another way. Its split file fixes the images, its
-# checkpoints fix the precision. The stored config gets a new data.root.
+# checkpoints fix the precision.
 RESUMABLE_KEYS = (
     "device",
     "data.root",
@@ -30,7 +30,7 @@ INTERVAL_KEYS = (
 
 
 def merge_for_resume(stored: Config, config: Config, reached: int) -> Config:
-    """Return the stored config with the intervals, the length and the ``data.root`` of the requested one.
+    """Return the stored config with the intervals and the length of the requested one.
 
     Args:
         stored: the config of the run.
@@ -58,8 +58,7 @@ def merge_for_resume(stored: Config, config: Config, reached: int) -> Config:
             "use another run directory (--run-dir DIRECTORY, or name=NAME)"
         )
     changed = {key.removeprefix("train."): value_of(config, key) for key in (*INTERVAL_KEYS, "train.steps")}
-    data = stored.data.model_copy(update={"root": config.data.root})
-    return stored.model_copy(update={"data": data, "train": stored.train.model_copy(update=changed)})
+    return stored.model_copy(update={"train": stored.train.model_copy(update=changed)})
 
 
 def differing_keys(a: Config, b: Config, ignoring: Sequence[str] = ()) -> list[str]:

@@ -146,6 +146,8 @@ class Method(ABC, Generic[S]):
     def loss(self, network: Network, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
         """Return the loss of the examples.
 
+        It is also called without gradient, for pictures; what needs one goes into ``with torch.enable_grad()``.
+
         Args:
             network: in training mode.
             examples: from ``make_examples``.

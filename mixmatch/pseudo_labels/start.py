@@ -44,8 +44,12 @@ def stage_path(parent: Path, settings: PseudoLabelSettings) -> Path:
 
 def refuse_ordinary_run(stage: Path) -> None:
     """Raise UserError if the directory of a stage contains a run that is none."""
-    saved = RunDirectory(stage).load_newest()
-    if saved is not None and not saved[1].start_step:
+    run = RunDirectory(stage)
+    if not run.has_begun():
+        return
+    results = run.read_results()
+    saved = run.load_newest() if results is None else None
+    if results.pseudo_label is None if results else saved and not saved[1].start_step:
         raise UserError(f"{stage}: is an ordinary run, not a pseudo-label stage; {OTHER_DIRECTORY}")
 
 
@@ -156,7 +160,8 @@ def start_stage(
 def _continued_config(stage: RunDirectory, progress: Progress, parent: RunDirectory, config: Config) -> Config:
     """Return the config of a stage that exists; raise UserError if ``config`` or the parent is another one."""
     start_step, method = progress.start_step, config.method
-    refuse_ordinary_run(stage.path)
+    if not start_step:
+        raise UserError(f"{stage.path}: is an ordinary run, not a pseudo-label stage; {OTHER_DIRECTORY}")
     parent_exists = (parent.path / "config.yml").exists()
     if parent_exists and method != progress.parent_method:
         raise UserError(

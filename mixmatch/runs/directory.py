@@ -103,7 +103,7 @@ class RunDirectory:
             return TypeAdapter(ImageSpec).validate_python(json.loads(read_file(self.images_file)))
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{self.images_file}: cannot be read ({describe_error(error)}); continue the run to write it again"
+                f"{self.images_file}: cannot be read ({describe_error(error)}); delete results.json and train again"
             ) from None
 
     def read_metrics(self) -> list[HistoryEntry]:
@@ -122,17 +122,8 @@ class RunDirectory:
             return []
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{file}: cannot be read ({describe_error(error)}); continue the run to write it again"
+                f"{file}: cannot be read ({describe_error(error)}); delete results.json and train again"
             ) from None
-
-    def is_complete(self) -> bool:
-        """Return whether what a finished run has besides its results and checkpoints is there and not damaged."""
-        try:
-            self.read_images()
-            self.read_metrics()
-        except UserError:
-            return False
-        return (self.path / "model.safetensors").exists()
 
     def load_newest(self) -> tuple[dict[str, Tensor], Progress] | None:
         """Return the newest valid checkpoint, with a warning about corrupt ones; None if there are no checkpoints.

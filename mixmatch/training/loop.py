@@ -70,19 +70,21 @@ def train(
     with print_log_unless_configured(quiet), catch_stop_signals() as pending:
 
         def run(config: Config, path: Path, start: StageStart | None) -> RunResults:
-            return train_run(config, path, distributed, quiet, deadline, callbacks, start, pending)
+            results = train_run(config, path, distributed, quiet, deadline, callbacks, start, pending)
+            (stop,) = distributed.all_reduce_max([max(pending, default=0)])
+            if stop:  # it came in the last step or later
+                raise Stopped(stop, f"stopped by {signal.Signals(stop).name}; {path} is finished")
+            pending.at_once = True
+            return results
 
         if not settings.enabled:
             return run(config, path, start)
         stage = stage_path(path, settings)
-        refuse_ordinary_run(stage)  # before hours of training
+        distributed.broadcast_from_main(lambda: refuse_ordinary_run(stage))  # before hours of training
         without_stage: dict[str, Any] = {"pseudo_label": PseudoLabelSettings()}
         if settings.method is not None and settings.method != config.method:
             without_stage[settings.method] = METHODS[settings.method].settings_type()  # its section is for the stage
         run(config.model_copy(update=without_stage), path, None)
-        (stop,) = distributed.all_reduce_max([max(pending, default=0)])
-        if stop:  # it came in the last step or later
-            raise Stopped(stop, f"stopped by {signal.Signals(stop).name} before the pseudo-label stage {stage}")
         config, start = distributed.broadcast_from_main(lambda: start_stage(path, stage, config))
         return run(config, stage, start)
 
@@ -116,6 +118,9 @@ def train_run(
         check_stage(path, stored, config, session.progress.start_step)
         commit, trainer = code_commit(), session.trainer
         if distributed.is_main:
+            if config.data.root != stored.data.root:  # the images have moved, and were found
+                data = stored.data.model_copy(update={"root": str(Path(config.data.root).absolute())})
+                stored = stored.model_copy(update={"data": data})
             write_first_files(run, stored, session, start)
 
         # Train.

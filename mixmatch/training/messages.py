@@ -57,7 +57,7 @@ def describe_unused(config: Config) -> list[str]:
     used = {config.method, config.pseudo_label.method}
     sections = {name: getattr(config, name) for name in METHODS if name not in used}
     return [
-        f"note: settings of {name} have no effect with method={config.method}"
+        f"note: {name}: its settings have no effect with method={config.method}"
         for name, section in sections.items()
         if section != type(section)()
     ]

@@ -130,10 +130,10 @@ def prepare(
         Accuracy("test", data.classes),
         LabeledAccuracy(),
         CollapseWarning(data.classes, num_labeled_classes, trainer.method.collapse_hint),
-        *callbacks,
     ]
     if progress.start_step:
         every.append(PseudoLabelStage(config.pseudo_label, progress, data.classes, data.files))
+    every += callbacks
     start_callbacks(every, trainer, progress)
     return TrainingSession(trainer, progress, every, data.spec(), split, messages)
 
@@ -158,15 +158,13 @@ def stored_config(run: RunDirectory, config: Config) -> Config:
 
 
 def find_results(run: RunDirectory, stored: Config, config: Config) -> RunResults | None:
-    """Return the results of a run that is finished, else None: also if it is being made longer, or has lost files.
+    """Return the results of a run that is finished, else None, also if it is being made longer.
 
     Raises:
         UserError: if it is a pseudo-label stage with other settings than ``config``.
     """
     results = run.read_results(config.train)
-    if results is None or (not run.is_complete() and run.newest_step() >= results.steps):
-        return None
-    if results.pseudo_label is not None:
+    if results is not None and results.pseudo_label is not None:
         check_stage(run.path, stored, config, results.pseudo_label.start_step)
     return results
 

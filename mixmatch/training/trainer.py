@@ -314,11 +314,11 @@ class Trainer:
             preview = {"images": examples.images, "targets": examples.targets}
             guesses = examples.guesses
             if guesses is None and self.metrics.num_classes:  # the loss guesses
-                with self.autocast():  # with gradients, which the method may need
+                with torch.no_grad(), self.autocast():
                     guesses = self.method.loss(self.compute_model, examples, self.schedules).guesses
             if guesses is not None:
                 _, u, u_strong = self._augment(augmentation)
-                preview |= {"views": torch.cat([u, u_strong]), "guesses": guesses.detach()}
+                preview |= {"views": torch.cat([u, u_strong]), "guesses": guesses}
         return preview
 
     # Checkpoints.

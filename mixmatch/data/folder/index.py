@@ -134,9 +134,8 @@ def index_folder(root: Path, labels: str | None, min_classes: int = 2) -> Folder
         source, files = root / "train", _find_by_folders(index, labels_file)
     index.classes = sorted({name for _, name in files.train if name})
     if len(index.classes) < min_classes:
-        index.problems.append(
-            f"{source}: needs at least two classes, has {len(index.classes)}; sort a few pictures of each into folders"
-        )
+        action = "name more in the file" if source == labels_file else "sort a few pictures of each into folders"
+        index.problems.append(f"{source}: needs at least two classes, has {len(index.classes)}; {action}")
     for part, named in (("val/", files.validation), ("test/", files.test)):
         for name in sorted({name for _, name in named} - {*index.classes}):
             index.problems.append(
@@ -177,7 +176,7 @@ def _check_class_names(index: FolderIndex, source: Path) -> None:
         alike.setdefault(name.strip().casefold(), []).append(name)
     for names in alike.values():
         if len(names) > 1:
-            index.notes.append(f"classes of their own: {', '.join(map(repr, names))}; rename one if they are the same")
+            index.notes.append(f"classes {' and '.join(map(repr, names))} differ only in case or spaces; rename one")
     several = [repr(name) for name in index.classes if re.search(r"\S\s*[|;,]\s*\S", name)]
     if several:
         more = f" and {len(several) - 3} more" * (len(several) > 3)
