@@ -106,12 +106,20 @@ class DistributedContext:
         return torch.cat(parts)
 
     def broadcast_from_main(self, compute: Callable[[], T]) -> T:
-        """Return the result of ``compute`` in the main process, which alone calls it."""
+        """Return the result of ``compute`` in the main process, which alone calls it; a UserError is raised in all."""
         if self.world_size == 1:
             return compute()
-        values = [compute() if self.is_main else None]
+        values: list[T | UserError | None] = [None]
+        if self.is_main:
+            try:
+                values = [compute()]
+            except UserError as error:
+                values = [error]
         with explain_lost_process():
             dist.broadcast_object_list(values, device=torch.device("cpu"))
+        if isinstance(values[0], UserError):
+            values[0].printed_by_main = not self.is_main
+            raise values[0]
         result: T = values[0]  # type: ignore[assignment] # the broadcast has replaced None
         return result
 

@@ -14,7 +14,12 @@ class UserError(Exception):
     """An error that the user can fix: one line with what is wrong and what to do.
 
     Commands print it without a traceback and exit with code 2.
+
+    Attributes:
+        printed_by_main: whether it is that of the main process, which prints it.
     """
+
+    printed_by_main = False
 
     def __init__(self, message: str) -> None:
         super().__init__(single_line(message))

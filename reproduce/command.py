@@ -109,9 +109,9 @@ def show(table: Table, options: Namespace) -> None:
     """Print the table and write its CSV file, unless a single run was asked for."""
     if options.run is not None:
         return
+    print(f"\n{render(table, options.results)}\n")
     if options.csv is not None:
         write_atomically(options.csv, runs_csv(table, options.results).encode())
-    print(f"\n{render(table, options.results)}\n")
 
 
 def list_tables(options: Namespace) -> str:

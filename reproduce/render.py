@@ -37,10 +37,11 @@ def render(table: Table, file: Path | None = None) -> str:
     outdated = []
     for label, specs in runs.items():
         trained = [run for run in specs.values() if run.name in records]
-        keys = dict.fromkeys(key for run in trained for key in run.differing_keys(records[run.name].config))
-        outdated += [f"{label}: {', '.join(keys)}"] if keys else []
+        differing = (text for run in trained for text in run.differing_keys(records[run.name].config))
+        keys = dict.fromkeys(text.partition(" ")[0] for text in differing)
+        outdated += [f"{label} ({', '.join(keys)})"] if keys else []
     if outdated:
-        parts.append(f"Trained with another config: {'; '.join(outdated)}")
+        parts.append(f"Trained with other settings, to be trained again: {'; '.join(outdated)}.")
     return "\n\n".join(parts)
 
 

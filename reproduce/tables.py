@@ -187,6 +187,13 @@ def plan(table: Table) -> list[dict[int, RunSpec]]:
 
 
 def _plan_run(table: Table, row: Row, seed: int) -> RunSpec:
+    try:
+        return _build_run(table, row, seed)
+    except UserError as error:
+        raise UserError(f"{table.file}: row {row.label!r}: {str(error).removeprefix('config: ')}") from None
+
+
+def _build_run(table: Table, row: Row, seed: int) -> RunSpec:
     source = row.config or table.config
     file = Path(table.file).parent / source
     config = load_config(file if file.is_file() else source, [*table.set, *row.set, f"seed={seed}"])

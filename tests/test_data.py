@@ -285,7 +285,7 @@ def test_cifar10_that_is_missing_or_corrupt(small_cifar10):
     assert len(load("cifar10", small_cifar10).labels) == 10  # unpacked again
     batch.write_bytes(b"")
     (small_cifar10 / CIFAR10.filename).write_bytes(b"not the archive")
-    message = r"cannot read or download CIFAR-10 \(.*download cifar-10-python.tar.gz \(MD5 .*--config digits"
+    message = r"cannot read or download CIFAR-10 \(.*cifar-10-python.tar.gz \(MD5 .*--config digits"
     with pytest.raises(UserError, match=message):
         load("cifar10", small_cifar10)
     (small_cifar10 / CIFAR10.filename).unlink()
@@ -382,7 +382,7 @@ def test_svhn_is_read_as_torchvision_does(small_svhn):
 
 
 def test_svhn_that_cannot_be_read_or_downloaded(small_svhn, monkeypatch):
-    file, message = small_svhn / "train_32x32.mat", r"SVHN .*download train_32x32.mat \(MD5 [0-9a-f]+"
+    file, message = small_svhn / "train_32x32.mat", r"SVHN .*train_32x32.mat \(MD5 [0-9a-f]+"
     file.write_bytes(b"MATLAB 5.0 MAT-file" + bytes(500))
     with pytest.raises(UserError, match=message):
         load("svhn", small_svhn)

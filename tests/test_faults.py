@@ -248,7 +248,7 @@ def test_a_changed_environment_is_printed_once(tmp_path, capsys):
         return capsys.readouterr().out
 
     assert "note:" not in session(1, 4)
-    assert session(2, 8).count("on the CPU with 1 threads to torch") == 1
+    assert session(2, 8).count("on the CPU with 1 thread to torch") == 1
     assert "note:" not in session(2, 12)
 
 

@@ -365,7 +365,7 @@ def test_records_of_another_config_are_marked_until_trained_again(done, tmp_path
     values = {"set": [*read_table(done / "small.yml").set, "train.lr=0.01"], "seeds": [1]}
     table = write_table(tmp_path / "small.yml", **values)
     text = render(read_table(table), tmp_path / "records.jsonl")
-    assert "\nTrained with another config: supervised: train.lr (0.004" in text
+    assert "\nTrained with other settings, to be trained again: supervised (train.lr)" in text
     assert command(tmp_path, "--list", "--tables", tmp_path) == 0
     assert "4 of 4 runs, 4 with another config" in capsys.readouterr().out
     assert command(tmp_path, table, "--quiet") == 0

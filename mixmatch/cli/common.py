@@ -135,6 +135,7 @@ def run_command(
         0 done, 1 diverged, 2 an error that the user can fix (one line on stderr), 128 + N stopped by signal N, 141
         the reader of the output is gone.
     """
+    sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))  # noqa: SIM115 - closed
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names of any kind can be printed
@@ -158,7 +159,8 @@ def run_command(
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at exit
         return 141
     except (UserError, OSError) as error:
-        print(f"error: {'' if rank == '0' else f'rank {rank}: '}{single_line(error)}", file=sys.stderr)
+        if not (isinstance(error, UserError) and error.printed_by_main):
+            print(f"error: {'' if rank == '0' else f'rank {rank}: '}{single_line(error)}", file=sys.stderr)
         try:
             sys.stdout.flush()
         except OSError:  # the disk behind it is full

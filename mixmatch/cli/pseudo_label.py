@@ -10,7 +10,8 @@ def make_parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(
         usage=f"{command_line('pseudo-label')} --run-dir DIRECTORY [--output-dir DIRECTORY] [options] [key=value ...]",
-        description="Continue a trained run with a pseudo-label stage: its confident\npredictions become labels. "
+        description="Continue a trained run with a pseudo-label stage: by another method\n"
+        "(pseudo_label.method=softmatch, recommended), or with confident predictions as labels.\n"
         "The same command resumes an unfinished stage.",
         overrides="overrides of the config: pseudo_label.select=top; keys of pseudo_label, and of the method that "
         f"pseudo_label.method names, see `{command_line('train')} --help`, and device, paths and intervals",

@@ -32,6 +32,8 @@ def load_config(source: Path | str | None, overrides: Sequence[str] = ()) -> Con
     Raises:
         UserError: if the file cannot be read, or a key or value is invalid.
     """
+    if isinstance(overrides, str):
+        raise UserError(f"overrides: must be a list of key=value, got {short_repr(overrides)}")
     values = {} if source is None else read_yaml(find_config(source), text_keys())
     _override(values, overrides)
     return build_config(values, "config" if source is None or overrides else str(source))

@@ -19,7 +19,7 @@ def load_cifar(settings: DataSettings, device: torch.device, quiet: bool) -> Ima
     title, source = ("CIFAR-10", CIFAR10) if settings.dataset == "cifar10" else ("CIFAR-100", CIFAR100)
     check_download(60_000, 32, 3, settings)
     root = Path(settings.root)
-    archive = [(source.filename, source.tgz_md5)]
+    archive = [(source.url, source.tgz_md5)]
     with explain_download_errors(title, root, archive, "; --config digits needs no download"):
         train, test = (source(root, train=part, download=True) for part in (True, False))
     images, test_images = torch.from_numpy(train.data), torch.from_numpy(test.data)

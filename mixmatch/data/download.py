@@ -30,7 +30,7 @@ def explain_download_errors(
     Args:
         title: of the data set.
         folder: directory that its files are in.
-        files: name and MD5 of each file that can be placed there by hand.
+        files: URL and MD5 of each file that can be placed there by hand.
         advice: another way out, if there is one.
 
     Raises:
@@ -42,7 +42,7 @@ def explain_download_errors(
             yield
     except Exception as error:  # a corrupt pickle, archive or MAT-file can raise nearly anything
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or describe_error(error)
-        names = ", ".join(f"{name} (MD5 {md5})" for name, md5 in files)
+        urls = ", ".join(f"{url} (MD5 {md5})" for url, md5 in files)
         raise UserError(
-            f"{folder}: cannot read or download {title} ({reason}); download {names} and put it there{advice}"
+            f"{folder}: cannot read or download {title} ({reason}); put {urls} into this folder{advice}"
         ) from error

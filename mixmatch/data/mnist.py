@@ -19,7 +19,8 @@ def load_mnist(settings: DataSettings, device: torch.device, quiet: bool) -> Ima
     title, source = ("MNIST", MNIST) if settings.dataset == "mnist" else ("Fashion-MNIST", FashionMNIST)
     check_download(70_000, 28, 1, settings)
     raw = Path(settings.root) / source.__name__ / "raw"
-    with explain_download_errors(title, raw, source.resources):
+    files = [(source.mirrors[0] + name, md5) for name, md5 in source.resources]
+    with explain_download_errors(title, raw, files):
         train, test = (source(settings.root, train=part, download=True) for part in (True, False))
     names = [name.replace("/", " or ") for name in train.classes]  # T-shirt/top is not a valid folder name
     images, test_images = train.data.unsqueeze(-1), test.data.unsqueeze(-1)

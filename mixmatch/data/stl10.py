@@ -21,7 +21,7 @@ def load_stl10(settings: DataSettings, device: torch.device, quiet: bool) -> Ima
 
     check_download(NUM_TRAIN + NUM_UNLABELED + NUM_TEST, 96, 3, settings)
     root = Path(settings.root)
-    with explain_download_errors("STL-10", root, [(STL10.filename, STL10.tgz_md5)]):
+    with explain_download_errors("STL-10", root, [(STL10.url, STL10.tgz_md5)]):
         train, test = (STL10(root, split=split, download=True) for split in ("train+unlabeled", "test"))
         lines = (root / STL10.base_folder / STL10.folds_list_file).read_text().splitlines()
         folds = [[int(index) for index in line.split()] for line in lines if line.strip()]

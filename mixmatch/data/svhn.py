@@ -23,8 +23,8 @@ def load_svhn(settings: DataSettings, device: torch.device, quiet: bool) -> Imag
     check_download(sum(NUM_IMAGES[name] for name in names), 32, 3, settings)
     parts = []
     for name in names:
-        _, file, md5 = SVHN.split_list[name]
-        with explain_download_errors("SVHN", Path(settings.root), [(file, md5)]):
+        url, _, md5 = SVHN.split_list[name]
+        with explain_download_errors("SVHN", Path(settings.root), [(url, md5)]):
             part = SVHN(settings.root, split=name, download=True)
         parts.append((np.ascontiguousarray(part.data.transpose(0, 2, 3, 1)), part.labels))
     images, labels = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts[:-1], strict=True))

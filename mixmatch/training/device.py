@@ -65,4 +65,5 @@ def describe_environment(device: torch.device, distributed: DistributedContext) 
     processes = f" in {distributed.world_size} processes" if distributed.world_size > 1 else ""
     if device.type == "cuda":
         return f"torch {torch.__version__} on {torch.cuda.get_device_name(device)}{processes}"
-    return f"torch {torch.__version__} on the CPU with {torch.get_num_threads()} threads{processes}"
+    threads = torch.get_num_threads()
+    return f"torch {torch.__version__} on the CPU with {threads} thread{'s' * (threads > 1)}{processes}"

@@ -5,7 +5,6 @@ from pathlib import Path
 from mixmatch.config import Config
 from mixmatch.data import ImageData
 from mixmatch.data.split import Split
-from mixmatch.methods import METHODS
 from mixmatch.runs.progress import Progress
 
 
@@ -49,17 +48,6 @@ def describe_unmeasured(config: Config, data: ImageData, split: Split) -> list[s
     return [
         "note: there are no validation or test images: accuracy will be unknown; to measure it, start another run with "
         f"data.num_test=0.2 name={name}, which tests on a fifth of the labeled images of each class"
-    ]
-
-
-def describe_unused(config: Config) -> list[str]:
-    """Return a note for each section of another method that was set, and has no effect."""
-    used = {config.method, config.pseudo_label.method}
-    sections = {name: getattr(config, name) for name in METHODS if name not in used}
-    return [
-        f"note: {name}: its settings have no effect with method={config.method}"
-        for name, section in sections.items()
-        if section != type(section)()
     ]
 
 

@@ -34,7 +34,6 @@ from mixmatch.training.messages import (
     describe_resume,
     describe_run,
     describe_unmeasured,
-    describe_unused,
 )
 from mixmatch.training.precision import choose_precision
 from mixmatch.training.trainer import Trainer
@@ -117,7 +116,6 @@ def prepare(
         where = describe_place(trainer.dataset.place, device)
         messages += [f"{run.path}: {describe_run(config, data, split)} in {precision}, {environment}, images {where}"]
         messages += describe_imbalance(data, split) + describe_unmeasured(config, data, split)
-        messages += describe_unused(config)
         if config.init_from is not None:
             messages += load_weights(config.init_from, trainer, data.classes, distributed)
         else:
@@ -182,7 +180,13 @@ def find_split(
     elif run.has_begun() and (run.split_file.exists() or start_step):
         file = run.split_file  # a new one could differ from that of a stage's parent
     elif config.data.split_file:
-        return replace(read_split(Path(config.data.split_file), data), test_fingerprint=data.test_fingerprint())
+        split, count = read_split(Path(config.data.split_file), data), config.data.num_labeled
+        if count not in ("all", len(split.labeled)):
+            raise UserError(
+                f"data.num_labeled: is {count}, but data.split_file labels {len(split.labeled)} images; set "
+                f"data.num_labeled={len(split.labeled)}"
+            )
+        return replace(split, test_fingerprint=data.test_fingerprint())
     else:
         split = make_split(data, config.data, config.seed, METHODS[config.method].labeled_as_unlabeled)
         return replace(split, test_fingerprint=data.test_fingerprint())
@@ -245,7 +249,10 @@ def load_weights(source: str, trainer: Trainer, classes: list[str], distributed:
     """
 
     def read() -> tuple[dict[str, Tensor], list[str]]:
-        model = load_model(source)
+        try:
+            model = load_model(source)
+        except UserError as error:
+            raise UserError(f"init_from: {error}") from None
         return model.network.state_dict(), model.classes
 
     weights, source_classes = distributed.broadcast_from_main(read)
