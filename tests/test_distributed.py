@@ -139,6 +139,10 @@ def test_a_run_in_two_processes_resumes_after_a_kill_and_a_signal_and_in_one_pro
     assert code == 0 and "continuing" in out, err
     assert_same_run(tmp_path / "whole", cut)
 
+    code, _, err = finish(torchrun(start, "main.py", "--run-dir", cut, *LONG, "train.lr=1"))
+    assert code != 0 and "contains a run with another config" in err and "has ended" not in err
+    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1
+
     assert run(tmp_path / "single", *LONG[len(SMALL) :]) == 0
     assert "environment changed" in (printed := capsys.readouterr().out) and "in 2 processes" in printed
     results = json.loads((tmp_path / "whole" / "results.json").read_text())

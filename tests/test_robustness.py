@@ -1,6 +1,7 @@
 """What people, other programs and damaged files do to runs: an error is one line, and no result is silently wrong."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -164,6 +165,14 @@ def test_a_run_that_was_to_be_longer_is_finished_at_its_old_length(copy):
     (copy / "config.yml").write_text(config.replace("steps: 12\n", "steps: 24\n", 1))
     assert again(copy) == 0
     assert (copy / "config.yml").read_text() == config
+
+
+@pytest.mark.slow
+def test_a_run_without_output_trains(tmp_path):
+    command = [sys.executable, "main.py", "--run-dir", str(tmp_path / "run"), *SMALL]
+    shell = f"exec {shlex.join(command)} <&- >&- 2>&-"  # as a daemon
+    assert subprocess.run(["sh", "-c", shell], cwd=ROOT).returncode == 0
+    assert (tmp_path / "run" / "results.json").exists()
 
 
 @pytest.mark.parametrize(
