@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from mixmatch.data.weak_augmentation import rot90
 from mixmatch.methods.base import Batch, Examples, Loss, Method, MethodContext, Networks
 from mixmatch.methods.losses import soft_cross_entropy
 from mixmatch.methods.mixmatch import guess_labels, ramp_up, sharpen
@@ -116,8 +115,7 @@ class ReMixMatch(Method[ReMixMatchSettings]):
         size, targets = self.context.batch_size, examples.targets
         num_mixed = self.num_batches * size
         strong = examples.images[num_mixed:]
-        rotation = torch.arange(size, device=strong.device) % NUM_ROTATIONS  # the order of the images is random already
-        rotated = [rot90(strong, rotation)] if self.predicts_rotation else []
+        rotated = [rotate_by_position(strong)] if self.predicts_rotation else []
         images = torch.cat([examples.images[:num_mixed][self.interleave], strong, *rotated])
         features = network.embed(images, num_batches=self.num_batches + 1 + len(rotated))
         logits = network.dense(features[: num_mixed + size])
@@ -133,10 +131,19 @@ class ReMixMatch(Method[ReMixMatchSettings]):
             + schedules["lambda_strong"] * terms["loss_strong"]
         )
         if self.predicts_rotation:
+            rotation = torch.arange(size, device=targets.device) % NUM_ROTATIONS
             rotation_logits = self.head(features[num_mixed + size :]).to(targets.dtype)
             terms["loss_rotation"] = F.cross_entropy(rotation_logits, rotation)
             total = total + self.settings.lambda_rotation * terms["loss_rotation"]
         return Loss(total, terms, examples.guesses)
+
+
+def rotate_by_position(images: Tensor) -> Tensor:
+    """Rotate image i of (n, c, h, h) by i mod 4 times 90 degrees: the order of the images is random already."""
+    rotated = torch.empty_like(images)
+    for k in range(NUM_ROTATIONS):
+        rotated[k::NUM_ROTATIONS] = images[k::NUM_ROTATIONS].rot90(k, (2, 3))
+    return rotated
 
 
 def align(guesses: Tensor, frequencies: Tensor, prediction: Tensor) -> Tensor:
