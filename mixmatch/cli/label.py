@@ -91,10 +91,9 @@ def write_label_page(options: Namespace) -> None:
     if model.spec.channels != CHANNELS:
         raise UserError(f"{options.run}: its network takes gray images; train one on a folder of pictures")
     settings = settings.model_copy(update={"image_size": model.spec.size})
+    own = Path(config.data.root).resolve() if isinstance(config.data, FolderSettings) else None
     if options.folder is not None:
-        own, folder = Path(config.data.root).resolve(), options.folder.resolve()
-        is_other = not isinstance(config.data, FolderSettings) or own != folder
-        if isinstance(config.data, FolderSettings) and own in folder.parents:
+        if own in options.folder.resolve().parents:
             raise UserError(f"{options.folder}: is part of {own}, the run's pictures; leave FOLDER out")
         settings = settings.model_copy(update={"root": str(options.folder), "labels": None})
     root = Path(settings.root)
@@ -121,7 +120,7 @@ def write_label_page(options: Namespace) -> None:
     train.append(f"name={free_name(config, options.run)}")
     for path in options.imports:
         train += ["--import", str(path)]
-    if options.folder is not None and is_other:
+    if options.folder is not None and root.resolve() != own:
         print(f"note: this is for training on {root} alone, without the images of {options.run}")
     print(f"1. Open it in a browser, label, and save {LABELS_FILE}.")
     print(f"2. Move {LABELS_FILE} to {root}{replaced}.")

@@ -1,6 +1,5 @@
 """The command that classifies image files with a trained model."""
 
-import json
 import os
 from argparse import Namespace
 from collections.abc import Sequence
@@ -92,13 +91,13 @@ def export_and_predict(options: Namespace) -> None:
 
 def labeled_files(run_dir: Path) -> set[str]:
     """Return the real paths of the pictures that a run was trained on with their labels; none if it has no files."""
+    from mixmatch.data.split import load_split
     from mixmatch.runs.directory import RunDirectory
 
     run = RunDirectory(run_dir)
     try:
-        split = json.loads(run.split_file.read_bytes())
-        names = [split["files"][number] for number in split["labeled"]]
-        root = run.read_config().data.root
-    except (OSError, ValueError, LookupError, TypeError, UserError):
+        split, root = load_split(run.split_file), run.read_config().data.root
+        names = [split.files[number] for number in split.labeled] if split.files else []
+    except (UserError, IndexError):  # IndexError: a damaged split
         return set()
     return {os.path.realpath(Path(root, name)) for name in names}

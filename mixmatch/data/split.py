@@ -281,18 +281,27 @@ def _hold_out_groups(groups: Sequence[str] | None, labels: IntArray, num_validat
     return chosen
 
 
+def load_split(path: Path) -> Split:
+    """Read a split file of any images.
+
+    Raises:
+        UserError: if the file cannot be read or is not a split.
+    """
+    try:
+        return TypeAdapter(Split).validate_python(json.loads(read_file(path)))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a split.json") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a split file ({describe_error(error)}); restore it, or use another") from None
+
+
 def read_split(path: Path, data: ImageData) -> Split:
     """Read a split file of the training images ``data``.
 
     Raises:
         UserError: if the file cannot be read, is not a split, or is of other images.
     """
-    try:
-        split = TypeAdapter(Split).validate_python(json.loads(read_file(path)))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a split.json") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a split file ({describe_error(error)}); restore it, or use another") from None
+    split = load_split(path)
     if split.classes not in (None, data.classes):
         changes = _compare(split.classes, data.classes, "their order changed")
         raise UserError(f"{path}: is of other classes than the present ones ({changes}); {ACTION}")
