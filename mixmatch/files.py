@@ -12,23 +12,12 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from mixmatch.errors import UserError
 
 FORMAT_VERSION = 1
-DTYPES = {  # names in safetensors files
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 class DamagedFile(Exception):
@@ -105,26 +94,13 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write tensors and JSON-able ``meta`` to one safetensors file, with a checksum of both.
 
-    The safetensors package would need the memory of the tensors once more, and does not sync the file.
-
     Raises:
         UserError: if it cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    text, end = json.dumps(meta), 0
+    text = json.dumps(meta)
     metadata = {"version": str(FORMAT_VERSION), "meta": text, "sha256": checksum(tensors, text)}
-    header: dict[str, Any] = {"__metadata__": metadata}
-    # Large items first: each then starts at a multiple of its size.
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
-    for name, tensor in ordered:
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with explain_os_errors(path), open_atomically(path) as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for _, tensor in ordered:
-            file.write(_bytes(tensor))
+    write_atomically(path, save(tensors, metadata))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

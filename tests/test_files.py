@@ -12,7 +12,16 @@ from safetensors.torch import save_file
 from mixmatch.errors import UserError
 from mixmatch.files import DamagedFile, load_tensors, save_tensors, write_atomically
 
-TENSORS = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.tensor(3.5), "empty": torch.empty(0)}
+TENSORS = {
+    "a": torch.arange(6.0).view(2, 3),
+    "b.c": torch.tensor(3.5),
+    "bytes": torch.arange(5, dtype=torch.uint8),
+    "empty": torch.empty(0),
+    "half": torch.arange(3.0).bfloat16(),
+    "mask": torch.tensor([True, False]),
+    "steps": torch.tensor(3),
+    "transposed": torch.arange(6.0).view(2, 3).T,
+}
 META = {"step": 7, "history": [{"x": 0.1}, {"x": None}]}
 
 
@@ -21,6 +30,7 @@ def test_tensors_and_meta_are_read_back_exactly(tmp_path):
     tensors, meta = load_tensors(tmp_path / "x")
     assert meta == META and tensors.keys() == TENSORS.keys()
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+    assert all(tensors[name].dtype == TENSORS[name].dtype for name in TENSORS)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 

@@ -7,10 +7,8 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from mixmatch.data.memory import _find_memory_limits, free_memory, peak_memory
-from mixmatch.files import load_tensors, save_tensors
 from tests.helpers import ROOT
 
 MIB = 2**20
@@ -55,22 +53,6 @@ def test_no_limits_without_control_groups(tmp_path):
 def test_a_container_has_less_free_memory_than_its_machine(monkeypatch):
     monkeypatch.setattr("mixmatch.data.memory._find_memory_limits", lambda root: [7 * MIB, 5 * MIB])
     assert free_memory(torch.device("cpu")) == {"this machine": 5 * MIB}
-
-
-def test_files_are_of_the_format_that_safetensors_reads(tmp_path):
-    tensors = {
-        "bytes": torch.arange(5, dtype=torch.uint8),
-        "numbers": torch.rand(3, 2),
-        "half": torch.rand(3).bfloat16(),
-        "scalar": torch.tensor(3),
-        "mask": torch.tensor([True, False]),
-        "none": torch.zeros(0, 4),
-    }
-    save_tensors(tmp_path / "x", tensors, {"é": 1})
-    for loaded in (load_file(tmp_path / "x"), load_tensors(tmp_path / "x")[0]):
-        assert loaded.keys() == tensors.keys()
-        for name, tensor in tensors.items():
-            assert torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype
 
 
 SCRIPT = """
