@@ -223,7 +223,8 @@ class CacheWriter:
     def add(self, found: Found, pictures: Sequence[tuple[int, bytes, str, Picture]]) -> None:
         """Add pictures to the cache and to what was found in it, each with number, path and state of its file."""
         try:
-            self._pixels.write(b"".join(picture.pixels.tobytes() for *_, picture in pictures))
+            for *_, picture in pictures:  # one by one: a batch of large pictures is not copied
+                self._pixels.write(picture.pixels.tobytes())
             self._pixels.flush()
             os.fsync(self._pixels.fileno())
         except OSError:
