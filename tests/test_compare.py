@@ -89,7 +89,7 @@ def test_table_csv_and_plot(runs, tmp_path, capsys):
 @pytest.mark.slow
 def test_curves_are_the_evaluations_and_the_mean_is_that_of_finished_runs(runs):
     (group,) = group_runs([read_run(runs / name) for name in ("a3", "a2", "a1")])
-    assert group.describe() == "all runs (seeds: 1 to 3; unfinished: 3)"
+    assert group.describe() == "a1, a2, a3 (seeds: 1 to 3; unfinished: 3)"
     for accuracy in ("test_accuracy", "validation_accuracy"):
         histories = [{entry["step"]: entry[accuracy] for entry in metrics(runs / f"a{seed}")} for seed in (1, 2, 3)]
         curves = group.curves(accuracy)
@@ -133,6 +133,7 @@ def test_runs_without_a_test_set_are_plotted_by_validation_accuracy(runs, tmp_pa
         (["nowhere"], "none of these is a finished run; left out: nowhere: not a run directory"),
         (["nowhere", "--plot", "curves.png"], "none of these is a finished run"),
         (["nowhere", "--plot", "curves.pdf"], "--plot: must end in .png, got curves.pdf"),
+        (["nowhere", "--csv", "a.png", "--plot", "a.png"], "--plot: is the file of --csv; choose another"),
         ([], "the following arguments are required: RUN"),
     ],
 )

@@ -44,6 +44,8 @@ def compare(options: Namespace) -> None:
 
     if options.plot is not None and options.plot.suffix.lower() != ".png":
         raise UserError(f"--plot: must end in .png, got {options.plot}")
+    if options.plot is not None and options.plot == options.csv:
+        raise UserError("--plot: is the file of --csv; choose another")
     runs, notes = [], []
     for path in {path.resolve(): path for path in options.runs}.values():  # each run once
         try:

@@ -90,11 +90,12 @@ class RunGroup:
         return ", ".join(dict.fromkeys(run.path.resolve().name.removesuffix(f"-seed{run.seed}") for run in self.runs))
 
     def describe(self) -> str:
-        """Return the settings that differ, and the seeds."""
+        """Return the names, the settings that differ, and the seeds."""
         settings = ", ".join(f"{key}={value}" for key, value in self.settings.items() if value != MISSING)
+        what = f"{self.name}: {settings}" if settings else self.name
         unfinished = [run.seed for run in self.runs if run.results is None]
         note = f"; unfinished: {describe_seeds(unfinished)}" if unfinished else ""
-        return f"{settings or 'all runs'} (seeds: {describe_seeds(run.seed for run in self.runs)}{note})"
+        return f"{what} (seeds: {describe_seeds(run.seed for run in self.runs)}{note})"
 
 
 def read_run(path: Path) -> ComparedRun:
