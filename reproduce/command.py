@@ -77,6 +77,8 @@ def reproduce(options: Namespace) -> None:
         UserError: if an option is invalid.
         Diverged: after all other runs are trained, if a run diverged.
     """
+    if not options.minutes > 0:
+        raise UserError("--minutes: must be above 0")
     deadline = time.monotonic() + 60 * options.minutes
     table = read_table(find_table(options.table, options.tables))
     options.results = options.results or table.records_file

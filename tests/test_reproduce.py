@@ -289,6 +289,7 @@ def test_missing_trains_runs_without_records_and_those_that_they_continue(done, 
         (["labels-digits", "--jobs", "0"], "--jobs: must be at least 1"),
         (["labels-digits", "--run", "digits"], "--run: digits is no run of this table"),
         (["labels-digits", "--minutes", "soon"], "argument --minutes: invalid float value"),
+        (["labels-digits", "--minutes", "nan"], "--minutes: must be above 0"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):

@@ -50,7 +50,11 @@ def refuse_ordinary_run(stage: Path) -> None:
     results = run.read_results()
     saved = run.load_newest() if results is None else None
     if results.pseudo_label is None if results else saved and not saved[1].start_step:
-        raise UserError(f"{stage}: is an ordinary run, not a pseudo-label stage; {OTHER_DIRECTORY}")
+        raise _not_a_stage(stage)
+
+
+def _not_a_stage(path: Path) -> UserError:
+    return UserError(f"{path}: is an ordinary run, not a pseudo-label stage; {OTHER_DIRECTORY}")
 
 
 def stage_config(config: Config, start_step: int) -> Config:
@@ -161,7 +165,7 @@ def _continued_config(stage: RunDirectory, progress: Progress, parent: RunDirect
     """Return the config of a stage that exists; raise UserError if ``config`` or the parent is another one."""
     start_step, method = progress.start_step, config.method
     if not start_step:
-        raise UserError(f"{stage.path}: is an ordinary run, not a pseudo-label stage; {OTHER_DIRECTORY}")
+        raise _not_a_stage(stage.path)
     parent_exists = (parent.path / "config.yml").exists()
     if parent_exists and method != progress.parent_method:
         raise UserError(
