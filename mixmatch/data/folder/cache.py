@@ -150,7 +150,7 @@ class PictureCache:
             with closing(sqlite3.connect(self.index, timeout=60)) as database:
                 database.executescript(TABLES)
                 self._remove_old_pixels(database)
-                with open(self._pixel_file(database), "ab") as pixels:
+                with open(self._pixel_file(database), "ab", buffering=0) as pixels:
                     yield CacheWriter(self, database, pixels)
                 self._drop_unused(database)
         except sqlite3.Error as error:
@@ -224,8 +224,8 @@ class CacheWriter:
         """Add pictures to the cache and to what was found in it, each with number, path and state of its file."""
         try:
             for *_, picture in pictures:  # one by one: a batch of large pictures is not copied
-                self._pixels.write(picture.pixels.tobytes())
-            self._pixels.flush()
+                if self._pixels.write(picture.pixels.tobytes()) < self._row_bytes:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._pixels.fileno())
         except OSError:
             self._pixels.truncate(self._next_row * self._row_bytes)
