@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mixmatch.errors import UserError
 
+HEADER = "mixmatch"  # the one entry of the metadata: the library writes several in any order
 FORMAT_VERSION = 1
 
 
@@ -98,9 +99,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
         UserError: if it cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    text = json.dumps(meta)
-    metadata = {"version": str(FORMAT_VERSION), "meta": text, "sha256": checksum(tensors, text)}
-    write_atomically(path, save(tensors, metadata))
+    header = {"version": FORMAT_VERSION, "meta": meta, "sha256": checksum(tensors, json.dumps(meta))}
+    write_atomically(path, save(tensors, {HEADER: json.dumps(header)}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -113,17 +113,16 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     check_regular(path)
     try:
         with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
     except (SafetensorError, ValueError) as error:
         raise DamagedFile(f"is not a safetensors file ({error})") from None
-    version = header.get("version")
-    if version != str(FORMAT_VERSION):
-        raise DamagedFile(f"has format version {version!r}, this program reads {FORMAT_VERSION}")
-    text = header.get("meta", "")
-    if header.get("sha256") != checksum(tensors, text):
+    version, meta = header.get("version"), header.get("meta")
+    if version != FORMAT_VERSION:
+        raise DamagedFile(f"has format version {version}, this program reads {FORMAT_VERSION}")
+    if header.get("sha256") != checksum(tensors, json.dumps(meta)):
         raise DamagedFile("fails its checksum")
-    return tensors, json.loads(text)
+    return tensors, meta
 
 
 def checksum(tensors: dict[str, Tensor], meta: str) -> str:

@@ -31,7 +31,9 @@ def test_tensors_and_meta_are_read_back_exactly(tmp_path):
     assert meta == META and tensors.keys() == TENSORS.keys()
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
     assert all(tensors[name].dtype == TENSORS[name].dtype for name in TENSORS)
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    save_tensors(tmp_path / "y", dict(reversed(TENSORS.items())), META)
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "y"]
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -66,8 +68,9 @@ def test_files_of_other_kinds_and_versions_are_refused_and_run_no_code(tmp_path)
     (tmp_path / "pickle").write_bytes(pickle.dumps(Malice(tmp_path / "sprung")))
     torch.save({"x": Malice(tmp_path / "sprung")}, tmp_path / "torch")
     save_file({"a": torch.ones(2)}, tmp_path / "foreign")
-    save_file({"a": torch.ones(2)}, tmp_path / "newer", metadata={"version": "99", "meta": "{}"})
-    for name, message in (("pickle", "not a"), ("torch", "not a"), ("foreign", "version None"), ("newer", "'99'")):
+    save_file({"a": torch.ones(2)}, tmp_path / "newer", metadata={"mixmatch": '{"version": 99, "meta": {}}'})
+    messages = {"pickle": "not a", "torch": "not a", "foreign": "version None", "newer": "version 99"}
+    for name, message in messages.items():
         with pytest.raises(DamagedFile, match=message):
             load_tensors(tmp_path / name)
     assert not (tmp_path / "sprung").exists()
