@@ -77,7 +77,7 @@ def test_files_and_output_of_a_run(tmp_path, capsys, method):
     assert not any("balanced" in key for key in entries[0])  # the classes of the held-out images are equal
 
     printed = capsys.readouterr().out
-    best_line = f"best validation accuracy {best['validation_accuracy']:.2f}% at step {best['step']}"
+    best_line = f"best validation {best['validation_accuracy']:.2f}% at step {best['step']}"
     assert best_line in next(line for line in printed.splitlines() if line.startswith("step 12 of 12"))
     assert "step 6 of 12, loss" in printed and f"done: test accuracy {results['test_accuracy']:.2f}%" in printed
     assert "of 400 images (95% interval " in printed

@@ -272,7 +272,7 @@ def evaluate(
     parts = [f"step {step} of {num_steps}", f"loss {values['loss']:.3f}", *_accuracies(history[-1])]
     best = session.progress.best_validation()
     if best is not None:
-        parts.append(f"best validation accuracy {best.accuracy:.2f}% at step {best.step}")
+        parts.append(f"best validation {best.accuracy:.2f}% at step {best.step}")
     console.print(", ".join([*parts, f"{values['steps_per_second']:.1f} steps/s"]))
     for callback in session.callbacks:
         for warning in callback.warnings(history):
@@ -280,12 +280,12 @@ def evaluate(
 
 
 def _accuracies(entry: HistoryEntry) -> list[str]:
-    """Return ``test accuracy 96.25%`` and the like, for each set of images."""
+    """Return the accuracies, ``test 96.25%`` and the like, for each set of images."""
     accuracies = {"validation": entry.validation_accuracy, "test": entry.test_accuracy}
-    return [f"{name} accuracy {value:.2f}%" for name, value in accuracies.items() if value is not None]
+    return [f"{name} {value:.2f}%" for name, value in accuracies.items() if value is not None]
 
 
 def _short_accuracies(entries: Sequence[HistoryEntry]) -> str:
     """Return the accuracies for a progress bar, ``val 95.00%, test 96.25%``."""
     texts = [text for entry in entries for text in _accuracies(entry)]
-    return ", ".join(texts).replace(" accuracy", "").replace("validation", "val")
+    return ", ".join(texts).replace("validation", "val")
