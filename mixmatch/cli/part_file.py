@@ -1,27 +1,25 @@
-"""The predictions of a command that is not complete. If it is interrupted, the same command continues with them.
+"""The predictions of a command that is not complete, in SQLite. If it is interrupted, the same command continues."""
 
-The first line identifies the model. The other lines are JSON, one for each file. Each batch of files ends with an empty
-line; what follows the last of these is incomplete and dropped.
-"""
-
+import errno
 import json
 import os
+import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from mixmatch.errors import UserError
 
-MAGIC = b"mixmatch predictions, format "
-FORMAT = MAGIC + b"1, "  # other columns need another number
+FORMAT = 1  # other columns need another number
+TABLE = """
+create table if not exists predictions (model text, path blob, prediction text, primary key (model, path)) without rowid
+"""
 UNREADABLE = -1  # instead of a label
-NOT_DONE = -1  # instead of an offset
 
 
 class ListedFile(NamedTuple):
@@ -65,13 +63,11 @@ class PartFile:
         Args:
             path: of the part file.
             files: to classify. Former predictions are matched by absolute path.
-            model: its fingerprint. Predictions of another one are dropped.
+            model: its fingerprint. Predictions of another one are not used.
         """
         self.path, self.files, self.complete = path, files, False
-        self._header = FORMAT + model.encode() + b"\n"
-        self._offsets: NDArray[np.int64] = np.full(len(files), NOT_DONE, np.int64)  # of the lines of the files
-        self._lock = FileLock(f"{path}.lock")
-        self._folder = os.getcwd()
+        self._model = f"format {FORMAT}, {model}"
+        self._done: NDArray[np.bool_] = np.zeros(len(files), bool)
 
     def __enter__(self) -> Self:
         """Open the file and find the predictions in it.
@@ -80,38 +76,33 @@ class PartFile:
             OSError: if it cannot be read or written.
             UserError: if another process uses it, or it is not a part file.
         """
-        os.stat(self.path.parent)  # the lock would create it
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"{self.path}: another command is writing it; choose another --output") from None
-        try:
-            self._file = open(self.path, "a+b")
-        except OSError:
-            self._unlock()
-            raise
-        try:
-            self._read_offsets()
-        except BaseException:
-            self._close(remove=not os.path.getsize(self.path))
-            raise
+        os.stat(self.path.parent)  # SQLite's error does not say that the folder is missing
+        with _as_os_errors():
+            self._database = sqlite3.connect(self.path, timeout=0)
+            try:
+                self._open()
+            except BaseException:
+                self._database.close()
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:
         """Close the file, and remove it if it is not needed."""
-        self._close(remove=self.complete or not self.num_done)
+        self._database.close()
+        if self.complete or not self.num_done:
+            self.path.unlink(missing_ok=True)
 
     @property
     def num_done(self) -> int:
         """Number of files that have a prediction."""
-        return int((self._offsets != NOT_DONE).sum())
+        return int(self._done.sum())
 
     def remaining(self) -> list[int]:
         """Return the indices of the files that have no prediction."""
-        return [int(index) for index in np.flatnonzero(self._offsets == NOT_DONE)]
+        return [int(index) for index in np.flatnonzero(~self._done)]
 
     def append(self, indices: Sequence[int], predictions: Sequence[Prediction]) -> None:
-        """Write the predictions for a batch of files.
+        """Write the predictions for a batch of files, all or none.
 
         Args:
             indices: of the files.
@@ -120,65 +111,52 @@ class PartFile:
         Raises:
             UserError: if they cannot be written.
         """
-        lines = []
-        for prediction in predictions:
-            path = os.path.join(self._folder, prediction.file.path)
-            values = (prediction.label, prediction.probabilities, prediction.pages, prediction.problem)
-            lines.append(json.dumps([path, *values]).encode() + b"\n")
+        rows = [
+            (self._model, _key(p.file), json.dumps([p.label, p.probabilities, p.pages, p.problem])) for p in predictions
+        ]
         try:
-            start = self._file.seek(0, os.SEEK_END)
-            self._file.write(b"".join(lines) + b"\n")
-            self._file.flush()
-        except OSError as error:
+            with self._database:  # a transaction
+                self._database.executemany("insert or replace into predictions values (?, ?, ?)", rows)
+        except sqlite3.Error as error:
             done = f"{self.num_done:,} of {len(self.files):,} files are done"
-            reason = f"cannot be written ({error.strerror})"
-            raise UserError(f"{self.path}: {reason}; {done}, and the same command continues") from None
-        self._offsets[indices] = start + np.cumsum([0, *map(len, lines[:-1])])
+            raise UserError(
+                f"{self.path}: cannot be written ({error}); {done}, and the same command continues"
+            ) from None
+        self._done[indices] = True
 
     def read(self) -> Iterator[Prediction]:
         """Yield the predictions in the order of ``files``, all of which must be done."""
-        for file, offset in zip(self.files, self._offsets, strict=True):
-            self._file.seek(int(offset))
-            _, *values = json.loads(self._file.readline())
-            yield Prediction(file, *values)
+        query = "select prediction from predictions where model = ? and path = ?"
+        for file in self.files:
+            (prediction,) = self._database.execute(query, (self._model, _key(file))).fetchone()
+            yield Prediction(file, *json.loads(prediction))
 
-    def _close(self, remove: bool) -> None:
-        with suppress(OSError):  # a full disk, which ``append`` has reported
-            self._file.close()
-        if remove:
-            self.path.unlink(missing_ok=True)
-        self._unlock()
+    def _open(self) -> None:
+        try:
+            self._database.execute("pragma locking_mode = exclusive")  # until it is closed
+            self._database.execute("begin exclusive")
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+                raise UserError(f"{self.path}: another command is writing it; choose another --output") from None
+            if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+                raise UserError(
+                    f"{self.path}: was not written by this command; remove it or choose another --output"
+                ) from None
+            raise
+        self._database.execute(TABLE)
+        self._database.commit()
+        rows = self._database.execute("select path from predictions where model = ?", (self._model,))
+        done = {path for (path,) in rows}
+        self._done[:] = [_key(file) in done for file in self.files]
 
-    def _unlock(self) -> None:
-        Path(self._lock.lock_file).unlink(missing_ok=True)
-        self._lock.release()
 
-    def _read_offsets(self) -> None:
-        self._file.seek(0)
-        header = self._file.readline()
-        if header and not header.startswith(MAGIC):
-            raise UserError(f"{self.path}: was not written by this command; remove it or choose another --output")
-        if header != self._header:
-            if header:
-                other = "model" if header.startswith(FORMAT) else "version of this program"
-                print(f"starting again: {self.path} was written with another {other}")
-            self._file.truncate(0)
-            self._file.write(self._header)
-            self._file.flush()
-            return
-        done: dict[str, int] = {}
-        batch: dict[str, int] = {}
-        offset = end = len(header)
-        for line in self._file:
-            try:
-                if line != b"\n":
-                    batch[json.loads(line)[0]] = offset
-            except ValueError:  # a line that was not written completely
-                break
-            offset += len(line)
-            if line == b"\n":
-                done |= batch
-                batch, end = {}, offset
-        self._file.truncate(end)
-        for index, file in enumerate(self.files):
-            self._offsets[index] = done.get(os.path.join(self._folder, file.path), NOT_DONE)
+def _key(file: ListedFile) -> bytes:
+    return os.fsencode(os.path.abspath(file.path))
+
+
+@contextmanager
+def _as_os_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise OSError(errno.EIO, str(error)) from None
