@@ -18,7 +18,7 @@ from torch import Tensor
 from mixmatch.errors import UserError
 
 HEADER = "mixmatch"  # the one entry of the metadata: the library writes several in any order
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class DamagedFile(Exception):

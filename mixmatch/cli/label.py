@@ -21,13 +21,13 @@ def make_parser() -> Parser:
 
     parser = Parser(
         usage=f"{command_line('label')} RUN [FOLDER] [options]",
-        description="Write an HTML page on which pictures are labeled with a key each, those first that the network\n"
-        "of a run is least certain of. It also shows labeled pictures that the network contradicts.",
+        description="Write an HTML page on which pictures are labeled with a key each, those first that are worth\n"
+        "a label. It also shows labeled pictures, those first that the other labels contradict.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
     parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="pictures (default: those of the run)")
     parser.add_argument(
-        "--count", type=int, default=200, metavar="N", help="number of pictures to label (default: 200)"
+        "--count", type=int, default=200, metavar="N", help="most pictures to label, and to review (default: 200)"
     )
     parser.add_argument(
         "--choose",

@@ -14,7 +14,8 @@ def make_parser() -> Parser:
     parser = Parser(
         usage=f"{command_line('predict')} (--run-dir DIRECTORY | --model FILE) [options] IMAGES ...",
         description="Classify image files with a trained model and write a CSV row for each.\n"
-        "Files in folders named like a class count towards the accuracy that is printed.",
+        "Files in folders named like a class count towards the accuracy that is printed,\n"
+        "unless the run was trained on their labels.",
     )
     add_run_dir(parser, "directory of the run that trained the model")
     parser.add_argument(

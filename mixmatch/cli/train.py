@@ -17,8 +17,8 @@ def make_parser(default_config: Path | None = None) -> Parser:
     if default_config is not None:
         fallback = f"{default_config.name} of the checkout"
     parser = Parser(
-        usage=f"{command_line('train')} [--config CONFIG] [--run-dir DIRECTORY] [--check] [--import FILE] "
-        "[key=value ...]",
+        usage=f"{command_line('train')} [--config CONFIG] [--run-dir DIRECTORY] [--check] "
+        "[--refresh-cache] [--import FILE] [key=value ...]",
         description="Train a model on few labels. The same command resumes an unfinished run;\nso does --run-dir.",
         overrides="overrides of the config: train.lr=0.03",
         epilog=f"keys, defaults and meanings:\n{describe_keys(shutil.get_terminal_size().columns)}",
@@ -30,7 +30,7 @@ def make_parser(default_config: Path | None = None) -> Parser:
         help=f"YAML file with the keys that differ from the defaults, or a name that `{command_line('list')}` lists "
         f"(default: the config stored in the run directory, or {fallback})",
     )
-    add_run_dir(parser, "directory of the run (default: runs/<name>-seed<seed>)")
+    add_run_dir(parser, "directory of the run (default: runs/<name>[-<method>]-seed<seed>)")
     parser.add_argument(
         "--check",
         action="store_true",

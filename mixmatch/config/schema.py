@@ -101,7 +101,7 @@ class TrainSettings(Settings):
 
 
 class PseudoLabelSettings(Settings):
-    """A pseudo-label stage: a trained run's confident predictions become labels, and training goes on."""
+    """A stage that trains a run on: with its confident predictions as labels, or by another method."""
 
     enabled: bool = Field(
         False, description="after training, run a pseudo-label stage on the run, in a directory next to it"

@@ -38,8 +38,8 @@ class DataSettings(Settings):
     )
     num_validation: CountOrZero | Literal["auto"] = Field(
         0,
-        description="validation images, stratified as num_labeled; auto: 20% of the labels of the smallest class, for "
-        "each class, if at least 25 of it remain for training",
+        description="validation images, stratified as num_labeled; auto: of each class 20% of the labels of the "
+        "smallest, or one for every four of num_labeled; none if fewer than 25 would remain",
     )
     labeled_as_unlabeled: bool | Literal["auto"] = Field(
         "auto", description="use labeled images as unlabeled images too; auto: as the method's paper (not mixmatch)"

@@ -1,4 +1,4 @@
-"""The pictures of a labeling page: those to label, and labeled ones that the network contradicts."""
+"""The pictures of a labeling page: those to label, and labeled ones to review, the most doubtful first."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -10,7 +10,7 @@ def predict_out_of_fold(features: NDArray[np.floating], labels: NDArray[np.integ
     """Return class probabilities of labeled pictures by classifiers that were not trained on them.
 
     A network remembers the labels that it was trained on, wrong ones too. So its features are classified by logistic
-    regression, trained on four fifths of the pictures to predict the others.
+    regression, trained on all folds but one, of at most five, to predict that.
 
     Args:
         features: (n, D).

@@ -1,1 +1,1 @@
-"""Rounds of pseudo-labels: a trained run's confident predictions become labels, and training goes on."""
+"""A stage that trains a run on: with its confident predictions as labels, or by another method."""
