@@ -4,10 +4,9 @@ import importlib.util
 import os
 import re
 import stat
-import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,14 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from mixmatch.data.dataset import Decoding
 from mixmatch.errors import single_line
 
 FILES_AT_ONCE = 128
 THUMBNAIL_SIZE = 8
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 WHITE_IS_ZERO, UNSIGNED = 0, 1  # their values
 
@@ -33,7 +31,7 @@ HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
 if HAS_HEIF:
     importlib.import_module("pillow_heif").register_heif_opener()
 
-_lock = threading.Lock()  # of warnings, limits and stderr, which belong to the process
+_lock = threading.Lock()  # of warnings and limits, which belong to the process
 _current = threading.local()  # .notes: on the picture that this thread decodes
 
 
@@ -49,7 +47,7 @@ class PictureInfo(NamedTuple):
     pages: int  # 1, or 2 if the file has more pages than the first, which was decoded
     transparent: bool  # the background shows through
     flat: bool  # all pixels have the same color
-    notes: Sequence[str]  # warnings of Pillow and libtiff, and a color profile that is ignored
+    notes: Sequence[str]  # warnings of Pillow, and a color profile that is ignored
 
 
 class Picture(NamedTuple):
@@ -75,7 +73,9 @@ def decode_all(
         return _attempt(file, size, channels, options)
 
     while chunk := list(islice(remaining, FILES_AT_ONCE)):
-        yield from zip(chunk, _decode_chunk(chunk, attempt, options.max_pixels), strict=True)
+        with _lock, _collect_warnings(), _limit_pixels(options.max_pixels), ThreadPoolExecutor(os.cpu_count()) as pool:
+            pictures = list(pool.map(attempt, chunk))
+        yield from zip(chunk, pictures, strict=True)
 
 
 def decode(file: Path, size: int, channels: int = 3, options: Decoding | None = None) -> Picture:
@@ -94,45 +94,6 @@ def decode(file: Path, size: int, channels: int = 3, options: Decoding | None = 
     if isinstance(picture, Unreadable):
         raise picture
     return picture
-
-
-def _decode_chunk(
-    files: Sequence[Path], attempt: Callable[[Path], Picture | Unreadable], max_pixels: int
-) -> list[Picture | Unreadable]:
-    """Decode files in threads, while warnings, Pillow's limit of pixels, and for TIFF files stderr are ours."""
-    with _lock, _collect_warnings(), _limit_pixels(max_pixels), ThreadPoolExecutor(os.cpu_count()) as pool:
-        is_tiff = list(pool.map(_is_tiff, files))  # libtiff writes its errors to stderr, without the name of the file
-        others = pool.map(attempt, [file for file, tiff in zip(files, is_tiff, strict=True) if not tiff])
-        pictures = iter(list(others))
-        tiff_files = [file for file, tiff in zip(files, is_tiff, strict=True) if tiff]
-        tiff_pictures: list[Picture | Unreadable] = []
-        if tiff_files:
-            with _capture_stderr() as lines:
-                tiff_pictures = list(pool.map(attempt, tiff_files))
-            if lines:
-                tiff_pictures = [_decode_with_errors(file, attempt) for file in tiff_files]
-    tiffs = iter(tiff_pictures)
-    return [next(tiffs if tiff else pictures) for tiff in is_tiff]
-
-
-def _decode_with_errors(file: Path, attempt: Callable[[Path], Picture | Unreadable]) -> Picture | Unreadable:
-    """Decode a TIFF file alone, with what libtiff writes to stderr."""
-    with _capture_stderr() as lines:
-        picture = attempt(file)
-    notes = [f"libtiff: {line}" for line in dict.fromkeys(lines)]
-    if isinstance(picture, Unreadable):
-        return Unreadable("; ".join([str(picture), *notes]))
-    return picture._replace(info=picture.info._replace(notes=[*picture.info.notes, *notes]))
-
-
-def _is_tiff(file: Path) -> bool:
-    try:
-        if stat.S_ISREG(file.stat().st_mode):
-            with open(file, "rb") as stream:
-                return stream.read(4) in TIFF_MAGIC
-    except (OSError, ValueError):  # the attempt to decode it tells
-        pass
-    return False
 
 
 @contextmanager
@@ -164,28 +125,6 @@ def _limit_pixels(max_pixels: int) -> Iterator[None]:
         yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
-
-
-@contextmanager
-def _capture_stderr() -> Iterator[list[str]]:
-    """Collect the lines that are written to file descriptor 2, as C libraries do, in a list that is full on exit."""
-    lines: list[str] = []
-    try:
-        stderr = os.dup(2)
-    except OSError:  # closed
-        yield lines
-        return
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield lines
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-        file.seek(0)
-        for line in file.read().decode("utf-8", "replace").split("\n"):
-            if line and "\r" not in line:  # not a progress bar
-                lines.append(single_line(line))
 
 
 def _attempt(file: Path, size: int, channels: int, options: Decoding) -> Picture | Unreadable:
@@ -234,12 +173,8 @@ def decode_opened(
     profile = opened.info.get("icc_profile")
     if may_change:
         opened.draft("RGB", (2 * size, 2 * size))  # decodes large JPEGs at a smaller scale
-    image: Image.Image
-    if opened.mode in ("I", "F") or opened.mode.startswith("I;"):
-        image = to_eight_bits(opened, options.white)
-    else:
-        _scale_transparent_color(opened)
-        image = opened
+    has_more_bits = opened.mode in ("I", "F") or opened.mode.startswith("I;")
+    image = to_eight_bits(opened, options.white) if has_more_bits else opened
     image, transparent = _to_rgb(ImageOps.exif_transpose(image), profile, options.background)
     if options.fit == "crop":
         shown = square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
@@ -304,18 +239,6 @@ def find_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | st
         if np.abs(change).max() <= 1:  # rounding
             return None
     return transform
-
-
-def _scale_transparent_color(image: Image.Image) -> None:
-    """Scale the transparent color (tRNS) of a PNG from the bits of the file to 8, as Pillow scales the pixels only."""
-    color = image.info.get("transparency")
-    if image.format != "PNG" or color is None or not isinstance(image, ImageFile.ImageFile) or not image.tile:
-        return
-    layout = image.tile[0][3]
-    if layout in ("L;2", "L;4"):
-        image.info["transparency"] = color * (85 if layout == "L;2" else 17)
-    elif layout == "RGB;16B":
-        image.info["transparency"] = tuple(value >> 8 for value in color)
 
 
 def to_eight_bits(image: Image.Image, white: float | None) -> Image.Image:
