@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mixmatch.data.augmentation import Augmenter
+from mixmatch.data.dataset import DataSettings
 from mixmatch.models import Network, WideResNet, build_network
 
 CLASSES = 10
@@ -157,7 +158,7 @@ def views_from_loaders(images: torch.Tensor, labels: torch.Tensor, options: argp
 
 def views_on_device(images: torch.Tensor, labels: torch.Tensor, options: argparse.Namespace) -> Iterator[tuple]:
     """Yield the same from the data set on its device."""
-    augmenter = Augmenter(options.size, flip=True)
+    augmenter = Augmenter(options.size, flip=True, settings=DataSettings())
     generator = torch.Generator(images.device).manual_seed(1)
     batch_size, labeled = options.batch_size, max(250, options.batch_size)
     while True:

@@ -5,6 +5,7 @@ import torch
 
 from mixmatch.config import TrainSettings
 from mixmatch.data.augmentation import Augmenter
+from mixmatch.data.dataset import DataSettings
 from mixmatch.errors import UserError
 from mixmatch.methods.losses import one_hot
 from mixmatch.methods.mixup import sample_mixup
@@ -43,7 +44,7 @@ def float64():
 
 def double_trainer(**sections):
     trainer = make_toy_trainer(**sections)
-    trainer.augmenter = DoubleAugmenter(8, flip=True)
+    trainer.augmenter = DoubleAugmenter(8, flip=True, settings=DataSettings())
     return trainer
 
 

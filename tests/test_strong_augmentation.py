@@ -12,6 +12,7 @@ from scipy import stats
 from torchvision.transforms import InterpolationMode
 
 from mixmatch.data.augmentation import Augmenter
+from mixmatch.data.dataset import DataSettings
 from mixmatch.data.strong_augmentation import (
     NAMES,
     OPERATIONS,
@@ -163,7 +164,7 @@ def test_cutout_blanks_squares_of_up_to_half_the_side():
 
 def test_cutout_of_half_the_side_as_in_the_authors_code():
     images, index = torch.full((200, 32, 32, 3), 255, dtype=torch.uint8), torch.arange(200)
-    augmenter = Augmenter(32, flip=False, padding=0, cutout="half")
+    augmenter = Augmenter(32, flip=False, settings=DataSettings(crop_padding=0, cutout="half"))
     params = augmenter.sample(0, 0, 200, seeded())
     assert torch.equal(params.u_strong[1].cutout[0], torch.ones(200, 1))
     blank = cutout(torch.ones(200, 1, 32, 32), params.u_strong[1].cutout) < 0.5

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mixmatch.data.augmentation import Augmenter
+from mixmatch.data.dataset import DataSettings
 from mixmatch.data.weak_augmentation import (
     WeakParams,
     adjust_colors,
@@ -141,7 +142,7 @@ def test_views_are_rotated_and_recolored():
     images = torch.randint(0, 256, (4, 8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     index, views = torch.arange(4), {}
     for name, more in (("plain", {}), ("rotated", {"degrees": 30}), ("recolored", {"color_jitter": 0.5})):
-        augmenter = Augmenter(8, flip=False, padding=0, **more)
+        augmenter = Augmenter(8, flip=False, settings=DataSettings(crop_padding=0, **more))
         views[name] = augmenter.weak_views(images, index, torch.Generator().manual_seed(1))
     assert torch.equal(views["plain"], to_float(images))
     for name in ("rotated", "recolored"):

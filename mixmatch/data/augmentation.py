@@ -1,9 +1,10 @@
 """The augmentation of a training step: weak and strong views of labeled and unlabeled images."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Generator, Tensor
 
+from mixmatch.data.dataset import DataSettings
 from mixmatch.data.strong_augmentation import StrongParams, sample_strong_params, strong_augment
 from mixmatch.data.weak_augmentation import WeakParams, sample_weak_params, weak_augment
 from mixmatch.errors import UserError
@@ -21,32 +22,19 @@ class AugmentParams(NamedTuple):
 class Augmenter:
     """Samples and applies the augmentation of training batches."""
 
-    def __init__(
-        self,
-        image_size: int,
-        flip: bool,
-        padding: int | Literal["auto"] = "auto",
-        rotate: bool = False,
-        cutout: Literal["random", "half"] = "random",
-        degrees: float = 0,
-        color_jitter: float = 0,
-    ) -> None:
+    def __init__(self, image_size: int, flip: bool, settings: DataSettings) -> None:
         """Set the kind of augmentation.
 
         Args:
             image_size: pixels of an image's side.
             flip: flip half of the views.
-            padding: pixels of reflection before the crop; ``auto``: an eighth of the side.
-            rotate: rotate views by multiples of 90 degrees.
-            cutout: side of the square that strong views lack, ``random`` up to half the image's or always ``half``.
-            degrees, color_jitter: see ``sample_weak_params``.
+            settings: the ``data`` section.
 
         Raises:
             UserError: if the padding is not less than the side.
         """
-        self.flip, self.rotate, self.cutout = flip, rotate, cutout
-        self.degrees, self.color_jitter = degrees, color_jitter
-        self.padding = image_size // 8 if padding == "auto" else padding
+        self.flip, self.settings = flip, settings
+        self.padding = image_size // 8 if settings.crop_padding == "auto" else settings.crop_padding
         if self.padding >= image_size:
             raise UserError(f"data.crop_padding: must be less than the image's {image_size} pixels, got {self.padding}")
 
@@ -104,11 +92,19 @@ class Augmenter:
         return x, u, u_strong
 
     def _sample_weak(self, n: int, generator: Generator) -> WeakParams:
-        return sample_weak_params(n, self.flip, self.padding, generator, self.rotate, self.degrees, self.color_jitter)
+        return sample_weak_params(
+            n,
+            self.flip,
+            self.padding,
+            generator,
+            self.settings.rotate,
+            self.settings.degrees,
+            self.settings.color_jitter,
+        )
 
     def _sample_strong(self, n: int, generator: Generator) -> StrongParams:
         params = sample_strong_params(n, generator)
-        if self.cutout == "half":
+        if self.settings.cutout == "half":
             params.cutout[0] = 1
         return params
 

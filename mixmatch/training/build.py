@@ -49,15 +49,7 @@ def make_trainer(
     channels, height, _ = data.shape
     batch_size = distributed.local_batch_size(config.train.batch_size)
     flip = data.flip if settings.flip == "auto" else settings.flip
-    augmenter = Augmenter(
-        height,
-        flip,
-        settings.crop_padding,
-        settings.rotate,
-        settings.cutout,
-        settings.degrees,
-        settings.color_jitter,
-    )
+    augmenter = Augmenter(height, flip, settings)
     dataset = DeviceDataset(data, split, device, settings.keep_on, distributed.local_world_size)
     generator = torch.Generator().manual_seed(config.seed)
     network = build_network(config.model, dataset.num_classes, data.shape, generator)
