@@ -1,10 +1,8 @@
 """Atomic writes, and tensor files with a checksum."""
 
-import errno
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,28 +32,6 @@ def explain_os_errors(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-
-
-def read_file(path: Path) -> bytes:
-    """Return the contents of a regular file. Reading a pipe could block forever.
-
-    Raises:
-        OSError: if it cannot be read, or is not a regular file.
-    """
-    check_regular(path)
-    return path.read_bytes()
-
-
-def check_regular(path: Path) -> None:
-    """Raise OSError unless ``path`` is a regular file."""
-    try:
-        kind = os.stat(path).st_mode
-    except ValueError as error:  # a path with a NUL in it
-        raise OSError(errno.EINVAL, str(error)) from None
-    if stat.S_ISDIR(kind):
-        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not stat.S_ISREG(kind):
-        raise OSError(errno.EINVAL, "not a regular file")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -110,7 +86,6 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         DamagedFile: if it is not exactly what was written.
         OSError: if it cannot be opened.
     """
-    check_regular(path)
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mixmatch.cli.common import Parser, run_command
 from mixmatch.errors import Diverged, UserError
-from mixmatch.files import read_file, write_atomically
+from mixmatch.files import write_atomically
 from reproduce.render import render, render_into, runs_csv
 from reproduce.results import read_records
 from reproduce.tables import TABLES, Table, find_table, read_table, runs_in_order
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(list_tables(options))
         elif options.render is not None:
             try:
-                text = read_file(options.render).decode()
+                text = options.render.read_bytes().decode()
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"{options.render}: cannot be read ({error}); give a Markdown file") from None
             text = render_into(text, options.tables, options.results)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mixmatch.config.strict_yaml import read_yaml
 from mixmatch.errors import UserError, describe_error
-from mixmatch.files import explain_os_errors, read_file, write_atomically
+from mixmatch.files import explain_os_errors, write_atomically
 from mixmatch.runs.results import RunResults
 
 
@@ -40,7 +40,7 @@ def read_records(file: Path) -> dict[str, ResultRecord]:
         UserError: if it is not such a file.
     """
     try:
-        records = [ResultRecord.model_validate(json.loads(line)) for line in read_file(file).splitlines()]
+        records = [ResultRecord.model_validate(json.loads(line)) for line in file.read_bytes().splitlines()]
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:  # what pydantic raises is a ValueError
@@ -60,7 +60,7 @@ def save_record(run: Path, results: RunResults, file: Path) -> None:
         UserError: if the run cannot be read or the file cannot be written.
     """
     try:
-        history = [json.loads(line) for line in read_file(run / "metrics.jsonl").splitlines()]
+        history = [json.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
         names = [name for name, value in history[-1].items() if not isinstance(value, list)]
         record = ResultRecord(
             run=run.name,

@@ -8,7 +8,6 @@ from typing import Any
 import yaml
 
 from mixmatch.errors import UserError
-from mixmatch.files import read_file
 from mixmatch.settings import short_repr
 
 
@@ -19,7 +18,7 @@ def read_yaml(path: Path, text_keys: Collection[str] = ()) -> dict[str, Any]:
         UserError: if it cannot be read or contains anything else.
     """
     try:
-        text = read_file(path).decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text; give a YAML file") from None
     except OSError as error:

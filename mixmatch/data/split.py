@@ -16,7 +16,6 @@ from pydantic import TypeAdapter
 from mixmatch.data.dataset import DataSettings, ImageData
 from mixmatch.data.stored_images import select
 from mixmatch.errors import UserError, describe_error
-from mixmatch.files import read_file
 
 MIN_LABELS_WITH_AUTO = 25  # labels that num_validation=auto leaves each class
 TEST_SEED = 0  # of the test set, so that accuracies of runs with different seeds are of the same images
@@ -288,7 +287,7 @@ def load_split(path: Path) -> Split:
         UserError: if the file cannot be read or is not a split.
     """
     try:
-        return TypeAdapter(Split).validate_python(json.loads(read_file(path)))
+        return TypeAdapter(Split).validate_python(json.loads(path.read_bytes()))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a split.json") from None
     except (ValueError, RecursionError) as error:

@@ -28,7 +28,7 @@ from mixmatch.data.dataset import ImageSpec
 from mixmatch.data.split import Split
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 from mixmatch.errors import RunInUse, UserError, describe_error
-from mixmatch.files import DamagedFile, explain_os_errors, load_tensors, read_file, save_tensors, write_atomically
+from mixmatch.files import DamagedFile, explain_os_errors, load_tensors, save_tensors, write_atomically
 from mixmatch.output import log
 from mixmatch.runs.progress import HistoryEntry, Progress
 from mixmatch.runs.results import RunResults
@@ -82,7 +82,7 @@ class RunDirectory:
             UserError: if it is damaged.
         """
         try:
-            results = RunResults.model_validate(json.loads(read_file(self.results_file)))
+            results = RunResults.model_validate(json.loads(self.results_file.read_bytes()))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
@@ -100,7 +100,7 @@ class RunDirectory:
             UserError: if it is missing or damaged.
         """
         try:
-            return TypeAdapter(ImageSpec).validate_python(json.loads(read_file(self.images_file)))
+            return TypeAdapter(ImageSpec).validate_python(json.loads(self.images_file.read_bytes()))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.images_file}: cannot be read ({describe_error(error)}); delete results.json and train again"
@@ -114,7 +114,7 @@ class RunDirectory:
         """
         file = self.path / "metrics.jsonl"
         try:
-            lines = read_file(file).splitlines(keepends=True)
+            lines = file.read_bytes().splitlines(keepends=True)
             if lines and not lines[-1].endswith(b"\n"):  # a kill or a full disk cut it off
                 lines.pop()
             return [HistoryEntry.model_validate(json.loads(line)) for line in lines]
@@ -228,7 +228,7 @@ class LockedRun(RunDirectory):
                 self._lock.acquire(timeout=0)
             except Timeout:
                 try:
-                    name = read_file(owner).decode("utf-8", "backslashreplace")
+                    name = owner.read_bytes().decode("utf-8", "backslashreplace")
                 except OSError:
                     name = "another process"
                 raise RunInUse(f"{self.path}: is in use by {name}; wait for it, or use another --run-dir") from None

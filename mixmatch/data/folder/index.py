@@ -13,7 +13,7 @@ from PIL import Image
 
 from mixmatch.data.dataset import is_folder_name
 from mixmatch.errors import UserError
-from mixmatch.files import check_regular, from_csv_text
+from mixmatch.files import from_csv_text
 
 UNLABELED_FOLDERS = ("unlabeled", "unlabelled")  # both spellings
 VALIDATION_FOLDERS = ("val", "valid", "validation")
@@ -199,7 +199,6 @@ def read_labels(file: Path, root: Path, notes: list[str]) -> dict[str, LabelRow]
     """
     rows: dict[str, LabelRow] = {}
     try:
-        check_regular(file)
         with open(file, encoding="utf-8-sig", newline="") as opened:
             start, header = 0, opened.readline()
             if re.match(r"sep=.\s*$", header):  # Excel's
