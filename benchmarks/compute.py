@@ -7,7 +7,6 @@ curve within a run misjudges learning rates that decay. Compute is forward passe
 FLOPs of one.
 """
 
-import math
 import statistics
 import sys
 from argparse import Namespace
@@ -143,19 +142,11 @@ def plot(recipes: dict[str, list[Point]], file: Path) -> None:
         figure.savefig(file, dpi=100, format="png")
 
 
-def percent(text: str) -> float:
-    """Return a percentage given on the command line."""
-    value = float(text)
-    if not (math.isfinite(value) and 0 <= value <= 100):
-        raise ValueError
-    return value
-
-
 def make_parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(usage="python3 benchmarks/compute.py TABLE [options]", description=__doc__)
     parser.add_argument("table", help="as for python3 -m reproduce")
-    parser.add_argument("--goals", type=percent, nargs="+", metavar="PERCENT", help="default: those of the reference")
+    parser.add_argument("--goals", type=float, nargs="+", metavar="PERCENT", help="default: those of the reference")
     parser.add_argument("--results", type=Path, metavar="FILE", help="records of runs")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a PNG file for the curves")
     return parser

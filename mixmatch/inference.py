@@ -212,28 +212,11 @@ def _load_file(path: Path, device: str) -> Classifier:
         settings = build_config({"model": meta["model"]}, str(path)).model
         precision = str(meta["precision"])
     except (DamagedFile, OSError, ValidationError, KeyError, TypeError) as error:
-        reason = f"is {kind}" if (kind := _other_kind(path)) else f"cannot be read as a model ({describe_error(error)})"
-        raise UserError(f"{path}: {reason}; give the model.safetensors of a run, or its directory") from None
+        raise UserError(
+            f"{path}: cannot be read as a model ({describe_error(error)}); give the model.safetensors of a run, its "
+            "directory, or a checkpoint in it"
+        ) from None
     return _build(settings, spec, weights, precision, device, str(path))
-
-
-def _other_kind(path: Path) -> str:
-    """Return what a file that is not a model is, an empty string if it is not known."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(4096)
-    except OSError:
-        return ""
-    kinds = {
-        "a Git LFS pointer, not the model itself (git lfs pull fetches it)": start.startswith(
-            b"version https://git-lfs"
-        ),
-        "a file of torch.save": start.startswith(b"\x80") or (start.startswith(b"PK") and b"data.pkl" in start),
-        "a ZIP archive": start.startswith(b"PK"),
-        "an ONNX file": b"pytorch" in start[:40],
-        "a checkpoint": b"start_step" in start,
-    }
-    return next((kind for kind, matches in kinds.items() if matches), "")
 
 
 def _build(

@@ -20,7 +20,6 @@ DOCS = ROOT / "docs"
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))}
 PARSERS = {
     "train": train.make_parser,
-    "check": lambda: train.make_parser(subcommand="check"),
     "pseudo-label": pseudo_label.make_parser,
     "predict": predict.make_parser,
     "compare": compare.make_parser,

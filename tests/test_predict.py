@@ -121,8 +121,9 @@ def test_the_model_file_needs_no_run_and_predicts_the_same(photos, trained, comm
         lambda path: path.write_bytes(b""),
         lambda path: path.unlink(),
         lambda path: shutil.copy(sorted((path.parent / "checkpoints").iterdir())[-1], path),
+        lambda path: torch.save({"x": torch.ones(2)}, path),
     ],
-    ids=["truncated", "altered", "empty", "missing", "a checkpoint"],
+    ids=["truncated", "altered", "empty", "missing", "a checkpoint", "a pickle"],
 )
 def test_a_corrupt_model_file_gives_one_line(photos, trained, tmp_path, capsys, corrupt):
     shutil.copytree(trained, tmp_path / "run")
@@ -131,21 +132,6 @@ def test_a_corrupt_model_file_gives_one_line(photos, trained, tmp_path, capsys, 
     assert predict.main(["--model", str(model), str(photos / "test"), "--output", str(tmp_path / "p.csv")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "model.safetensors" in error and not (tmp_path / "p.csv").exists()
-
-
-@pytest.mark.parametrize(
-    "write, kind",
-    [
-        (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "is a Git LFS pointer"),
-        (lambda path: torch.save({"x": torch.ones(2)}, path), "is a file of torch.save"),
-        (lambda path: torch.save([1], path, _use_new_zipfile_serialization=False), "is a file of torch.save"),
-    ],
-)
-def test_a_model_of_another_kind_is_named(photos, tmp_path, capsys, write, kind):
-    write(tmp_path / "model.pth")
-    assert predict.main(["--model", str(tmp_path / "model.pth"), str(photos)]) == 2
-    error = capsys.readouterr().err
-    assert kind in error and "give the model.safetensors of a run" in error and error.count("\n") == 1
 
 
 def test_files_below_the_minimum_confidence_have_no_class(photos, command, tmp_path, capsys):

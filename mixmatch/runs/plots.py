@@ -143,20 +143,11 @@ def plot_curves(groups: Sequence[Curves], accuracy: str) -> Image.Image:
     axes = figure.add_subplot(xlabel="step", ylabel=f"{accuracy} (%)")
     for number, (group, label) in enumerate(zip(groups, labels, strict=True)):
         color, line = colormaps["tab10"](number % 10), LINE_STYLES[number // 10 % len(LINE_STYLES)]
+        style: dict[str, Any] = {"color": color, "linestyle": line}
         for curve in group.runs:
-            axes.plot(
-                [*curve],
-                [*curve.values()],
-                color=color,
-                linestyle=line,
-                linewidth=0.8,
-                alpha=0.5,
-                marker=_marker(curve),
-            )
+            axes.plot([*curve], [*curve.values()], linewidth=0.8, alpha=0.5, marker=_marker(curve), **style)
         mean = group.mean
-        axes.plot(
-            [*mean], [*mean.values()], color=color, linestyle=line, linewidth=2, marker=_marker(mean), label=label
-        )
+        axes.plot([*mean], [*mean.values()], linewidth=2, marker=_marker(mean), label=label, **style)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(alpha=0.3)
     legend = figure.legend(loc="outside lower left", frameon=False, prop={"family": _find_fonts()[0], "size": 8})

@@ -54,7 +54,6 @@ class Found(NamedTuple):
         thumbnails: (n, THUMBNAIL_SIZE, THUMBNAIL_SIZE) uint8.
         infos: of each file; None if it has to be decoded.
         images: of all files, readable where they need not be decoded; None without a cache.
-        stamp: time and size of the index that was read.
     """
 
     rows: NDArray[np.int64]
@@ -62,7 +61,6 @@ class Found(NamedTuple):
     thumbnails: NDArray[np.uint8]
     infos: list[PictureInfo | None]
     images: StoredImages | None = None
-    stamp: tuple[int, int] | None = None
 
     @classmethod
     def nothing(cls, count: int) -> "Found":
@@ -95,7 +93,6 @@ class PictureCache:
         found, numbers = Found.nothing(len(paths)), {path: number for number, path in enumerate(paths)}
         infos: dict[str, PictureInfo] = {}  # many pictures share few
         try:
-            stamp = self._stamp()
             with closing(self._connect()) as database:
                 database.execute("begin")  # until the file of the rows is open: it may be replaced after that
                 pixels = self._pixel_file(database)
@@ -114,11 +111,7 @@ class PictureCache:
                 images = self.open_images(pixels, found)
         except (sqlite3.Error, OSError):  # there is none, or it is damaged
             return Found.nothing(len(paths))
-        return found._replace(images=images, stamp=stamp)
-
-    def is_current(self, found: Found) -> bool:
-        """Return whether no process has changed the index since."""
-        return found.stamp is not None and found.stamp == self._stamp()
+        return found._replace(images=images)
 
     def check_disk(self, count: int) -> str:
         """Return what ``count`` more pictures need, for a message. Raise OSError if there is no room for them."""
@@ -161,10 +154,6 @@ class PictureCache:
     def open_images(self, pixels: Path, found: Found) -> StoredImages:
         """Return the images of all files, of which those that were found can be read."""
         return StoredImages(pixels, found.rows, (self.size, self.size, CHANNELS), found.digests)
-
-    def _stamp(self) -> tuple[int, int]:
-        status = self.index.stat()
-        return status.st_mtime_ns, status.st_size
 
     def _connect(self) -> sqlite3.Connection:
         """Open the index to read it."""

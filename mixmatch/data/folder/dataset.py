@@ -155,8 +155,7 @@ def _read_cache(
     found, unreadable = cache.find(paths, states), dict[int, str]()
     if len(found.missing):
         with cache.lock(found) as writer:
-            if not cache.is_current(found):  # another process may have decoded them
-                found = cache.find(paths, states)
+            found = cache.find(paths, states)  # another process may have decoded them
             needs = f"{cache.check_disk(len(found.missing))}; {plan}"
             decoded = _decode(index, found.missing.tolist(), settings, cache.size, needs, quiet)
             while batch := list(islice(decoded, PICTURES_PER_COMMIT)):
