@@ -86,6 +86,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         DamagedFile: if it is not exactly what was written.
         OSError: if it cannot be opened.
     """
+    os.stat(path)  # the library's error does not say why
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
