@@ -115,7 +115,8 @@ def start_job(run: RunSpec, slot: int, options: Namespace, deadline: float) -> s
     for path in options.imports:
         command += ["--import", str(path)]
     if deadline < math.inf:
-        command += ["--minutes", str((deadline - time.monotonic()) / 60)]
+        minutes = max(1e-6, (deadline - time.monotonic()) / 60)  # the time may have ended since it was looked at
+        command += ["--minutes", str(minutes)]
     environment = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // options.jobs))} | os.environ
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     devices = [device for device in devices if device] or [*map(str, range(torch.cuda.device_count()))]
