@@ -147,13 +147,14 @@ class Reference:
         unlabeled = (gaps**2).sum() / (views * batch_size * p.shape[1])
         return labeled + lambda_u * unlabeled, labeled, unlabeled, moves
 
-    def remixmatch_losses(self, x, p, weak, strong, partner, share, shares, means, weights, rotation=0):
+    def remixmatch_losses(self, x, p, weak, strong, partner, share, shares, means, weights, rotation, guess_with_ema):
         """weak (B, ...), strong: list of K batches; partner and share over the (K + 2) B examples, x first, then weak.
 
         ``means`` holds the mean predictions of the last batches, moved here; ``weights`` are those of the loss.
         """
         batch_size = len(x)
-        predictions = F.softmax(wide_resnet_10(self.state, weak), dim=1).detach()
+        guesser = self.state | self.ema if guess_with_ema else self.state
+        predictions = F.softmax(wide_resnet_10(guesser, weak), dim=1).detach()
         q = []
         for prediction in predictions:
             aligned = prediction * (shares + 1e-6) / (sum(means["predictions"]) / len(means["predictions"]) + 1e-6)

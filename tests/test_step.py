@@ -101,11 +101,11 @@ def assert_same_means(trainer, means):
         torch.testing.assert_close(value, torch.as_tensor(means[name], dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("num_strong, rotation", [(1, 0), (1, 0.3), (3, 0.5)])
-def test_remixmatch_step_equals_the_reference(float64, num_strong, rotation):
+@pytest.mark.parametrize("num_strong, rotation, guess_with_ema", [(1, 0, True), (1, 0.3, False), (3, 0.5, False)])
+def test_remixmatch_step_equals_the_reference(float64, num_strong, rotation, guess_with_ema):
     settings = {"num_strong_views": num_strong, "ramp_up_steps": 4, "lambda_u": 1.5, "lambda_strong": 0.5}
-    settings["alignment_window"] = 2
-    trainer = double_trainer(method="remixmatch", remixmatch=settings | {"lambda_rotation": rotation})
+    settings |= {"alignment_window": 2, "lambda_rotation": rotation, "guess_with_ema": guess_with_ema}
+    trainer = double_trainer(method="remixmatch", remixmatch=settings)
     head = {f"head.{name}": value for name, value in trainer.method.head.named_parameters()}
     reference = Reference({**trainer.model.state_dict(), **head}, {**dict(trainer.model.named_parameters()), **head})
     means, shares = start_of("remixmatch"), trainer.dataset.class_frequencies()
@@ -116,7 +116,9 @@ def test_remixmatch_step_equals_the_reference(float64, num_strong, rotation):
 
         def losses(self, views=views, p=p, mixup=mixup, weights=weights):
             batch = views.x, p, views.u[0], list(views.u_strong)
-            return self.remixmatch_losses(*batch, mixup.partner, mixup.lam, shares, means, weights, rotation)
+            return self.remixmatch_losses(
+                *batch, mixup.partner, mixup.lam, shares, means, weights, rotation, guess_with_ema
+            )
 
         gradients, (total, labeled, unlabeled, anchored, turning, _) = reference.step(losses)
         assert_same(trainer, reference, gradients)

@@ -39,6 +39,7 @@ class ReMixMatchSettings(Settings):
     alignment_window: Annotated[int, Field(ge=1, le=100_000)] = Field(
         128, description="number of last batches whose mean prediction is aligned"
     )
+    guess_with_ema: bool = Field(False, description="guess labels with the EMA weights instead of the current ones")
 
 
 class ReMixMatch(Method[ReMixMatchSettings]):
@@ -101,7 +102,8 @@ class ReMixMatch(Method[ReMixMatchSettings]):
 
     def make_examples(self, networks: Networks, batch: Batch, random: MixUpParams) -> Examples:
         """Guess with the weak view, align, sharpen, mix; one unmixed strong view follows the mixed examples."""
-        predictions, last = guess_labels(networks.current, batch.u), self.state["predictions"]
+        guesser = networks.ema if self.settings.guess_with_ema else networks.current
+        predictions, last = guess_labels(guesser, batch.u), self.state["predictions"]
         q = sharpen(align(predictions, self.frequencies, last.mean(dim=0)), self.settings.temperature)
         last.copy_(torch.cat([last[1:], predictions.mean(dim=0, keepdim=True)]))
         images = torch.cat([batch.x, batch.u[0], batch.u_strong.flatten(0, 1)])
