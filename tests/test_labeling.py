@@ -158,6 +158,11 @@ def test_the_printed_command_fits_the_run(trained, tmp_path, capsys):
     settings = [*SETTINGS, "data.num_validation=auto", f"data.root={sampled}"]
     assert train.main(["--run-dir", str(tmp_path / "auto"), *settings]) == 0
     assert "init_from" not in command_of(tmp_path / "auto") and "init_from" in command_of(run)
+    (tmp_path / "auto" / "config.yml").write_text(
+        (tmp_path / "auto" / "config.yml").read_text().replace("init_from: null", "init_from: elsewhere")
+    )
+    (sampled / "unlabeled" / "broken.png").write_text("")
+    assert "init_from=null data.skip_unreadable=true" in command_of(tmp_path / "auto")
     plugin = tmp_path / "plugin.py"
     plugin.write_text("")
     name = load_config(run / "config.yml").name or "first"
@@ -168,6 +173,7 @@ def test_the_printed_command_fits_the_run(trained, tmp_path, capsys):
         config = config.model_copy(update={"name": expected})
         newest = tmp_path / config.run_name()
         newest.mkdir()
+    assert label.free_name(config.model_copy(update={"name": None}), tmp_path / "grün 1-seed1") == "gr-n-1-labeled"
     stage = tmp_path / "stage"
     assert pseudo_label.main(["--run-dir", str(run), "--output-dir", str(stage), "pseudo_label.steps=2"]) == 0
     assert command_of(stage).startswith(f"3. Train the run that {stage} continued, with data.root={root} ")
@@ -369,6 +375,15 @@ def test_fifty_pictures_are_labeled_by_keyboard_in_a_browser_and_trained_with(tr
     command += ["data.labels=labels.csv", f"init_from={run}"]
     assert train.main([*map(str, command)]) == 0
 
+    # A second file that was not moved: its labels are kept.
+    kept = json.loads(browser.execute_script("return JSON.stringify(state)"))
+    extra = next(item for item in browser.execute_script("return asked.map((i) => items[i].file)") if item not in given)
+    browser.execute_script("state.labels[arguments[0]] = arguments[1]; save()", extra, "=1")
+    write_page_of(run, root, tmp_path / "label.html", 55)
+    browser.refresh()
+    assert browser.execute_script("return state.labels[arguments[0]]", extra) == "=1"
+    browser.execute_script("state = arguments[0]; keep()", kept)
+
     # The labels file is in its folder: for what was saved, it counts from now on.
     lines = saved.read_text().splitlines()
     corrected, removed, last = [*given][:3]
@@ -389,6 +404,20 @@ def test_fifty_pictures_are_labeled_by_keyboard_in_a_browser_and_trained_with(tr
     press("-")
     browser.refresh()
     assert browser.execute_script("return Object.keys(state.labels).length") == 2 + 2
+    page, older = tmp_path / "label.html", tmp_path / "older.html"
+    shutil.copy(page, older)  # a tab with the page from before
+    browser.switch_to.new_window("tab")
+    browser.get(older.as_uri())
+    browser.switch_to.window(first_tab)
+    write_page_of(run, root, page, 55)
+    browser.refresh()
+    browser.execute_script("state.labels['new'] = '=1'; keep()")
+    browser.switch_to.window(browser.window_handles[-1])
+    browser.execute_script("keep()")
+    browser.switch_to.window(first_tab)
+    browser.refresh()
+    assert browser.execute_script("return state.labels['new']") == "=1"
+    browser.execute_script("delete state.labels['new']; keep()")
     browser.execute_script("document.getElementById('by-confidence').value = ''")
     assert browser.execute_script("return matches(0)")
 

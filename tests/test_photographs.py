@@ -431,13 +431,16 @@ def scene(seed, size=(60, 40)):
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 def test_near_duplicates_are_found_in_every_part(photos, image_size, fit):
     shutil.rmtree(photos)
-    for number, (part, count) in enumerate({"train/cat": 3, "train/dog": 3, "test/cat": 2, "unlabeled": 20}.items()):
+    for number, (part, count) in enumerate(
+        {"train/cat": 3, "train/dog": 3, "test/cat": 2, "unlabeled": 20, "val/cat": 0}.items()
+    ):
         (photos / part).mkdir(parents=True)
         for i in range(count):
             scene(100 * number + i).save(photos / part / f"{i}.png")
     scene(300).save(photos / "test" / "cat" / "again.jpg", quality=60)
     scene(301).resize((30, 20)).save(photos / "train" / "cat" / "small.webp")
     scene(100).save(photos / "test" / "cat" / "palette.gif")
+    scene(1).save(photos / "val" / "cat" / "0.png")
     lines, warnings, _ = describe(photos, image_size=image_size, fit=fit)
     assert [line for line in lines if "more than once" in line] == [
         "1 picture exists more than once in train and unlabeled, exactly or nearly: "
@@ -446,6 +449,7 @@ def test_near_duplicates_are_found_in_every_part(photos, image_size, fit):
     advice = "exactly or nearly; accuracy will be too high: remove them from one"
     assert warnings == [
         f"1 picture exists more than once in unlabeled and test, {advice}: unlabeled/0.png = test/cat/again.jpg",
+        f"1 picture exists more than once in train and val, {advice}: train/cat/1.png = val/cat/0.png",
         f"1 picture exists more than once in train and test, {advice}: train/dog/0.png = test/cat/palette.gif",
     ]
 

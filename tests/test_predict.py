@@ -474,6 +474,15 @@ def test_the_table_has_the_files_that_are_there_now(stop, finish, new, out, tmp_
         assert float(row["confidence"] or 0) == pytest.approx(float(other["confidence"] or 0), abs=2e-6)
 
 
+def test_another_picture_in_the_place_of_one_that_is_done_is_classified(stop, finish, new, out):
+    stop(3)
+    make_image(1, 5, (24, 20)).save(new / "a" / "0.jpg")
+    (new / "a" / "7.jpg").unlink()
+    make_image(1, 6, (24, 20)).save(new / "a" / "7.jpg")
+    assert "22 of 40 files are done" in finish()[0]
+    assert not [row["file"] for row in read_rows(out / "p.csv") if row["problem"]]
+
+
 def test_equal_relative_paths_in_other_folders_are_other_files(stop, finish, new, tmp_path, monkeypatch):
     shutil.copytree(new, tmp_path / "elsewhere" / "new")
     monkeypatch.chdir(tmp_path)
@@ -497,7 +506,7 @@ def test_rows_of_another_model_are_not_used(stop, finish, trained, new, part, tm
 
 def test_rows_of_another_version_are_not_used(stop, finish, monkeypatch):
     stop(2)
-    monkeypatch.setattr(part_file, "FORMAT", 2)
+    monkeypatch.setattr(part_file, "FORMAT", part_file.FORMAT + 1)
     assert "continuing" not in finish()[0]
 
 

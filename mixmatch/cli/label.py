@@ -60,7 +60,7 @@ def write_label_page(options: Namespace) -> None:
     from mixmatch.config import build_config
     from mixmatch.data.folder import FolderSettings
     from mixmatch.data.folder.cache import CHANNELS
-    from mixmatch.data.folder.dataset import read_pictures
+    from mixmatch.data.folder.dataset import count_files, list_examples, read_pictures
     from mixmatch.data.stored_images import select
     from mixmatch.inference import load_model
     from mixmatch.labeling.page import write_page
@@ -101,6 +101,9 @@ def write_label_page(options: Namespace) -> None:
         raise UserError(f"{root}: the run's pictures are not there; start where it was trained, or give a FOLDER")
     index = index_pictures(root, settings.labels, min_classes=2 if options.folder is None else 0)
     decoded, notes = read_pictures(index, settings, torch.device("cpu"), quiet=not shows_bars())
+    if decoded.unreadable:
+        examples = list_examples([index.paths[number] for number in decoded.unreadable])
+        notes = [*notes, f"{count_files(len(decoded.unreadable))} cannot be read as pictures: {examples}"]
     for note in (*index.notes, *notes):
         log.info(f"note: {note}")
     numbers = [number for number in decoded.infos if number < index.num_train - index.num_validation]
@@ -117,6 +120,10 @@ def write_label_page(options: Namespace) -> None:
     # With more labels, other images are sampled for validation and testing; this run may have trained on them.
     if not settings.num_test and (index.num_validation or not settings.num_validation):
         train.append(f"init_from={options.run}")
+    elif config.init_from is not None:
+        train.append("init_from=null")
+    if decoded.unreadable and not settings.skip_unreadable:
+        train.append("data.skip_unreadable=true")
     train.append(f"name={free_name(config, options.run)}")
     for path in options.imports:
         train += ["--import", str(path)]
@@ -139,6 +146,7 @@ def free_name(config: "Config", run: Path) -> str:
         run: its directory.
     """
     base = re.sub(r"-labeled(-\d+)?$", "", config.name or run.resolve().name.removesuffix(f"-seed{config.seed}"))
+    base = re.sub(r"[^A-Za-z0-9._-]+", "-", base).strip("-.")[:80] or "run"
     for number in itertools.count(1):
         name = f"{base}-labeled" + f"-{number}" * (number > 1)
         directory = config.model_copy(update={"name": name}).run_name()

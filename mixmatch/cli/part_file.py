@@ -13,11 +13,12 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmatch.data.folder.cache import file_state
 from mixmatch.errors import UserError
 
-FORMAT = 1  # other columns need another number
+FORMAT = 2  # other columns need another number
 TABLE = """
-create table if not exists predictions (model text, path blob, prediction text, primary key (model, path)) without rowid
+create table if not exists predictions (model text, file blob, prediction text, primary key (model, file)) without rowid
 """
 UNREADABLE = -1  # instead of a label
 
@@ -62,11 +63,12 @@ class PartFile:
 
         Args:
             path: of the part file.
-            files: to classify. Former predictions are matched by absolute path.
+            files: to classify. Former predictions are matched by absolute path, and not used if the file has changed.
             model: its fingerprint. Predictions of another one are not used.
         """
         self.path, self.files, self.complete = path, files, False
         self._model = f"format {FORMAT}, {model}"
+        self._keys = [os.fsencode(f"{os.path.abspath(file.path)}\0{file_state(Path(file.path))}") for file in files]
         self._done: NDArray[np.bool_] = np.zeros(len(files), bool)
 
     def __enter__(self) -> Self:
@@ -112,7 +114,8 @@ class PartFile:
             UserError: if they cannot be written.
         """
         rows = [
-            (self._model, _key(p.file), json.dumps([p.label, p.probabilities, p.pages, p.problem])) for p in predictions
+            (self._model, self._keys[index], json.dumps([p.label, p.probabilities, p.pages, p.problem]))
+            for index, p in zip(indices, predictions, strict=True)
         ]
         try:
             with self._database:  # a transaction
@@ -126,9 +129,9 @@ class PartFile:
 
     def read(self) -> Iterator[Prediction]:
         """Yield the predictions in the order of ``files``, all of which must be done."""
-        query = "select prediction from predictions where model = ? and path = ?"
-        for file in self.files:
-            (prediction,) = self._database.execute(query, (self._model, _key(file))).fetchone()
+        query = "select prediction from predictions where model = ? and file = ?"
+        for file, key in zip(self.files, self._keys, strict=True):
+            (prediction,) = self._database.execute(query, (self._model, key)).fetchone()
             yield Prediction(file, *json.loads(prediction))
 
     def _open(self) -> None:
@@ -145,13 +148,9 @@ class PartFile:
             raise
         self._database.execute(TABLE)
         self._database.commit()
-        rows = self._database.execute("select path from predictions where model = ?", (self._model,))
-        done = {path for (path,) in rows}
-        self._done[:] = [_key(file) in done for file in self.files]
-
-
-def _key(file: ListedFile) -> bytes:
-    return os.fsencode(os.path.abspath(file.path))
+        rows = self._database.execute("select file from predictions where model = ?", (self._model,))
+        done = {key for (key,) in rows}
+        self._done[:] = [key in done for key in self._keys]
 
 
 @contextmanager

@@ -87,15 +87,20 @@ def export_and_predict(options: Namespace) -> None:
         export_onnx(model, options.export, options.export_uint8)
         print(f"{options.export}: written")
     if options.images:
-        write_predictions(model, options.images, outputs, labeled_files(options.run_dir or options.model.parent))
+        write_predictions(model, options.images, outputs, labeled_files(options.run_dir or options.model))
 
 
-def labeled_files(run_dir: Path) -> set[str]:
-    """Return the real paths of the pictures that a run was trained on with their labels; none if it has no files."""
+def labeled_files(path: Path) -> set[str]:
+    """Return the real paths of the pictures that a run was trained on with their labels; none if it has no files.
+
+    Args:
+        path: the run directory, or a model file in it.
+    """
     from mixmatch.data.split import load_split
     from mixmatch.runs.directory import RunDirectory
 
-    run = RunDirectory(run_dir)
+    checkpoint = RunDirectory.of_checkpoint(path)
+    run = checkpoint[0] if checkpoint else RunDirectory(path if path.is_dir() else path.parent)
     try:
         split, root = load_split(run.split_file), run.read_config().data.root
         names = [split.files[number] for number in split.labeled] if split.files else []

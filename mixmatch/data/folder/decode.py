@@ -214,7 +214,7 @@ def _to_rgb(image: Image.Image, profile: bytes | None, background: str) -> tuple
         image = image.convert("L" if gray else "RGB")
     transform = find_transform(profile, image.mode) if profile else None
     if isinstance(transform, str):
-        _current.notes.append(transform)
+        getattr(_current, "notes", []).append(transform)
     rgb = transform.apply(image) if isinstance(transform, ImageCms.ImageCmsTransform) else image.convert("RGB")
     if alpha is None or alpha.getextrema()[0] == 255:
         return rgb, False

@@ -110,7 +110,7 @@ def _describe_duplicates(index: FolderIndex, decoded: DecodedPictures) -> Iterat
         parts = [*dict.fromkeys(_part(index, n) for n in members)]  # in the order of the index
         labels = {index.labels[n] for n in members} - {UNKNOWN_CLASS}
         where = "in " + " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
-        if "test" in parts and len(parts) > 1:
+        if {"val", "test"} & {*parts} and len(parts) > 1:
             kind = True, where, "; accuracy will be too high: remove them from one"
         elif len(labels) > 1:
             kind = True, "with different classes", "; remove the wrong ones"
@@ -125,6 +125,8 @@ def _describe_duplicates(index: FolderIndex, decoded: DecodedPictures) -> Iterat
 def _part(index: FolderIndex, number: int) -> str:
     if number >= index.num_train:
         return "test"
+    if number >= index.num_train - index.num_validation:
+        return "val"
     return "unlabeled" if index.labels[number] == UNKNOWN_CLASS else "train"
 
 
