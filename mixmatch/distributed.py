@@ -56,11 +56,6 @@ class DistributedContext:
         """Whether this process writes the run directory."""
         return self.rank == 0
 
-    def shard(self, count: int) -> slice:
-        """Return the part of ``count`` items, a multiple of ``world_size``, that belongs to this process."""
-        size = count // self.world_size
-        return slice(self.rank * size, (self.rank + 1) * size)
-
     def local_batch_size(self, batch_size: int) -> int:
         """Return the number of labeled images per step and process.
 

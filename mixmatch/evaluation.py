@@ -59,7 +59,7 @@ def compute_outputs(
     model.eval()
     try:
         with torch.no_grad():
-            batch_indices = padded[distributed.shard(padded_size)].split(batch_size)
+            batch_indices = padded.chunk(distributed.world_size)[distributed.rank].split(batch_size)
             batches = (read_ahead if isinstance(images, StoredImages) else map)(images.__getitem__, batch_indices)
             parts = [model(to_float(batch.to(device))).float() for batch in batches]
             return distributed.all_gather(torch.cat(parts))[: len(index)]

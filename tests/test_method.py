@@ -56,7 +56,7 @@ def test_sharpen_survives_certainty_and_low_temperature():
 
 @pytest.mark.parametrize("momentum", [0, 0.5])
 def test_softmatch_survives_guesses_that_are_all_alike(momentum):
-    context = MethodContext("abc", torch.ones(3) / 3, 4, 10, 8, 9, (3, 8, 8), torch.device("cpu"), generator())
+    context = MethodContext("abc", torch.ones(3) / 3, 4, 10, 8, 9, (3, 8, 8), torch.device("cpu"))
     method = SoftMatch(SoftMatchSettings(momentum=momentum), context)
     for _ in range(200):
         weights = method.pseudo_label_weights(torch.eye(3)[[1, 1, 1, 1]])

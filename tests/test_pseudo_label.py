@@ -24,6 +24,7 @@ from mixmatch.runs.directory import LockedRun
 from tests.factories import make_toy_trainer, toy_data
 from tests.helpers import (
     ROOT,
+    SMALL,
     after_each_step,
     assert_same_curves,
     assert_same_run,
@@ -224,7 +225,7 @@ def test_the_control_is_the_parent_trained_longer(parent, tmp_path, capsys):
     assert stage(parent, tmp_path / "control", *STAGE, "pseudo_label.select=none") == 0
     assert run(tmp_path / "longer", *QUICK, "train.steps=42") == 0
     assert stage(parent, tmp_path / "empty", *STAGE[:1], "pseudo_label.threshold=1.0") == 0
-    assert capsys.readouterr().out.count("no image is selected, training continues unchanged") == 2
+    assert capsys.readouterr().out.count("no image is selected, training goes on with the split's labels alone") == 2
     values = [
         [(entry["loss"], entry["test_accuracy"]) for entry in metrics(tmp_path / name) if entry["step"] > 30]
         for name in ("control", "longer", "empty")
@@ -275,8 +276,8 @@ def test_an_interrupted_stage_ends_in_the_same_weights(parent, tmp_path, monkeyp
 
     assert stage(parent, tmp_path / "whole", *STAGE, REFRESH) == 0
     monkeypatch.setattr(LockedRun, "write_config", interrupt)  # between the first checkpoint and the config
-    for settings in (SOFTMATCH, STAGE):  # such a directory is as good as new
-        assert stage(parent, tmp_path / "cut", *settings, REFRESH) == 128 + signal.SIGINT
+    for settings in (SOFTMATCH, [*STAGE, REFRESH]):  # such a directory is as good as new
+        assert stage(parent, tmp_path / "cut", *settings) == 128 + signal.SIGINT
     monkeypatch.undo()
     for step in (31, 35, 38, 41):
         at_step(monkeypatch, step, interrupt)
@@ -485,6 +486,7 @@ def test_a_stage_without_true_labels(tmp_path, capsys):
         (["train.steps=99"], "train.steps: cannot be changed"),
         (["mixmatch.alpha=0.5"], "allowed: pseudo_label.*, device"),
         ([*SOFTMATCH, "mixmatch.alpha=0.5"], "allowed: pseudo_label.*, softmatch.*, device"),
+        ([*SOFTMATCH, "pseudo_label.fraction=0.5"], "has no effect with pseudo_label.method=softmatch"),
         (["softmatch.momentum=0.9"], "softmatch.momentum: cannot be changed"),
     ],
 )
@@ -541,3 +543,9 @@ def test_a_stage_continues_without_its_parent_and_keeps_its_settings(parent, tmp
         assert setting.partition("=")[0] in capsys.readouterr().err
     assert pseudo_label.main(command) == 0
     assert [entry["step"] for entry in metrics(path)] == [36, 42]
+
+
+def test_check_refuses_a_stage_that_could_not_be_trained(tmp_path, capsys):
+    settings = [*SMALL, "method=supervised", "data.num_labeled=all", "pseudo_label.enabled=true"]
+    assert train.main(["--check", "--run-dir", str(tmp_path / "run"), *settings, "pseudo_label.method=softmatch"]) == 2
+    assert "no unlabeled images are left" in capsys.readouterr().err

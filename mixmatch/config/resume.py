@@ -66,15 +66,9 @@ def differing_keys(a: Config, b: Config, ignoring: Sequence[str] = ()) -> list[s
 
     ``RESUMABLE_KEYS``, ``ignoring``, methods that neither uses and ``pseudo_label`` are left out.
     """
-    return _differences(
-        a,
-        b,
-        [
-            key
-            for key in flatten(a) | flatten(b)
-            if key not in (*RESUMABLE_KEYS, *ignoring) and not key.startswith("pseudo_label.")
-        ],
-    )
+    ignored = (*RESUMABLE_KEYS, *ignoring)
+    keys = [key for key in flatten(a) | flatten(b) if key not in ignored and not key.startswith("pseudo_label.")]
+    return _differences(a, b, keys)
 
 
 def differing_pseudo_label_keys(a: Config, b: Config, parent_method: str = "") -> list[str]:

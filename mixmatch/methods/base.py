@@ -27,7 +27,6 @@ class MethodContext:
         num_images: training images, labeled and not.
         image_shape: (c, h, w).
         device: where the steps run.
-        generator: on the CPU, for initial weights.
     """
 
     classes: Sequence[str]
@@ -38,7 +37,6 @@ class MethodContext:
     num_images: int
     image_shape: ImageShape
     device: torch.device
-    generator: Generator
 
 
 class Networks(NamedTuple):

@@ -41,17 +41,6 @@ def select(probabilities: Tensor, settings: PseudoLabelSettings) -> Tensor:
     return selected
 
 
-def count_labels(selected: Tensor, labels: Tensor, true_labels: Tensor) -> LabelCounts:
-    """Count the predictions ``selected``, (n,) bool, and those that are correct; a true label is -1 where unknown."""
-    known = selected & (true_labels >= 0)
-    correct = int((known & (labels == true_labels)).sum())
-    return LabelCounts(
-        selected=int(selected.sum()),
-        correct=correct if (true_labels >= 0).any() else None,
-        precision=100 * correct / int(known.sum()) if known.any() else None,
-    )
-
-
 def describe_selection(
     step: int,
     probabilities: Tensor,
@@ -64,7 +53,13 @@ def describe_selection(
     confidence, labels = probabilities.max(dim=1)
 
     def count(members: Tensor) -> LabelCounts:
-        return count_labels(members, labels, true_labels)
+        known = members & (true_labels >= 0)
+        correct = int((known & (labels == true_labels)).sum())
+        return LabelCounts(
+            selected=int(members.sum()),
+            correct=correct if (true_labels >= 0).any() else None,
+            precision=100 * correct / int(known.sum()) if known.any() else None,
+        )
 
     return Selection(
         step=step,

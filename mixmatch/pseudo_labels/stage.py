@@ -114,5 +114,5 @@ def format_selection(settings: PseudoLabelSettings, entry: Selection) -> list[st
         return [*lines, f"pseudo_label.method={settings.method}: predictions are not fixed as labels{correct}"]
     rule = f"pseudo_label.select={settings.select}"
     if not entry.selected:
-        return [*lines, f"{rule}: no image is selected, training continues unchanged"]
+        return [*lines, f"{rule}: no image is selected, training goes on with the split's labels alone"]
     return [*lines, f"{rule}: {entry.selected} images ({entry.coverage:.1f}%) become labeled{correct}"]

@@ -23,6 +23,7 @@ from mixmatch.output import log
 from mixmatch.runs.directory import RunDirectory
 from mixmatch.runs.progress import Progress
 
+SELECTION_KEYS = ("select", "threshold", "fraction", "refresh_every")
 OTHER_DIRECTORY = "use another pseudo_label.name or --output-dir"
 
 
@@ -111,6 +112,10 @@ def check_overrides(config: Config, overrides: Sequence[str]) -> None:
         if key not in keys and key.partition(".")[0] not in sections:
             allowed = ", ".join([*(f"{section}.*" for section in sections), *keys])
             raise UserError(f"{key}: cannot be changed for a pseudo-label stage; allowed: {allowed}")
+        if config.pseudo_label.method is not None and key.removeprefix("pseudo_label.") in SELECTION_KEYS:
+            raise UserError(
+                f"{key}: has no effect with pseudo_label.method={sections[1]}; add pseudo_label.method=null"
+            )
 
 
 def start_stage(

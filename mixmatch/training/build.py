@@ -1,6 +1,7 @@
 """Builds the trainer of a run from its config, images and split."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -13,8 +14,9 @@ from mixmatch.data.split import Split
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 from mixmatch.errors import UserError
 from mixmatch.methods import METHODS
-from mixmatch.methods.base import MethodContext
+from mixmatch.methods.base import Method, MethodContext
 from mixmatch.models import build_network
+from mixmatch.runs.progress import Progress
 from mixmatch.training.precision import choose_precision
 from mixmatch.training.trainer import Trainer
 
@@ -26,9 +28,7 @@ def make_trainer(
     device: torch.device,
     precision: str | None = None,
     distributed: DistributedContext = SINGLE_PROCESS,
-    start_step: int = 0,
-    method_start_step: int = 0,
-    method_num_steps: int | None = None,
+    progress: Progress | None = None,
 ) -> Trainer:
     """Build the trainer at step 0.
 
@@ -39,46 +39,47 @@ def make_trainer(
         device: of this process.
         precision: ``float32`` or ``bfloat16``; None: chosen by ``train.precision``, network and device.
         distributed: the processes that train together.
-        start_step, method_start_step: see ``Trainer``.
-        method_num_steps: the length of the method's schedules; None: from ``method_start_step`` to ``train.steps``.
+        progress: of a run that has begun, for where its schedules start and end.
 
     Raises:
         UserError: if the config does not fit the images or the memory.
     """
-    settings = config.data
-    channels, height, _ = data.shape
+    progress, settings, height = progress or Progress(), config.data, data.shape[1]
     batch_size = distributed.local_batch_size(config.train.batch_size)
     flip = data.flip if settings.flip == "auto" else settings.flip
     augmenter = Augmenter(height, flip, settings)
     dataset = DeviceDataset(data, split, device, settings.keep_on, distributed.local_world_size)
     generator = torch.Generator().manual_seed(config.seed)
     network = build_network(config.model, dataset.num_classes, data.shape, generator)
-    if method_num_steps is None:
-        method_num_steps = config.train.steps - method_start_step
     context = MethodContext(
         data.classes,
         dataset.class_frequencies(),
         batch_size,
-        method_num_steps,
+        progress.method_num_steps or config.train.steps - progress.method_start_step,
         network.dense.in_features,
         len(data.images),
         data.shape,
         device,
-        torch.Generator().manual_seed(config.seed),
     )
     method = METHODS[config.method](config.method_settings, context)
-    if method.num_views and not split.unlabeled:
-        raise UserError(
-            "data: no unlabeled images are left; add some, or use method=supervised, fewer labels, or "
-            "data.labeled_as_unlabeled=true"
-        )
-    if method.predicts_rotation and settings.rotate:
-        raise UserError(f"data.rotate: {config.method} learns to predict rotations; set one of the two")
-    if method.num_strong_views and channels not in (1, 3):
-        raise UserError(f"data: strong augmentation needs gray or RGB images, these have {channels} channels")
+    check_method(method, config, len(split.unlabeled))
     precision = precision or choose_precision(config.train.precision, device, network, data.shape)
     sampler = Sampler(config.seed, distributed.rank, distributed.world_size, config.train.balanced_sampling)
     freeze_until = math.inf if config.model.freeze_steps == "all" else config.model.freeze_steps
     trainer = Trainer(config.train, dataset, sampler, augmenter, network, method, precision, distributed, freeze_until)
-    trainer.start_step, trainer.method_start_step = start_step, method_start_step
+    trainer.start_step, trainer.method_start_step = progress.start_step, progress.method_start_step
     return trainer
+
+
+def check_method(method: Method[Any], config: Config, num_unlabeled: int) -> None:
+    """Raise UserError if the method of a run, or of its stage, cannot be trained on its images."""
+    if method.num_views and not num_unlabeled:
+        raise UserError(
+            "data: no unlabeled images are left; add some, or use method=supervised, fewer labels, or "
+            "data.labeled_as_unlabeled=true"
+        )
+    if method.predicts_rotation and config.data.rotate:
+        raise UserError(f"data.rotate: {config.method} learns to predict rotations; set one of the two")
+    channels = method.context.image_shape[0]
+    if method.num_strong_views and channels not in (1, 3):
+        raise UserError(f"data: strong augmentation needs gray or RGB images, these have {channels} channels")

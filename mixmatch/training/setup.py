@@ -93,17 +93,7 @@ def prepare(
     progress = Progress() if checkpoint is None else checkpoint[1]
     split = distributed.broadcast_from_main(lambda: find_split(run, config, data, start, progress.start_step))
     precision = distributed.broadcast_from_main(lambda: find_precision(run.path, config, data, device, progress))
-    trainer = make_trainer(
-        config,
-        data,
-        split,
-        device,
-        precision,
-        distributed,
-        progress.start_step,
-        progress.method_start_step,
-        progress.method_num_steps,
-    )
+    trainer = make_trainer(config, data, split, device, precision, distributed, progress)
     if config.train.patience is not None and "validation" not in trainer.dataset.held_out:
         raise UserError("train.patience: needs validation images; set data.num_validation above 0")
 
