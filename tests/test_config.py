@@ -55,6 +55,10 @@ def test_overrides_replace_values_of_the_file():
     assert (config.data.num_labeled, config.seed, config.train.lr, config.name) == ("all", 2, 0.001, "x")
     assert config.data.dataset == "digits" and config.run_name() == "x-seed2"
     assert load_config(None, ["method=supervised"]).run_name() == "cifar10-250-supervised-seed1"
+    assert load_config(None, ["method=supervised", "name=semi-supervised-2"]).run_name() == "semi-supervised-2-seed1"
+    assert (
+        load_config(None, ["method=supervised", "name=semisupervised"]).run_name() == "semisupervised-supervised-seed1"
+    )
 
 
 def test_another_network_by_override_drops_the_keys_of_the_former_one():

@@ -238,6 +238,15 @@ def test_out_of_memory_names_what_to_lower(tmp_path, monkeypatch, capsys):
     assert error.count("\n") == 1 and "train.batch_size=8; lower it" in error
 
 
+def test_other_errors_of_torch_are_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
+    def lost(self):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Trainer, "train_step", lost)
+    with pytest.raises(torch.AcceleratorError):
+        run(tmp_path / "run")
+
+
 def test_a_changed_environment_is_printed_once(tmp_path, capsys):
     def session(threads, steps):
         torch.set_num_threads(threads)
@@ -248,7 +257,7 @@ def test_a_changed_environment_is_printed_once(tmp_path, capsys):
         return capsys.readouterr().out
 
     assert "note:" not in session(1, 4)
-    assert session(2, 8).count("on the CPU with 1 thread to torch") == 1
+    assert session(2, 8).count("with 1 thread to torch") == 1
     assert "note:" not in session(2, 12)
 
 

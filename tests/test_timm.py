@@ -169,6 +169,7 @@ def test_position_embeddings_are_resampled(weights):
     "override, message",
     [
         ("model.architecture=resnet5O", "model.architecture: is not a classifier of timm; did you mean resnet50"),
+        ("model.architecture=tf_efficientnet_b0_ns", "model.architecture: is not a classifier of timm"),  # deprecated
         (
             "model.architecture=test_vit.in22k",
             "model.architecture: unknown weights; choose one of r160_in1k",

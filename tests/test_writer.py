@@ -177,6 +177,12 @@ def test_confusion_matrices_have_room_for_any_number_of_classes(count):
     assert len(np.unique(np.asarray(picture))) > 2  # something is drawn
 
 
+def test_images_of_other_channels_are_shown_in_gray():
+    images = np.stack([np.full((8, 8), level) for level in (-1, 1, 1, 1)])[None]
+    pixels = np.asarray(plot_grid(images, [""], columns=1))
+    assert (pixels[50, 50, :3] == round(1.5 * 127.5)).all()
+
+
 def test_captions_of_a_grid_stay_within_its_width():
     grid = plot_grid(np.zeros((5, 1, 8, 8)), ["a very long caption, wider than its image\nsecond"] * 5, columns=3)
     assert grid.size == (3 * 102, 2 * 130) and np.asarray(grid)[:, -4:].min() == 255

@@ -180,7 +180,8 @@ class Config(Settings):
         """Return the default name of the run directory, with a note on what is special about the run."""
         size = "" if self.data.image_size is None else f"-{self.data.image_size}px"
         name = (self.name or f"{self.data.display_name()}{size}-{self.data.num_labeled}") + note
-        method = "" if self.method == "mixmatch" or self.method in name else f"-{self.method}"
+        named = re.search(rf"(^|-){re.escape(self.method)}(-|$)", name)
+        method = "" if self.method == "mixmatch" or named else f"-{self.method}"
         return f"{name}{method}-seed{self.seed}"
 
 

@@ -45,7 +45,7 @@ class TimmSettings(NetworkSettings):
     def _exists(cls, architecture: str) -> str:
         timm = import_timm()
         name, _, tag = architecture.partition(".")
-        if not timm.is_model(name):
+        if not timm.is_model(name) or timm.get_pretrained_cfg(name) is None:  # those of deprecated names have none
             close = difflib.get_close_matches(name, timm.list_models(), n=3)
             raise ValueError(
                 "is not a classifier of timm; "

@@ -17,7 +17,9 @@ from mixmatch.runs.progress import HistoryEntry
 from mixmatch.runs.results import RunResults
 
 # Runs that differ only in these are in one group; of pseudo_label, the stage has what matters.
-IGNORED = {"name", "seed", "data.dataset", *RESUMABLE_KEYS, *INTERVAL_KEYS} - {"data.root"}
+IGNORED = {"name", "seed", "data.dataset", *RESUMABLE_KEYS, *INTERVAL_KEYS} - {
+    *("data.root", "train.precision", "train.patience")
+}
 KEYS_BY_RULE = {"threshold": ("threshold", "refresh_every"), "top": ("fraction", "refresh_every")}
 
 
@@ -106,12 +108,12 @@ def read_run(path: Path) -> ComparedRun:
     """
     run = RunDirectory(path)
     config, results = run.read_config(), run.read_results()
+    parent_method, precision = "", str(config.train.precision)
     if results is not None:
-        stage = results.pseudo_label
-        settings = run_settings(config, stage.parent_method if stage else "")
-    else:
-        checkpoint = run.load_newest()
-        settings = run_settings(config, checkpoint[1].parent_method if checkpoint else "")
+        parent_method, precision = results.pseudo_label.parent_method if results.pseudo_label else "", results.precision
+    elif checkpoint := run.load_newest():
+        parent_method, precision = checkpoint[1].parent_method, checkpoint[1].precision
+    settings = run_settings(config, parent_method) | {"train.precision": precision}
     return ComparedRun(path, config.seed, settings, results, run.read_metrics())
 
 

@@ -158,7 +158,9 @@ class RunDirectory:
         newest = self.load_newest()
         best = newest and newest[1].best_validation()
         if not best:
-            raise UserError(f"{self.path}: has no best checkpoint; train it with data.num_validation above 0")
+            raise UserError(
+                f"{self.path}: has no best checkpoint; that takes an evaluation with data.num_validation above 0"
+            )
         try:
             return self._load(best.step)
         except (DamagedFile, OSError) as error:

@@ -58,12 +58,14 @@ def plot_grid(images: np.ndarray, captions: Sequence[str], columns: int) -> Imag
     """Plot images in rows, each above its caption.
 
     Args:
-        images: (n, c, h, w) in [-1, 1], c 1 or 3.
+        images: (n, c, h, w) in [-1, 1]; unless c is 3, the mean of the channels is shown in gray.
         captions: n texts of up to two lines.
         columns: images per row.
     """
     from matplotlib.figure import Figure
 
+    if images.shape[1] != 3:
+        images = images.mean(axis=1, keepdims=True)
     pixels = np.rint((images.clip(-1, 1) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
     scale = -(-TILE_PIXELS // pixels.shape[2])
     pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)

@@ -50,9 +50,9 @@ def explain_out_of_memory(config: Config, device: torch.device) -> Iterator[None
     """Turn running out of memory into a UserError of one line."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         # On the CPU torch raises a RuntimeError that only its text identifies.
-        if type(error) is RuntimeError and "DefaultCPUAllocator" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise UserError(
             f"{device}: out of memory with train.batch_size={config.train.batch_size}; lower it, model.width or "
@@ -61,9 +61,10 @@ def explain_out_of_memory(config: Config, device: torch.device) -> Iterator[None
 
 
 def describe_environment(device: torch.device, distributed: DistributedContext) -> str:
-    """Return what bit-identical results depend on: torch, device, processes, and on the CPU the number of threads."""
+    """Return what bit-identical results depend on: torch, device, processes; of a CPU its kind and the threads."""
     processes = f" in {distributed.world_size} processes" if distributed.world_size > 1 else ""
     if device.type == "cuda":
         return f"torch {torch.__version__} on {torch.cuda.get_device_name(device)}{processes}"
     threads = torch.get_num_threads()
-    return f"torch {torch.__version__} on the CPU with {threads} thread{'s' * (threads > 1)}{processes}"
+    kind = torch.backends.cpu.get_cpu_capability()
+    return f"torch {torch.__version__} on the CPU ({kind}) with {threads} thread{'s' * (threads > 1)}{processes}"
