@@ -17,9 +17,8 @@ from mixmatch.runs.progress import HistoryEntry
 from mixmatch.runs.results import RunResults
 
 # Runs that differ only in these are in one group; of pseudo_label, the stage has what matters.
-IGNORED = {"name", "seed", "data.dataset", *RESUMABLE_KEYS, *INTERVAL_KEYS} - {
-    *("data.root", "train.precision", "train.patience")
-}
+IGNORED = {"name", "seed", "data.dataset", *RESUMABLE_KEYS, *INTERVAL_KEYS}
+IGNORED -= {"data.root", "train.precision", "train.patience"}
 KEYS_BY_RULE = {"threshold": ("threshold", "refresh_every"), "top": ("fraction", "refresh_every")}
 
 
