@@ -16,6 +16,7 @@ from mixmatch.cli import label, pseudo_label, train
 from mixmatch.config import load_config
 from mixmatch.data.folder.index import index_folder
 from mixmatch.labeling.choose import CANDIDATES, CHOICES, choose
+from mixmatch.labeling.selection import index_pictures
 from mixmatch.labeling.wrong_labels import predict_out_of_fold
 from tests.helpers import FUZZ, SMALL
 
@@ -201,6 +202,17 @@ def test_groups_and_single_labels_are_kept(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_newer_labels_file_is_used_with_a_note(trained, tmp_path):
+    root = tmp_path / "photos"
+    shutil.copytree(trained / "photos", root)
+    (root / "corrected.csv").write_text("file,class\ntrain/=1/train0.png,a\ntrain/=1/train1.png,b\n")
+    assert index_pictures(root, "corrected.csv").classes == ["a", "b"]
+    shutil.copy(root / "corrected.csv", root / "labels.csv")
+    assert not index_pictures(root, "labels.csv").notes and not index_pictures(root).notes
+    (note,) = index_pictures(root, "corrected.csv").notes
+    assert "is used, not data.labels=corrected.csv; move it away" in note
+
+
 def test_pictures_of_another_folder(trained, tmp_path):
     folder = tmp_path / "new"
     shutil.copytree(trained / "photos" / "unlabeled", folder / "a")

@@ -95,7 +95,8 @@ def write_label_page(options: Namespace) -> None:
     if options.folder is not None:
         if own in options.folder.resolve().parents:
             raise UserError(f"{options.folder}: is part of {own}, the run's pictures; leave FOLDER out")
-        settings = settings.model_copy(update={"root": str(options.folder), "labels": None})
+        labels = settings.labels if options.folder.resolve() == own else None
+        settings = settings.model_copy(update={"root": str(options.folder), "labels": labels})
     root = Path(settings.root)
     if options.folder is None and not root.exists():
         raise UserError(f"{root}: the run's pictures are not there; start where it was trained, or give a FOLDER")

@@ -80,10 +80,12 @@ def index_pictures(root: Path, labels: str | None = None, min_classes: int = 0) 
     Raises:
         UserError: if the folder or the labels file cannot be read.
     """
-    labels = LABELS_FILE if (root / LABELS_FILE).exists() else labels
+    used = LABELS_FILE if (root / LABELS_FILE).exists() else labels
     check_paths_exist([root])
-    if labels or has_train_folder(root):
-        index = index_folder(root, labels, min_classes)
+    if used or has_train_folder(root):
+        index = index_folder(root, used, min_classes)
+        if labels not in (None, used):
+            index.notes.append(f"{root / LABELS_FILE}: is used, not data.labels={labels}; move it away to use that")
         if index.problems:
             raise UserError(index.problems[0])
         return _check_names(index)
