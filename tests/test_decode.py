@@ -10,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image, ImageCms
 
 from mixmatch.data.dataset import Decoding
-from mixmatch.data.folder.decode import Unreadable, decode, decode_all, find_transform
+from mixmatch.data.folder.decode import Unreadable, decode, decode_all, decode_opened, find_transform
 from mixmatch.data.folder.index import find_images
 from mixmatch.errors import UserError
 
@@ -352,6 +352,8 @@ def test_profiles_that_are_corrupt_or_do_not_fit_are_ignored_with_a_note(tmp_pat
     picture = decode(save(tmp_path, image, "x.png", icc_profile=profile), 8)
     assert picture.pixels[4, 4].tolist() == list(image.convert("RGB").getpixel((4, 4)))
     assert picture.info.notes == [f"its color profile is corrupt or not for {mode} and is ignored"]
+    with Image.open(tmp_path / "x.png") as opened:  # by a program that uses the network
+        assert np.array_equal(decode_opened(opened, 8, 3, Decoding()).pixels, picture.pixels)
 
 
 # Shapes and sizes

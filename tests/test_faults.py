@@ -257,7 +257,8 @@ def test_a_changed_environment_is_printed_once(tmp_path, capsys):
         return capsys.readouterr().out
 
     assert "note:" not in session(1, 4)
-    assert session(2, 8).count("with 1 thread to torch") == 1
+    kind = torch.backends.cpu.get_cpu_capability()
+    assert session(2, 8).count(f"on the CPU ({kind}) with 1 thread to torch") == 1
     assert "note:" not in session(2, 12)
 
 

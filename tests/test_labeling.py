@@ -201,7 +201,6 @@ def test_groups_and_single_labels_are_kept(trained, tmp_path):
         assert off_page == {paths[number]: name for number, name in expected.items()}
 
 
-@pytest.mark.slow
 def test_a_newer_labels_file_is_used_with_a_note(trained, tmp_path):
     root = tmp_path / "photos"
     shutil.copytree(trained / "photos", root)
@@ -213,6 +212,7 @@ def test_a_newer_labels_file_is_used_with_a_note(trained, tmp_path):
     assert "is used, not data.labels=corrected.csv; move it away" in note
 
 
+@pytest.mark.slow
 def test_pictures_of_another_folder(trained, tmp_path):
     folder = tmp_path / "new"
     shutil.copytree(trained / "photos" / "unlabeled", folder / "a")

@@ -486,7 +486,7 @@ def test_a_stage_without_true_labels(tmp_path, capsys):
         (["train.steps=99"], "train.steps: cannot be changed"),
         (["mixmatch.alpha=0.5"], "allowed: pseudo_label.*, device"),
         ([*SOFTMATCH, "mixmatch.alpha=0.5"], "allowed: pseudo_label.*, softmatch.*, device"),
-        ([*SOFTMATCH, "pseudo_label.fraction=0.5"], "has no effect with pseudo_label.method=softmatch"),
+        ([*SOFTMATCH, "pseudo_label.fraction=0.5"], "is not used with pseudo_label.method=softmatch"),
         (["softmatch.momentum=0.9"], "softmatch.momentum: cannot be changed"),
     ],
 )

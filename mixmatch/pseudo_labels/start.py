@@ -23,7 +23,7 @@ from mixmatch.output import log
 from mixmatch.runs.directory import RunDirectory
 from mixmatch.runs.progress import Progress
 
-SELECTION_KEYS = ("select", "threshold", "fraction", "refresh_every")
+SELECTION_KEYS = [f"pseudo_label.{name}" for name in ("select", "threshold", "fraction", "refresh_every")]
 OTHER_DIRECTORY = "use another pseudo_label.name or --output-dir"
 
 
@@ -105,17 +105,15 @@ def check_overrides(config: Config, overrides: Sequence[str]) -> None:
         config: with the overrides.
         overrides: ``key=value``.
     """
-    keys = [*RESUMABLE_KEYS, *INTERVAL_KEYS]
-    sections = ["pseudo_label", *filter(None, [config.pseudo_label.method])]
+    keys, method = [*RESUMABLE_KEYS, *INTERVAL_KEYS], config.pseudo_label.method
+    sections = ["pseudo_label", *filter(None, [method])]
     for text in overrides:
         key = text.partition("=")[0]
         if key not in keys and key.partition(".")[0] not in sections:
             allowed = ", ".join([*(f"{section}.*" for section in sections), *keys])
             raise UserError(f"{key}: cannot be changed for a pseudo-label stage; allowed: {allowed}")
-        if config.pseudo_label.method is not None and key.removeprefix("pseudo_label.") in SELECTION_KEYS:
-            raise UserError(
-                f"{key}: has no effect with pseudo_label.method={sections[1]}; add pseudo_label.method=null"
-            )
+        if method is not None and key in SELECTION_KEYS:
+            raise UserError(f"{key}: is not used with pseudo_label.method={method}; add pseudo_label.method=null")
 
 
 def start_stage(
