@@ -407,6 +407,10 @@ def test_main_runs_a_stage_on_a_finished_run(tmp_path, capsys):
     assert "softmatch.unlabeled_ratio (1 there, 3 now)" in capsys.readouterr().err
     assert run(tmp_path / "run", *arguments, "--check") == 0
     assert run(tmp_path / "run", *QUICK) == 0
+    shutil.rmtree(tmp_path / "run")
+    assert run(tmp_path / "run", *arguments, "softmatch.unlabeled_ratio=3") == 2
+    assert "softmatch.unlabeled_ratio (1 there, 3 now)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()  # refused before it is trained again
 
 
 @pytest.mark.slow
@@ -545,7 +549,9 @@ def test_a_stage_continues_without_its_parent_and_keeps_its_settings(parent, tmp
     assert [entry["step"] for entry in metrics(path)] == [36, 42]
 
 
-def test_check_refuses_a_stage_that_could_not_be_trained(tmp_path, capsys):
+@pytest.mark.parametrize("check", [["--check"], []])
+def test_a_stage_that_could_not_be_trained_is_refused_before_the_run(tmp_path, capsys, check):
     settings = [*SMALL, "method=supervised", "data.num_labeled=all", "pseudo_label.enabled=true"]
-    assert train.main(["--check", "--run-dir", str(tmp_path / "run"), *settings, "pseudo_label.method=softmatch"]) == 2
+    assert train.main([*check, "--run-dir", str(tmp_path / "run"), *settings, "pseudo_label.method=softmatch"]) == 2
     assert "no unlabeled images are left" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -20,11 +20,10 @@ from mixmatch.data.weak_augmentation import to_float
 from mixmatch.distributed import SINGLE_PROCESS
 from mixmatch.errors import UserError, single_line
 from mixmatch.files import write_atomically
-from mixmatch.methods import METHODS
 from mixmatch.pseudo_labels.start import stage_config
 from mixmatch.runs.directory import RunDirectory
 from mixmatch.runs.plots import TILE_PIXELS, class_label, plot_grid, to_png
-from mixmatch.training.build import check_method
+from mixmatch.training.build import make_stage_method
 from mixmatch.training.console import Console
 from mixmatch.training.device import choose_device, explain_out_of_memory
 from mixmatch.training.execution import list_execution_modes, select_execution_mode
@@ -120,8 +119,7 @@ def estimate_time(trainer: Trainer, config: Config, console: Console) -> None:
     console.print(measure(trainer, steps, config, console))
     if stage.enabled and stage.method is not None:
         settings = stage_config(config, config.train.steps)
-        method = METHODS[settings.method](settings.method_settings, trainer.method.context)
-        check_method(method, settings, len(trainer.dataset.split_unlabeled))
+        method = make_stage_method(settings, trainer)
         parts = trainer.dataset, trainer.sampler, trainer.augmenter, trainer.model
         stage_trainer = Trainer(config.train, *parts, method, trainer.precision)
         console.print(f"pseudo-label stage: {measure(stage_trainer, stage.steps, settings, console)}")

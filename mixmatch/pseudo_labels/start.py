@@ -43,15 +43,17 @@ def stage_path(parent: Path, settings: PseudoLabelSettings) -> Path:
     return parent.with_name(f"{parent.name}-{settings.name or settings.method or rules[settings.select]}")
 
 
-def refuse_ordinary_run(stage: Path) -> None:
-    """Raise UserError if the directory of a stage contains a run that is none."""
+def check_stage_path(stage: Path, config: Config) -> None:
+    """Raise UserError if the directory of a stage contains an ordinary run, or a stage by another ``config``."""
     run = RunDirectory(stage)
-    if not run.has_begun():
+    if not run.has_begun() or not run.config_file.exists():
         return
-    results = run.read_results()
-    saved = run.load_newest() if results is None else None
-    if results.pseudo_label is None if results else saved and not saved[1].start_step:
+    results, saved = run.read_results(), run.load_newest()
+    of_results = results and results.pseudo_label
+    start_step = saved[1].start_step if saved else of_results.start_step if of_results else 0
+    if not start_step:
         raise _not_a_stage(stage)
+    check_stage(stage, run.read_config(), stage_config(config, start_step), start_step, config.method)
 
 
 def _not_a_stage(path: Path) -> UserError:

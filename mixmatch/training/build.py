@@ -71,8 +71,23 @@ def make_trainer(
     return trainer
 
 
+def make_stage_method(config: Config, trainer: Trainer) -> Method[Any]:
+    """Return the method that trains a pseudo-label stage after the run of ``trainer``.
+
+    Args:
+        config: of the stage, see ``stage_config``.
+        trainer: of the run before.
+
+    Raises:
+        UserError: if it cannot be trained on the images.
+    """
+    method = METHODS[config.method](config.method_settings, trainer.method.context)
+    check_method(method, config, len(trainer.dataset.split_unlabeled))
+    return method
+
+
 def check_method(method: Method[Any], config: Config, num_unlabeled: int) -> None:
-    """Raise UserError if the method of a run, or of its stage, cannot be trained on its images."""
+    """Raise UserError if a method cannot be trained on the images of a run."""
     if method.num_views and not num_unlabeled:
         raise UserError(
             "data: no unlabeled images are left; add some, or use method=supervised, fewer labels, or "

@@ -13,12 +13,20 @@ from mixmatch.errors import Stopped, TimeUp, short_tracebacks
 from mixmatch.inference import Classifier, save_model
 from mixmatch.methods import METHODS
 from mixmatch.output import print_log_unless_configured
-from mixmatch.pseudo_labels.start import StageStart, check_stage, refuse_ordinary_run, stage_path, start_stage
+from mixmatch.pseudo_labels.start import (
+    StageStart,
+    check_stage,
+    check_stage_path,
+    stage_config,
+    stage_path,
+    start_stage,
+)
 from mixmatch.runs.directory import LockedRun, open_run
 from mixmatch.runs.progress import HistoryEntry
 from mixmatch.runs.results import RunResults
 from mixmatch.runs.writer import RunWriter
 from mixmatch.signals import PendingSignals, catch_stop_signals
+from mixmatch.training.build import make_stage_method
 from mixmatch.training.callbacks import Callback, plain_values
 from mixmatch.training.console import Console
 from mixmatch.training.device import choose_device, explain_out_of_memory
@@ -69,8 +77,8 @@ def train(
     path, settings = Path(path), config.pseudo_label
     with print_log_unless_configured(quiet), catch_stop_signals() as pending:
 
-        def run(config: Config, path: Path, start: StageStart | None) -> RunResults:
-            results = train_run(config, path, distributed, quiet, deadline, callbacks, start, pending)
+        def run(config: Config, path: Path, start: StageStart | None, next_stage: Config | None = None) -> RunResults:
+            results = train_run(config, path, distributed, quiet, deadline, callbacks, start, next_stage, pending)
             (stop,) = distributed.all_reduce_max([max(pending, default=0)])
             if stop:  # it came in the last step or later
                 raise Stopped(stop, f"stopped by {signal.Signals(stop).name}; {path} is finished")
@@ -80,11 +88,11 @@ def train(
         if not settings.enabled:
             return run(config, path, start)
         stage = stage_path(path, settings)
-        distributed.broadcast_from_main(lambda: refuse_ordinary_run(stage))  # before hours of training
+        distributed.broadcast_from_main(lambda: check_stage_path(stage, config))  # before hours of training
         without_stage: dict[str, Any] = {"pseudo_label": PseudoLabelSettings()}
         if settings.method is not None and settings.method != config.method:
             without_stage[settings.method] = METHODS[settings.method].settings_type()  # its section is for the stage
-        run(config.model_copy(update=without_stage), path, None)
+        run(config.model_copy(update=without_stage), path, None, stage_config(config, config.train.steps))
         config, start = distributed.broadcast_from_main(lambda: start_stage(path, stage, config))
         return run(config, stage, start)
 
@@ -97,9 +105,10 @@ def train_run(
     deadline: float,
     callbacks: Sequence[Callback],
     start: StageStart | None,
+    next_stage: Config | None,
     pending: PendingSignals,
 ) -> RunResults:
-    """Train one run; arguments as for ``train``, and the signals that stop it."""
+    """Train one run; arguments as for ``train``, the config of the stage that follows, and the signals that stop it."""
     pending.at_once = True
     console = Console(quiet, distributed.is_main)
     device = choose_device(config.device, distributed)
@@ -116,6 +125,8 @@ def train_run(
         # Read everything and validate it; then the first files are written.
         session = prepare(run, config, device, distributed, console, callbacks, start)
         check_stage(path, stored, config, session.progress.start_step)
+        if next_stage is not None and next_stage.pseudo_label.method is not None:
+            make_stage_method(next_stage, session.trainer)
         commit, trainer = code_commit(), session.trainer
         if distributed.is_main:
             if config.data.root != stored.data.root:  # the images have moved, and were found
