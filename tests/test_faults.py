@@ -235,7 +235,7 @@ def test_out_of_memory_names_what_to_lower(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Trainer, "train_step", full)
     assert run(tmp_path / "run") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "train.batch_size=8; lower it" in error
+    assert error.count("\n") == 1 and "cpu: out of memory; lower train.batch_size (8 now)" in error
 
 
 def test_other_errors_of_torch_are_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):

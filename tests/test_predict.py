@@ -22,7 +22,7 @@ from mixmatch.data.folder.index import index_folder
 from mixmatch.data.weak_augmentation import to_float
 from mixmatch.errors import UserError
 from mixmatch.files import load_tensors
-from mixmatch.inference import fingerprint, load_model
+from mixmatch.inference import Classifier, fingerprint, load_model
 from tests.helpers import ROOT, SMALL
 
 pytestmark = pytest.mark.slow  # nearly all need the run of a fixture
@@ -307,6 +307,16 @@ def test_bad_input_gives_one_line(trained, photos, tmp_path, capsys, monkeypatch
     assert predict.main(arguments.split()) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_out_of_memory_gives_one_line(photos, command, monkeypatch, capsys):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore lines")
+
+    monkeypatch.setattr(Classifier, "predict_probabilities", full)
+    assert command(photos) == 2
+    expected = "error: cpu: out of memory; use --device cpu, or stop other programs on the device\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_an_existing_table_stays_until_the_new_one_is_complete(photos, command, tmp_path):

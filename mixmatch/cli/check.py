@@ -65,7 +65,7 @@ def check(config: Config, path: Path) -> None:
     folder = next(folder for folder in (path, *path.parents) if folder.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{folder}: cannot be written; use another --run-dir")
-    with explain_out_of_memory(config, device):
+    with explain_out_of_memory(device, config):
         run = RunDirectory(path)
         stored_config(run, config)  # raises if the directory contains a run of another config
         session = prepare(run, config, device, SINGLE_PROCESS, console)

@@ -65,7 +65,7 @@ def export_and_predict(options: Namespace) -> None:
     from mixmatch.cli.predictions import Outputs, check_inputs, write_predictions
     from mixmatch.config import build_config
     from mixmatch.inference import export_onnx, load_model
-    from mixmatch.training.device import choose_device
+    from mixmatch.training.device import choose_device, explain_out_of_memory
 
     if (options.run_dir is None) == (options.model is None):
         raise UserError("give either --run-dir or --model; see --help")
@@ -82,12 +82,14 @@ def export_and_predict(options: Namespace) -> None:
     outputs = Outputs(options.output, options.copy_by_class, options.min_confidence)
     check_inputs(options.images, outputs)
     device = choose_device(build_config({"device": options.device}, "--device").device)
-    model = load_model(options.run_dir or options.model, str(device), options.best)
-    if options.export is not None:
-        export_onnx(model, options.export, options.export_uint8)
-        print(f"{options.export}: written")
-    if options.images:
-        write_predictions(model, options.images, outputs, labeled_files(options.run_dir or options.model))
+    source = options.run_dir or options.model
+    with explain_out_of_memory(device):
+        model = load_model(source, str(device), options.best)
+        if options.export is not None:
+            export_onnx(model, options.export, options.export_uint8)
+            print(f"{options.export}: written")
+        if options.images:
+            write_predictions(model, options.images, outputs, labeled_files(source))
 
 
 def labeled_files(path: Path) -> set[str]:

@@ -46,18 +46,23 @@ def choose_device(name: str, distributed: DistributedContext = SINGLE_PROCESS) -
 
 
 @contextmanager
-def explain_out_of_memory(config: Config, device: torch.device) -> Iterator[None]:
-    """Turn running out of memory into a UserError of one line."""
+def explain_out_of_memory(device: torch.device, config: Config | None = None) -> Iterator[None]:
+    """Turn running out of memory into a UserError of one line.
+
+    Args:
+        device: which computes.
+        config: of a run that is trained.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         # On the CPU torch raises a RuntimeError that only its text identifies.
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
-        raise UserError(
-            f"{device}: out of memory with train.batch_size={config.train.batch_size}; lower it, model.width or "
-            "data.image_size, or stop other programs on the device"
-        ) from None
+        advice = "use --device cpu"
+        if config is not None:
+            advice = f"lower train.batch_size ({config.train.batch_size} now), model.width or data.image_size"
+        raise UserError(f"{device}: out of memory; {advice}, or stop other programs on the device") from None
 
 
 def describe_environment(device: torch.device, distributed: DistributedContext) -> str:

@@ -112,7 +112,7 @@ def train_run(
     pending.at_once = True
     console = Console(quiet, distributed.is_main)
     device = choose_device(config.device, distributed)
-    with open_run(path, distributed) as run, explain_out_of_memory(config, device):
+    with open_run(path, distributed) as run, explain_out_of_memory(device, config):
         # Whether it is finished already.
         stored = distributed.broadcast_from_main(lambda: stored_config(run, config))
         results = distributed.broadcast_from_main(lambda: find_results(run, stored, config))
