@@ -6,6 +6,7 @@ A table is a YAML file in benchmarks/tables: rows, each a config by the keys tha
 import itertools
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -197,25 +198,33 @@ def _build_run(table: Table, row: Row, seed: int) -> RunSpec:
     source = row.config or table.config
     file = Path(table.file).parent / source
     config = load_config(file if file.is_file() else source, [*table.set, *row.set, f"seed={seed}"])
+    if config.pseudo_label.enabled:
+        raise UserError("pseudo_label.enabled: not in a table; list the keys of the stage in `stage`")
     # Another table may need the same run: what this one sets of pseudo_label belongs to its stages.
-    run = RunSpec(config.run_name(_name_note(row)), config.model_copy(update={"pseudo_label": PseudoLabelSettings()}))
+    run = RunSpec(
+        config.run_name(_name_note(row, config)), config.model_copy(update={"pseudo_label": PseudoLabelSettings()})
+    )
     if row.stage is None:
         return run
     overrides = [text if "." in text.partition("=")[0] else f"pseudo_label.{text}" for text in row.stage]
     config = apply_overrides(config, overrides)
     check_overrides(config, overrides)
-    return RunSpec(stage_path(Path(run.name), config.pseudo_label).name, config, run)
+    of_stage = [key for key in row.grid if key.startswith("pseudo_label.")]
+    return RunSpec(stage_path(Path(run.name), config.pseudo_label).name + _describe(row, of_stage), config, run)
 
 
-def _name_note(row: Row) -> str:
+def _name_note(row: Row, config: Config) -> str:
     """Return what the row adds to the name of its runs: the settings that are not part of it, unless it has a name."""
-    settings = row.settings
-    keys = row.grid.keys() - {"method"} if "name" in settings else settings.keys() - IN_RUN_NAME
-    return "".join(
-        f"-{key.rpartition('.')[2]}-{re.sub(r'[^A-Za-z0-9.+-]+', '-', value.strip('[]'))}"
-        for key, value in settings.items()
-        if key in keys and not key.startswith("pseudo_label.")  # which are of stages
-    )
+    keys = row.grid.keys() - {"method"} if "name" in row.settings else row.settings.keys() - IN_RUN_NAME
+    if config.name is not None:  # which is then in place of the data
+        keys |= row.grid.keys() - {"method"}
+    return _describe(row, [key for key in row.settings if key in keys and not key.startswith("pseudo_label.")])
+
+
+def _describe(row: Row, keys: Iterable[str]) -> str:
+    """Return settings of a row as a part of a run's name."""
+    values = ((key.rpartition(".")[2], row.settings[key].strip("[]")) for key in keys)
+    return "".join(f"-{name}-{re.sub(r'[^A-Za-z0-9.+-]+', '-', value)}" for name, value in values)
 
 
 def runs_in_order(table: Table) -> list[RunSpec]:

@@ -38,25 +38,24 @@ def train_runs(runs: Sequence[RunSpec], options: Namespace, deadline: float) -> 
     Raises:
         Diverged: after all other runs are trained, if some diverged.
     """
-    skipped, diverged = [], []
+    diverged, complete = list[str](), True
     for run in runs:
         if time.monotonic() >= deadline:
             return False
         try:
             train_and_save(run, options, deadline)
-        except RunInUse:
-            skipped.append(run.name)
+        except RunInUse as error:
+            complete = False
+            print(f"{run.name}: skipped ({error})", flush=True)
         except TimeUp as stop:
             print(stop)
             return False
         except Diverged as error:
             diverged.append(run.name)
             print(f"{run.name}: {error}", file=sys.stderr)
-    if skipped:
-        print(f"skipped, because they or the runs that they continue are in use or diverged: {', '.join(skipped)}")
     if diverged:
         raise Diverged(f"{len(diverged)} of {len(runs)} runs diverged: {', '.join(diverged)}")
-    return not skipped
+    return complete
 
 
 def train_in_parallel(runs: Sequence[RunSpec], options: Namespace, deadline: float) -> bool:
@@ -142,7 +141,7 @@ def train_and_save(run: RunSpec, options: Namespace, deadline: float) -> None:
     if run.parent is not None:
         parent = options.runs / run.parent.name
         if not is_finished(run.parent, options):
-            raise RunInUse(f"{parent}: not finished")
+            raise RunInUse(f"{parent} is not finished; train it first")
         config, start = start_stage(parent, path, config)
     quiet = options.quiet or finished
     log.setLevel(logging.WARNING if quiet else logging.INFO)

@@ -311,6 +311,10 @@ def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):
         ({"rows": [{"label": "a|b"}]}, "rows"),
         ({"rows": [{"label": "a", "set": ["train.lr=no"]}]}, "train.lr"),
         ({"rows": [{"label": "a"}, {"label": "b", "set": ["name=digits-20", "train.lr=0.1"]}]}, "set name=... in one"),
+        (
+            {"rows": [{"label": "a", "set": ["pseudo_label.enabled=true"]}]},
+            "pseudo_label.enabled: not in a table; list",
+        ),
         ({"rows": []}, "rows: missing; list rows, or values of keys in grid"),
         ({"rows": [], "grid": {"train.lr": 1}}, "grid: must be a valid list, got 1"),
         ({"rows": [], "grid": {"train.rate": [1]}}, "train.rate: unknown key"),
@@ -350,6 +354,27 @@ def test_a_grid_is_a_row_for_each_combination(tmp_path):
     ]
     names = [row[1].name for row in plan(table)]
     assert names[2:] == ["digits-20-lr_decay_steps-4-8-seed1", "digits-20-lr_decay_steps-4-8-supervised-seed1"]
+
+
+def test_grids_of_names_and_stages_make_different_runs(tmp_path):
+    stages = {"label": "stage", "stage": ["select=top"], "grid": {"pseudo_label.steps": [10, 20]}}
+    labels = {"grid": {"data.num_labeled": [50, 100]}}
+    for values, names in (
+        ({"rows": [stages]}, ["digits-20-seed1", *(f"digits-20-seed1-top-0.1-steps-{n}" for n in (10, 20))]),
+        (labels | {"rows": [], "set": ["name=study"]}, [f"study-num_labeled-{n}-seed1" for n in (50, 100)]),
+    ):
+        table = read_table(write_table(tmp_path / "table.yml", seeds=[1], control=None, **values))
+        assert [run.name for run in runs_in_order(table)] == names
+
+
+@pytest.mark.slow
+def test_a_stage_alone_waits_for_its_run(tmp_path, capsys):
+    table = write_table(tmp_path / "table.yml")
+    assert command(tmp_path, table, "--run", "digits-20-seed1-control") == 0
+    expected = (
+        f"digits-20-seed1-control: skipped ({tmp_path / 'runs' / 'digits-20-seed1'} is not finished; train it first)"
+    )
+    assert capsys.readouterr().out.strip() == expected
 
 
 @pytest.mark.slow
