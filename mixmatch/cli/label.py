@@ -85,7 +85,7 @@ def write_label_page(options: Namespace) -> None:
         if options.folder is None:
             raise UserError(f"{options.run}: was not trained on a folder of pictures; give a FOLDER")
         settings = FolderSettings(dataset="folder")
-        train.append("data.dataset=folder")
+        train += ["data.dataset=folder", f"data.image_size={run.read_images().size}"]
     device = choose_device(build_config({"device": options.device}, "--device").device)
     model = load_model(options.run, str(device), options.best)
     if model.spec.channels != CHANNELS:
