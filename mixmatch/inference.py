@@ -23,7 +23,7 @@ from mixmatch.data.folder.decode import Unreadable, decode, decode_opened
 from mixmatch.data.stored_images import Images
 from mixmatch.errors import UserError, describe_error, short_tracebacks, single_line
 from mixmatch.evaluation import compute_outputs
-from mixmatch.files import DamagedFile, checksum, explain_os_errors, load_tensors, save_tensors
+from mixmatch.files import DamagedFile, checksum, load_tensors, save_tensors, write_atomically
 from mixmatch.models import Network, NetworkSettings, build_network
 from mixmatch.runs.directory import RunDirectory
 
@@ -172,6 +172,8 @@ def load_model(path: Path | str, device: str = "cpu", best: bool = False) -> Cla
     run, step = checkpoint or (RunDirectory(path), None)
     config = run.read_config()
     saved = run.load_best() if best else run.load_newest() if step is None else run.load_step(step)
+    if saved is None and run.model_file.exists():
+        return _load_file(run.model_file, device)
     if saved is None:
         raise UserError(f"{path}: has no checkpoint; train it first")
     state, progress = saved
@@ -274,7 +276,7 @@ def export_onnx(classifier: Classifier, path: Path, uint8_input: bool = False) -
     module: nn.Module = classifier
     if uint8_input:
         example, module = example.permute(0, 2, 3, 1).to(torch.uint8), PixelInput(classifier).eval()
-    with explain_os_errors(path), warnings.catch_warnings(), redirect_stdout(None):
+    with warnings.catch_warnings(), redirect_stdout(None):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module,
@@ -286,4 +288,4 @@ def export_onnx(classifier: Classifier, path: Path, uint8_input: bool = False) -
         assert program is not None
         values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in asdict(spec).items()}
         program.model.metadata_props.update(values)
-        program.save(str(path), external_data=False)
+    write_atomically(path, program.model_proto.SerializeToString())

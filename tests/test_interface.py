@@ -66,7 +66,10 @@ def test_a_model_needs_no_data_set(trained, tmp_path):
             lambda path: (path / "config.yml").write_text(""),
             "config.yml: is empty; restore it, or remove the directory",
         ),
-        (lambda path: shutil.rmtree(path / "checkpoints"), "has no checkpoint"),
+        (
+            lambda path: [shutil.rmtree(path / "checkpoints"), (path / "model.safetensors").unlink()],
+            "has no checkpoint",
+        ),
         (lambda path: (path / "images.json").write_text("{}"), "images.json: "),
         (
             lambda path: (path / "config.yml").write_text((path / "config.yml").read_text().replace("0.5", "1.0")),
@@ -80,6 +83,13 @@ def test_a_corrupt_run_gives_one_line(trained, tmp_path, corrupt, message):
     with pytest.raises(mixmatch.UserError, match=message) as raised:
         mixmatch.load_model(tmp_path / "run")
     assert "\n" not in str(raised.value)
+
+
+def test_a_finished_run_without_checkpoints_is_loaded(trained, tmp_path):
+    shutil.copytree(trained[2], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    expected, found = (mixmatch.load_model(path).network.state_dict() for path in (trained[2], tmp_path / "run"))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_images_of_another_shape_or_type_are_an_error(trained):

@@ -1,6 +1,7 @@
 """The command predict.py on the files that people have."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -282,6 +283,18 @@ def test_the_onnx_file_takes_pixels_if_asked(trained, command, tmp_path):
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_a_full_disk_leaves_the_former_onnx_file(command, tmp_path, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    pytest.importorskip("onnxscript")
+    (tmp_path / "m.onnx").write_bytes(b"mine")
+    monkeypatch.setattr(os, "fsync", full)
+    assert command("--export", tmp_path / "m.onnx") == 2
+    assert "m.onnx: cannot be written (No space left on device)" in capsys.readouterr().err
+    assert (tmp_path / "m.onnx").read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -334,10 +347,12 @@ def test_an_existing_table_stays_until_the_new_one_is_complete(photos, command, 
     assert (tmp_path / "link.csv").is_symlink() and len(read_rows(table)) == 18
 
 
-def test_the_table_can_be_piped(photos, command):
+def test_the_table_can_be_piped(photos, command, capsys):
     reader, writer = os.pipe()
     assert command(photos / "test", "--output", f"/dev/fd/{writer}") == 0
     os.close(writer)
+    printed = capsys.readouterr()
+    assert printed.out == "" and "18 images classified" in printed.err  # out may be what the table went to
     with open(reader, encoding="utf-8", newline="") as table:
         assert len([*csv.DictReader(table)]) == 18
 

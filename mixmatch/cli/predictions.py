@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,8 @@ def write_predictions(
     files = list_files(images, model.classes, outputs.table)
     if not files:
         raise UserError(f"{', '.join(map(str, images[:3]))}: no files found; give files or folders of pictures")
-    if outputs.table.exists() and not outputs.table.is_file():  # a device or pipe, such as /dev/stdout
+    is_pipe = outputs.table.exists() and not outputs.table.is_file()  # or a device, such as /dev/stdout
+    if is_pipe:
         num_new = len(files)
         with explain_os_errors(outputs.table), open(outputs.table, "wb") as table:
             rows = predict_files(model, files)
@@ -107,13 +108,14 @@ def write_predictions(
         write_copies(model, files, summary, outputs)
     else:
         num_new, summary = predict_with_part_file(model, files, outputs)
-    print_summary(files, summary, model.classes, trained_on)
-    if not summary.num_images:
-        raise UserError(f"no image could be read; see the column problem in {outputs.table}")
-    rate = f", {num_new / max(time.monotonic() - start, 1e-9):.0f} per second" * bool(num_new)
-    print(f"{summary.num_images} image{'s' * (summary.num_images != 1)} classified{rate}: {outputs.table}")
-    if outputs.copies is not None:
-        print(f"copies by class: {outputs.copies}")
+    with redirect_stdout(sys.stderr if is_pipe else sys.stdout):
+        print_summary(files, summary, model.classes, trained_on)
+        if not summary.num_images:
+            raise UserError(f"no image could be read; see the column problem in {outputs.table}")
+        rate = f", {num_new / max(time.monotonic() - start, 1e-9):.0f} per second" * bool(num_new)
+        print(f"{summary.num_images} image{'s' * (summary.num_images != 1)} classified{rate}: {outputs.table}")
+        if outputs.copies is not None:
+            print(f"copies by class: {outputs.copies}")
 
 
 def predict_with_part_file(model: Classifier, files: Sequence[ListedFile], outputs: Outputs) -> tuple[int, Summary]:

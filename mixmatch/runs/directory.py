@@ -47,6 +47,7 @@ class RunDirectory:
         self.split_file = path / "split.json"
         self.images_file = path / "images.json"
         self.results_file = path / "results.json"
+        self.model_file = path / "model.safetensors"
 
     def has_results(self) -> bool:
         """Return whether the run was finished once."""
