@@ -113,6 +113,15 @@ def test_unfinished_runs_alone_and_cells_that_are_formulas(runs, tmp_path, capsy
 
 
 @pytest.mark.slow
+def test_runs_on_other_images_or_labels_are_not_seeds(runs, tmp_path):
+    shutil.copytree(runs / "a2", tmp_path / "a2")
+    split = json.loads((tmp_path / "a2" / "split.json").read_text())
+    (tmp_path / "a2" / "split.json").write_text(json.dumps(split | {"fingerprint": "0123456789"}))
+    groups = group_runs([read_run(path) for path in (runs / "a1", tmp_path / "a2")])
+    assert [group.settings for group in groups] == [{"images": split["fingerprint"][:8]}, {"images": "01234567"}]
+
+
+@pytest.mark.slow
 def test_runs_without_a_test_set_are_plotted_by_validation_accuracy(runs, tmp_path, capsys):
     for name in ("blind", "nothing"):
         shutil.copytree(runs / "a1", tmp_path / name)

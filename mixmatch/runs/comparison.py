@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixmatch.config import INTERVAL_KEYS, RESUMABLE_KEYS, Config, flatten
+from mixmatch.data.split import load_split
 from mixmatch.errors import single_line
 from mixmatch.files import csv_text
 from mixmatch.markdown import MISSING, markdown_table, mean, mean_std
@@ -112,7 +113,8 @@ def read_run(path: Path) -> ComparedRun:
         parent_method, precision = results.pseudo_label.parent_method if results.pseudo_label else "", results.precision
     elif checkpoint := run.load_newest():
         parent_method, precision = checkpoint[1].parent_method, checkpoint[1].precision
-    settings = run_settings(config, parent_method) | {"train.precision": precision}
+    images = load_split(run.split_file).fingerprint[:8]  # of the training images and their labels
+    settings = run_settings(config, parent_method) | {"images": images, "train.precision": precision}
     return ComparedRun(path, config.seed, settings, results, run.read_metrics())
 
 
@@ -127,7 +129,7 @@ def run_settings(config: Config, parent_method: str) -> dict[str, str]:
     settings = {k: v for k, v in settings.items() if k not in IGNORED and not k.startswith("pseudo_label.")}
     if parent_method:
         stage = config.pseudo_label
-        settings |= {"stage": stage.method or stage.select, "parent_method": parent_method}
+        settings |= {"stage": stage.method or stage.select, "parent_method": parent_method, "stage.steps": stage.steps}
         if stage.method is None:
             settings |= {f"stage.{key}": getattr(stage, key) for key in KEYS_BY_RULE.get(stage.select, ())}
         else:  # which settings its parent had
