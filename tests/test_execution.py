@@ -155,6 +155,13 @@ def test_a_gpu_without_kernels_is_not_used(monkeypatch, caplog):
     with pytest.raises(UserError, match=r"GTX 1080 Ti .*use device=cpu"):
         choose_device("cuda")
 
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMore")
+
+    monkeypatch.setattr(torch, "ones", full)  # by another program: it is no reason to train for days on the CPU
+    with pytest.raises(UserError, match=r"GTX 1080 Ti \(CUDA out of memory.\); use device=cpu"):
+        choose_device("auto")
+
 
 def test_flops_of_a_network_that_passes_a_parameter_to_a_module():
     class WithToken(nn.Module):

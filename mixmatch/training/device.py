@@ -36,7 +36,7 @@ def choose_device(name: str, distributed: DistributedContext = SINGLE_PROCESS) -
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         line = f"torch {torch.__version__} does not work on {torch.cuda.get_device_name(device)} ({reason})"
-        if name != "auto":
+        if name != "auto" or "kernel image" not in reason:  # it may be in use, or its memory full
             raise UserError(f"device: {line}; use device=cpu, or install a build of torch for this GPU") from None
         if distributed.is_main:
             log.warning(f"{line}: training on the CPU")
