@@ -197,6 +197,15 @@ def test_a_method_without_guesses_trains_and_a_wrong_declaration_is_an_error(reg
         make_toy_trainer(method="no_guesses").train_step()
 
 
+@pytest.mark.parametrize(
+    "mistake", [{"loss_names": ("loss_labeled", "loss")}, {"schedules": lambda self, step: {"loss": 1.0}}]
+)
+def test_a_method_with_a_metric_of_the_run_is_refused(registries, mistake):
+    METHODS["no_guesses"] = type("Wrong", (NoGuesses,), mistake)
+    with pytest.raises(UserError, match="no_guesses names a loss or schedule 'loss', which the run has"):
+        make_toy_trainer(method="no_guesses")
+
+
 class Adversarial(NoGuesses):
     """Guesses in the loss, where it takes a gradient of its own, and remembers the last guess for each image."""
 

@@ -17,6 +17,7 @@ from mixmatch.methods import METHODS
 from mixmatch.methods.base import Method, MethodContext
 from mixmatch.models import build_network
 from mixmatch.runs.progress import Progress
+from mixmatch.training.metrics import RESERVED_NAMES
 from mixmatch.training.precision import choose_precision
 from mixmatch.training.trainer import Trainer
 
@@ -87,11 +88,16 @@ def make_stage_method(config: Config, trainer: Trainer) -> Method[Any]:
 
 
 def check_method(method: Method[Any], config: Config, num_unlabeled: int) -> None:
-    """Raise UserError if a method cannot be trained on the images of a run."""
+    """Raise UserError if a method cannot be trained on the images of a run, or names a metric as the run does."""
     if method.num_views and not num_unlabeled:
         raise UserError(
             "data: no unlabeled images are left; add some, or use method=supervised, fewer labels, or "
             "data.labeled_as_unlabeled=true"
+        )
+    reserved = RESERVED_NAMES.intersection([*method.loss_names, *method.schedules(0)])
+    if reserved:
+        raise UserError(
+            f"method: {config.method} names a loss or schedule {min(reserved)!r}, which the run has; rename"
         )
     if method.predicts_rotation and config.data.rotate:
         raise UserError(f"data.rotate: {config.method} learns to predict rotations; set one of the two")
