@@ -78,6 +78,7 @@ def test_only_the_used_method_has_its_keys_flattened_and_compared():
 @pytest.mark.parametrize(
     "overrides, reached, message",
     [
+        (["train.steps=100"], 100, "train.steps (1048576 there, 100 now); it is at step 100 already; use another run"),
         (["device=cpu", "train.eval_every=5", "train.steps=2000000"], 100, None),
         (["train.steps=50"], 100, "train.steps (1048576 there, 50 now); it is at step 100 already; use another run"),
         (["seed=2"], 0, "seed (1 there, 2 now); use another run directory"),
@@ -87,18 +88,18 @@ def test_only_the_used_method_has_its_keys_flattened_and_compared():
 def test_resuming_with_another_config(overrides, reached, message):
     config = load_config(None, overrides)
     if message is None:
-        merged = merge_for_resume(DEFAULTS, config, reached)
+        merged = merge_for_resume(DEFAULTS, config, reached, is_finished=False)
         assert (merged.device, merged.train.eval_every, merged.train.steps) == ("auto", 5, 2000000)
         return
     with pytest.raises(UserError) as raised:
-        merge_for_resume(DEFAULTS, config, reached)
+        merge_for_resume(DEFAULTS, config, reached, is_finished=False)
     assert message in str(raised.value)
 
 
 def test_a_run_whose_schedules_depend_on_its_length_keeps_it():
     stored = load_config(None, ["mixmatch.ramp_up_steps=null"])
     with pytest.raises(UserError, match="its schedules depend on its length"):
-        merge_for_resume(stored, apply_overrides(stored, ["train.steps=2000000"]), 0)
+        merge_for_resume(stored, apply_overrides(stored, ["train.steps=2000000"]), 0, is_finished=False)
 
 
 @pytest.mark.parametrize(

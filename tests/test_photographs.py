@@ -29,6 +29,7 @@ from mixmatch.data.folder import report_folder
 from mixmatch.data.folder.decode import Unreadable, decode
 from mixmatch.errors import UserError
 from mixmatch.inference import load_model
+from mixmatch.runs.directory import RunDirectory
 from mixmatch.training.build import make_trainer
 from tests.factories import data_of_labels, split_of
 from tests.helpers import CPU, SMALL, in_memory, signal_after
@@ -86,6 +87,9 @@ def test_a_moved_folder_is_remembered_and_training_pictures_are_no_test(photos, 
     moved = photos.rename(tmp_path / "moved")
     assert train(moved, tmp_path / "run") == 0
     assert main.main(["--run-dir", str(tmp_path / "run"), "train.steps=13"]) == 0  # finds them without data.root
+    moved = moved.rename(tmp_path / "again")
+    assert train(moved, tmp_path / "run", "train.steps=13") == 0  # it is finished
+    assert RunDirectory(tmp_path / "run").read_config().data.root == str(moved)
     command = ["--run-dir", str(tmp_path / "run"), "--output", str(tmp_path / "p.csv")]
     for images, expected in ((moved, 4), (moved / "test", 4), (moved / "train", 0)):
         capsys.readouterr()
@@ -93,6 +97,32 @@ def test_a_moved_folder_is_remembered_and_training_pictures_are_no_test(photos, 
         printed = capsys.readouterr().out
         assert (f"of {expected} files whose class is known" in printed) == (expected > 0)
         assert ("because the network was trained on them: 12 files" in printed) == (images != moved / "test")
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_not_that_of_other_pictures(photos, tmp_path, capsys):
+    assert train(photos, tmp_path / "run") == 0
+    other = tmp_path / "other" / photos.name
+    shutil.copytree(photos, other)
+    next(other.glob("train/*/*")).unlink()
+    assert train(other, tmp_path / "run") == 2
+    assert "split.json: is of other images than the present ones (1 missing, such as " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_labels_file_can_move(flat, tmp_path, monkeypatch, capsys):
+    table = tmp_path / "classes.csv"
+    table.write_text(
+        "file,class\n" + "".join(f"{path.name},{path.name[:3]}\n" for path in flat.glob("[cd]*-[0-5].png"))
+    )
+    assert train(flat, tmp_path / "run", f"data.labels={table}") == 0
+    moved = table.rename(tmp_path / "moved.csv")
+    assert train(flat, tmp_path / "run", f"data.labels={moved}") == 0
+    assert RunDirectory(tmp_path / "run").read_config().data.labels == str(moved)
+    moved.write_text(moved.read_text().replace("cat-0.png,cat", "cat-0.png,dog"))
+    assert train(flat, tmp_path / "run", f"data.labels={moved}") == 0  # the run is finished
+    assert train(flat, tmp_path / "run", f"data.labels={moved.rename(table)}") == 2
+    assert "same files, but their pixels or classes changed" in capsys.readouterr().err
 
 
 # Labels files

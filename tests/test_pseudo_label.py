@@ -410,7 +410,8 @@ def test_main_runs_a_stage_on_a_finished_run(tmp_path, capsys):
     shutil.rmtree(tmp_path / "run")
     assert run(tmp_path / "run", *arguments, "softmatch.unlabeled_ratio=3") == 2
     assert "softmatch.unlabeled_ratio (1 there, 3 now)" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()  # refused before it is trained again
+    assert run(tmp_path / "run", *arguments) == 0
+    assert not (tmp_path / "run").exists()  # nor is it trained again
 
 
 @pytest.mark.slow

@@ -247,9 +247,15 @@ def test_a_longer_run_is_identical_to_one_that_was_that_long_from_the_start(tmp_
     assert run(path, "train.steps=20") == 0
     assert_same_run(path, tmp_path / "whole")
     assert yaml.safe_load((path / "config.yml").read_text())["train"]["steps"] == 20
-    # It cannot become shorter, and --run-dir alone takes its own length.
+    # It cannot become shorter, nor end where it was not evaluated, and --run-dir alone takes its own length.
     assert run(path) == 2
     assert "it is at step 20 already" in capsys.readouterr().err
+    signal_after(monkeypatch, 23, signal.SIGTERM)
+    assert run(path, "train.steps=30") == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert run(path, "train.steps=23") == 2
+    assert "it is at step 23 already" in capsys.readouterr().err
+    assert run(path, "train.steps=24") == 0
     assert main.main(["--run-dir", str(path)]) == 0
     assert "is finished" in capsys.readouterr().out
 
@@ -285,6 +291,12 @@ def test_the_run_directory_alone_continues_with_its_config(tmp_path, monkeypatch
     assert main.main(["--run-dir", str(tmp_path / "run")]) == 0
     assert "continuing" in capsys.readouterr().out
     assert main.main(["--run-dir", str(tmp_path / "run"), "--config", "digits"]) == 2
+    # Also before the first checkpoint, with overrides.
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "results.json").unlink()
+    assert main.main(["--run-dir", str(tmp_path / "run"), "train.checkpoint_every=4"]) == 0
+    stored = RunDirectory(tmp_path / "run").read_config()
+    assert (stored.train.lr, stored.train.checkpoint_every, stored.data.dataset) == (0.004, 4, "digits")
 
 
 @pytest.mark.slow
@@ -344,7 +356,7 @@ def test_a_start_without_a_checkpoint_does_not_block_another_config(tmp_path, mo
     assert run(tmp_path / "run", "seed=2") == 128 + signal.SIGTERM
     monkeypatch.undo()
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    assert run(tmp_path / "run") == run(tmp_path / "whole") == 0
+    assert run(tmp_path / "run", "seed=1") == run(tmp_path / "whole") == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 

@@ -81,10 +81,8 @@ def train_or_check(options: Namespace) -> None:
     in_folder = Path("config.yml")
     source = options.config or options.default_config or (in_folder if in_folder.exists() else None)
     if options.run_dir and not options.config:
-        run = RunDirectory(options.run_dir)
-        # Before the first checkpoint, other overrides replace those that the run was started with.
-        if run.config_file.exists() and (run.has_begun() or not options.overrides):
-            source = run.config_file
+        stored = RunDirectory(options.run_dir).config_file
+        source = stored if stored.exists() else source
     config = load_config(source, options.overrides)
     path = options.run_dir or Path("runs", config.run_name())
     cache = cache_folder(config.data) if isinstance(config.data, FolderSettings) else None

@@ -13,6 +13,7 @@ from mixmatch.settings import short_repr
 RESUMABLE_KEYS = (
     "device",
     "data.root",
+    "data.labels",
     "data.cache",
     "data.keep_on",
     "train.precision",
@@ -29,13 +30,14 @@ INTERVAL_KEYS = (
 )
 
 
-def merge_for_resume(stored: Config, config: Config, reached: int) -> Config:
+def merge_for_resume(stored: Config, config: Config, reached: int, is_finished: bool) -> Config:
     """Return the stored config with the intervals and the length of the requested one.
 
     Args:
         stored: the config of the run.
         config: the requested one.
         reached: step of the newest checkpoint.
+        is_finished: whether the run has results of the requested length.
 
     Raises:
         UserError: if the configs differ in other keys, or the run cannot get another length.
@@ -48,7 +50,7 @@ def merge_for_resume(stored: Config, config: Config, reached: int) -> Config:
         )
         if depends_on_length:
             hint = "; its schedules depend on its length: start a new run from its weights with init_from=RUN"
-        elif config.train.steps < reached:
+        elif config.train.steps < reached or (config.train.steps == reached and not is_finished):
             hint = f"; it is at step {reached} already"
         if hint or differing:
             differing += _differences(stored, config, ["train.steps"])

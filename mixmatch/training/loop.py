@@ -21,7 +21,7 @@ from mixmatch.pseudo_labels.start import (
     stage_path,
     start_stage,
 )
-from mixmatch.runs.directory import LockedRun, open_run
+from mixmatch.runs.directory import LockedRun, RunDirectory, open_run
 from mixmatch.runs.progress import HistoryEntry
 from mixmatch.runs.results import RunResults
 from mixmatch.runs.writer import RunWriter
@@ -33,7 +33,7 @@ from mixmatch.training.device import choose_device, explain_out_of_memory
 from mixmatch.training.duration import DurationEstimator
 from mixmatch.training.execution import list_execution_modes, select_execution_mode
 from mixmatch.training.results import code_commit, collect_results, describe_results, summarize
-from mixmatch.training.setup import TrainingSession, find_results, prepare, stored_config
+from mixmatch.training.setup import TrainingSession, check_split, find_results, moved_data, prepare, stored_config
 
 
 @short_tracebacks
@@ -92,7 +92,8 @@ def train(
         without_stage: dict[str, Any] = {"pseudo_label": PseudoLabelSettings()}
         if settings.method is not None and settings.method != config.method:
             without_stage[settings.method] = METHODS[settings.method].settings_type()  # its section is for the stage
-        run(config.model_copy(update=without_stage), path, None, stage_config(config, config.train.steps))
+        if RunDirectory(path).has_begun() or not RunDirectory(stage).newest_step():  # else the run was deleted
+            run(config.model_copy(update=without_stage), path, None, stage_config(config, config.train.steps))
         config, start = distributed.broadcast_from_main(lambda: start_stage(path, stage, config))
         return run(config, stage, start)
 
@@ -116,7 +117,11 @@ def train_run(
         # Whether it is finished already.
         stored = distributed.broadcast_from_main(lambda: stored_config(run, config))
         results = distributed.broadcast_from_main(lambda: find_results(run, stored, config))
+        moved = moved_data(stored, config)
+        stored = stored.model_copy(update={"data": stored.data.model_copy(update=moved)})
         if results is not None:
+            if moved:
+                distributed.broadcast_from_main(lambda: check_split(run, config, device, console))
             if distributed.is_main:
                 run.write_config(stored)  # its length may have been raised, and lowered again
             console.print(f"{path} is finished: {summarize(results)}")
@@ -129,9 +134,6 @@ def train_run(
             make_stage_method(next_stage, session.trainer)
         commit, trainer = code_commit(), session.trainer
         if distributed.is_main:
-            if config.data.root != stored.data.root:  # the images have moved, and were found
-                data = stored.data.model_copy(update={"root": str(Path(config.data.root).absolute())})
-                stored = stored.model_copy(update={"data": data})
             write_first_files(run, stored, session, start)
 
         # Train.
@@ -158,7 +160,7 @@ def train_run(
         results = collect_results(config, session, commit)
         if distributed.is_main:
             network = Classifier(trainer.ema_model, session.spec, config.model, trainer.precision)
-            save_model(network, run.path / "model.safetensors")
+            save_model(network, run.model_file)
             run.write_results(results)
         if results.steps < num_steps:
             count = results.evaluations_since_best
@@ -262,8 +264,10 @@ def run_steps(
 
 
 def _is_out_of_patience(session: TrainingSession, settings: TrainSettings) -> bool:
-    """Return whether ``train.patience`` ends the run now."""
-    return settings.patience is not None and session.progress.evaluations_since_best() >= settings.patience
+    """Return whether ``train.patience`` ends the run now, at an evaluation."""
+    progress = session.progress
+    evaluated = bool(progress.history) and progress.history[-1].step == session.trainer.step
+    return evaluated and settings.patience is not None and progress.evaluations_since_best() >= settings.patience
 
 
 def evaluate(

@@ -140,7 +140,8 @@ def stored_config(run: RunDirectory, config: Config) -> Config:
             raise UserError(f"{run.path}: has checkpoints but no config.yml; restore it, or remove the directory")
         return config
     try:
-        return merge_for_resume(run.read_config(), config, run.newest_step())
+        is_finished = run.read_results(config.train) is not None
+        return merge_for_resume(run.read_config(), config, run.newest_step(), is_finished)
     except UserError as error:
         raise UserError(f"{run.path}: {error}") from None
 
@@ -155,6 +156,22 @@ def find_results(run: RunDirectory, stored: Config, config: Config) -> RunResult
     if results is not None and results.pseudo_label is not None:
         check_stage(run.path, stored, config, results.pseudo_label.start_step)
     return results
+
+
+def moved_data(stored: Config, config: Config) -> dict[str, str | None]:
+    """Return ``root``, as an absolute path, and ``labels`` of ``config.data`` if they differ from the stored ones."""
+    root, labels = Path(config.data.root).absolute(), getattr(config.data, "labels", None)
+    moved: dict[str, str | None] = {}
+    if root != Path(stored.data.root).absolute():
+        moved["root"] = str(root)
+    if labels != getattr(stored.data, "labels", None):
+        moved["labels"] = labels
+    return moved
+
+
+def check_split(run: RunDirectory, config: Config, device: torch.device, console: Console) -> None:
+    """Raise UserError if a run was trained on other images or labels than those that ``config`` names."""
+    read_split(run.split_file, load_data(config.data, device, console.hide_bars))
 
 
 def find_split(
