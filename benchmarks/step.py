@@ -222,8 +222,9 @@ def our_step(variant: str, options: argparse.Namespace) -> tuple[Trainer, Callab
     config = apply_overrides(config, options.set)
     images, labels = random_images(options)
     data = ImageData("random", [str(number) for number in range(CLASSES)], images, labels, None, None, flip=True)
-    precision = variant if variant in ("float32", "bfloat16") else None
-    trainer = make_trainer(config, data, make_split(data, config.data, seed=1), device, precision)
+    if variant in ("float32", "bfloat16"):
+        config = apply_overrides(config, [f"train.precision={variant}"])
+    trainer = make_trainer(config, data, make_split(data, config.data, seed=1), device)
     trainer.set_execution_mode(MODES.get(variant, EAGER))
     if variant != "reduce-overhead":
         return trainer, trainer.train_step

@@ -133,10 +133,10 @@ def test_a_pseudo_label_stage_keeps_its_length(copy, capsys):
     assert "of a pseudo-label stage cannot be changed" in error_line(capsys)
 
 
-@pytest.mark.parametrize("wrong", [["train.lr=1e5"], ["init_from=nowhere"]])
-def test_a_start_that_failed_does_not_block_the_corrected_command(tmp_path, wrong):
-    assert run(tmp_path / "run", *wrong) in (1, 2)
-    assert run(tmp_path / "run") == 0
+@pytest.mark.parametrize("wrong, right", [("train.lr=1e5", "train.lr=0.002"), ("init_from=nowhere", "init_from=null")])
+def test_a_start_that_failed_does_not_block_the_corrected_command(tmp_path, wrong, right):
+    assert run(tmp_path / "run", wrong) in (1, 2)
+    assert run(tmp_path / "run", right) == 0
     assert run(tmp_path / "other") == 0
     assert_same_run(tmp_path / "run", tmp_path / "other")
 

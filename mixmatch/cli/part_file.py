@@ -5,7 +5,6 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -50,12 +49,11 @@ class Prediction:
 class PartFile:
     """A part file that no other process uses.
 
-    On exit, it is removed if ``complete`` is set or no file is done.
+    On exit, it is removed, unless an exception ends the block and files are done.
 
     Attributes:
         path: of the part file.
         files: to classify. Those with a prediction are done.
-        complete: whether it is no longer needed.
     """
 
     def __init__(self, path: Path, files: Sequence[ListedFile], model: str) -> None:
@@ -66,7 +64,7 @@ class PartFile:
             files: to classify. Former predictions are matched by absolute path, and not used if the file has changed.
             model: its fingerprint. Predictions of another one are not used.
         """
-        self.path, self.files, self.complete = path, files, False
+        self.path, self.files = path, files
         self._model = f"format {FORMAT}, {model}"
         self._keys = [os.fsencode(f"{os.path.abspath(file.path)}\0{file_state(Path(file.path))}") for file in files]
         self._done: NDArray[np.bool_] = np.zeros(len(files), bool)
@@ -79,19 +77,21 @@ class PartFile:
             UserError: if another process uses it, or it is not a part file.
         """
         os.stat(self.path.parent)  # SQLite's error does not say that the folder is missing
-        with _as_os_errors():
+        try:
             self._database = sqlite3.connect(self.path, timeout=0)
             try:
                 self._open()
             except BaseException:
                 self._database.close()
                 raise
+        except sqlite3.Error as error:
+            raise OSError(errno.EIO, str(error)) from None
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, exception: object, *_: object) -> None:
         """Close the file, and remove it if it is not needed."""
         self._database.close()
-        if self.complete or not self.num_done:
+        if exception is None or not self.num_done:
             self.path.unlink(missing_ok=True)
 
     @property
@@ -151,11 +151,3 @@ class PartFile:
         rows = self._database.execute("select file from predictions where model = ?", (self._model,))
         done = {key for (key,) in rows}
         self._done[:] = [key in done for key in self._keys]
-
-
-@contextmanager
-def _as_os_errors() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise OSError(errno.EIO, str(error)) from None

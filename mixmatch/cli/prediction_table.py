@@ -40,11 +40,9 @@ class Summary:
     def add(self, prediction: Prediction, label: int) -> None:
         """Add a row."""
         self.labels.append(label)
-        if prediction.problem:
-            if len(self.problems) < MAX_PROBLEMS:
-                self.problems.append(f"{prediction.file.path}: {prediction.problem}")
-            return
         self.num_multi_page += prediction.pages > 1
+        if prediction.problem and len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(f"{prediction.file.path}: {prediction.problem}")
 
 
 def write_table(

@@ -12,9 +12,10 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -54,25 +55,22 @@ def check_inputs(images: Sequence[Path], outputs: Outputs) -> None:
     """Raise UserError if an image does not exist, or an output would go over or among the images."""
     check_paths_exist(images)
     resolved = [path.resolve() for path in images]
-    copies = outputs.copies
     table = outputs.table
     if table.resolve() in resolved or table.suffix.lower() in Image.registered_extensions():
         raise UserError(f"--output: {table} is an image; give another name for the CSV file")
-    for path in resolved if copies else []:
-        if copies and (path == copies.resolve() or path in copies.resolve().parents):
-            raise UserError(f"--copy-by-class: {copies} must be outside the input folder {path}")
+    if outputs.copies is not None:
+        target = outputs.copies.resolve()
+        for path in resolved:
+            if path in (target, *target.parents):
+                raise UserError(f"--copy-by-class: {outputs.copies} must be outside the input folder {path}")
 
 
 def check_outputs(outputs: Outputs, classes: Sequence[str]) -> None:
     """Raise UserError if the copies cannot be written. They are needed when the table is complete."""
-
-    class Discard(Exception):
-        pass
-
     if outputs.copies is not None:
         folder = next(path for path in (outputs.copies, *outputs.copies.absolute().parents) if path.exists())
-        with explain_os_errors(outputs.copies), suppress(Discard), open_atomically(folder / ".probe"):
-            raise Discard
+        with explain_os_errors(outputs.copies), TemporaryFile(dir=folder):
+            pass
         for name in classes:
             path = class_folder(outputs.copies, name)
             if path.exists() and not path.is_dir():
@@ -103,7 +101,7 @@ def write_predictions(
     if is_pipe:
         num_new = len(files)
         with explain_os_errors(outputs.table), open(outputs.table, "wb") as table:
-            rows = predict_files(model, files)
+            rows = itertools.chain.from_iterable(predict_in_batches(model, files))
             summary = write_table(table, rows, model.classes, outputs.min_confidence)
         write_copies(model, files, summary, outputs)
     else:
@@ -135,28 +133,20 @@ def predict_with_part_file(model: Classifier, files: Sequence[ListedFile], outpu
             signals.at_once = True
             with explain_os_errors(outputs.table), part:
                 remaining = part.remaining()
-                predict_remaining(model, part, remaining)
+                if part.num_done:
+                    print(f"continuing {part.path}: {part.num_done:,} of {len(files):,} files are done", flush=True)
+                batches = predict_in_batches(model, [files[index] for index in remaining], part.num_done)
+                for start, batch in zip(itertools.count(step=BATCH_SIZE), batches, strict=False):
+                    part.append(remaining[start : start + BATCH_SIZE], batch)
                 with open_atomically(outputs.table) as table:
                     rows = progress_bar(part.read(), len(files), desc="writing")
                     summary = write_table(table, rows, model.classes, outputs.min_confidence)
                 write_copies(model, files, summary, outputs)
-                part.complete = True
     except KeyboardInterrupt as error:
         number = error.signal if isinstance(error, Interrupted) else signal.SIGINT
         done = f"{part.num_done:,} of {len(files):,} files are done"
         raise Stopped(number, f"interrupted: {done}; the same command continues") from None
     return len(remaining), summary
-
-
-def predict_remaining(model: Classifier, part: PartFile, remaining: Sequence[int]) -> None:
-    """Write the predictions for the remaining files, given by their indices, to the part file."""
-    if part.num_done:
-        print(f"continuing {part.path}: {part.num_done:,} of {len(part.files):,} files are done", flush=True)
-    with progress_bar(total=len(part.files), initial=part.num_done) as bar:
-        for start in range(0, len(remaining), BATCH_SIZE):
-            batch = remaining[start : start + BATCH_SIZE]
-            part.append(batch, predict_batch(model, [part.files[index] for index in batch]))
-            bar.update(len(batch))
 
 
 def list_files(paths: Sequence[Path], classes: Sequence[str], table: Path) -> list[ListedFile]:
@@ -187,12 +177,13 @@ def _find_files(paths: Sequence[Path], classes: Sequence[str]) -> Iterator[Liste
             yield ListedFile(str(file), labels[-1] if labels else None, name)
 
 
-def predict_files(model: Classifier, files: Sequence[ListedFile]) -> Iterator[Prediction]:
-    """Yield the prediction for each file, in order and in bounded memory."""
-    with progress_bar(total=len(files)) as bar:
+def predict_in_batches(model: Classifier, files: Sequence[ListedFile], num_done: int = 0) -> Iterator[list[Prediction]]:
+    """Yield the predictions for files, batch by batch, in order; the bar shows ``num_done`` others as done."""
+    with progress_bar(total=num_done + len(files), initial=num_done) as bar:
         for start in range(0, len(files), BATCH_SIZE):
-            yield from predict_batch(model, files[start : start + BATCH_SIZE])
-            bar.update(min(BATCH_SIZE, len(files) - start))
+            predictions = predict_batch(model, files[start : start + BATCH_SIZE])
+            yield predictions
+            bar.update(len(predictions))
 
 
 def predict_batch(model: Classifier, files: Sequence[ListedFile]) -> list[Prediction]:

@@ -49,12 +49,12 @@ def find_config(source: Path | str) -> Path:
         UserError: if there is no such file.
     """
     path, packaged = Path(source), CONFIGS / f"{source}.yml"
-    if path.is_file() or not packaged.is_file():
-        if not path.exists():
-            names = ", ".join(name for name in config_names() if "/" not in name)
-            raise UserError(f"{path}: no such file; give a YAML file or one of {names}")
-        return path
-    return packaged
+    if packaged.is_file() and not path.is_file():
+        return packaged
+    if not path.exists():
+        names = ", ".join(name for name in config_names() if "/" not in name)
+        raise UserError(f"{path}: no such file; give a YAML file or one of {names}")
+    return path
 
 
 def config_names() -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, create_model, model_validator
 
 from mixmatch.data import DATASETS, DataSettings
 from mixmatch.errors import UserError, describe_error
@@ -127,13 +127,6 @@ class PseudoLabelSettings(Settings):
     )
     name: Name | None = Field(None, description="the stage goes to <run>-<name>; null: named after select or method")
 
-    @field_validator("method")
-    @classmethod
-    def _known_method(cls, method: str | None) -> str | None:
-        if method is not None and method not in METHODS:
-            raise ValueError(f"must be {_one_of(METHODS)} (--import FILE adds others)")
-        return method
-
 
 class Config(Settings):
     """The configuration of a run. ``load_config`` and ``build_config`` make one.
@@ -204,6 +197,7 @@ def schema_for(values: dict[str, Any]) -> type[Config]:
         UserError: if ``values`` name a method, data set or network that is not registered.
     """
     _choice(values, "method", METHODS)
+    _choice(values.get("pseudo_label"), "pseudo_label.method", METHODS)
     dataset = _choice(values.get("data"), "data.dataset", DATASETS)
     network = _choice(values.get("model"), "model.network", MODELS)
     return _make_schema(

@@ -47,5 +47,5 @@ def load_data(settings: DataSettings, device: torch.device, quiet: bool = True) 
     if size == side:
         return data
     num_images = len(data.images) + (0 if data.test_images is None else len(data.test_images))
-    check_memory(num_images * size * size * data.images.shape[3], torch.device("cpu"))
+    check_memory(num_images * size * size * data.images.shape[3])
     return resize(data, size)

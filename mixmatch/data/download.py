@@ -4,8 +4,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-import torch
-
 from mixmatch.data.dataset import DataSettings
 from mixmatch.data.memory import check_memory
 from mixmatch.errors import UserError, describe_error
@@ -17,8 +15,8 @@ def check_download(num_images: int, side: int, channels: int, settings: DataSett
     While it is read, this machine holds it twice: as in the files and as ``ImageData``; then resized.
     """
     size = settings.image_size or side
-    check_memory(2 * num_images * side * side * channels, torch.device("cpu"), "use a machine with more memory")
-    check_memory(num_images * size * size * channels, torch.device("cpu"))
+    check_memory(2 * num_images * side * side * channels, "use a machine with more memory")
+    check_memory(num_images * size * size * channels)
 
 
 @contextmanager

@@ -13,16 +13,13 @@ from mixmatch.errors import UserError
 Place = Literal["device", "host", "disk"]
 
 
-def free_memory(device: torch.device) -> dict[str, int]:
-    """Return the free bytes of this machine or container, and of ``device`` if it has its own memory."""
+def free_memory(device: torch.device) -> int:
+    """Return the free bytes of a GPU, or of this machine or container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     import psutil
 
-    free = {"this machine": psutil.virtual_memory().available}
-    for place in _find_memory_limits(Path("/")):
-        free["this machine"] = min(free["this machine"], place)
-    if device.type == "cuda":
-        free[str(device)] = torch.cuda.mem_get_info(device)[0]
-    return free
+    return min([psutil.virtual_memory().available, *_find_memory_limits(Path("/"))])
 
 
 def _find_memory_limits(root: Path) -> Iterator[int]:
@@ -77,7 +74,7 @@ def choose_place(asked: str, num_bytes: int, device: torch.device, stored: bool,
     places: dict[Place, torch.device] = {"device": device, "host": torch.device("cpu")}
     for place, where in places.items():
         copies = num_processes if where.type == "cpu" else 1
-        needed, free = copies * num_bytes, free_memory(where)["this machine" if where.type == "cpu" else str(where)]
+        needed, free = copies * num_bytes, free_memory(where)
         if asked == "auto" and needed <= free // 2 and not (stored and copies > 1):
             return place
         if asked == place:
@@ -97,16 +94,14 @@ def describe_place(place: Place, device: torch.device) -> str:
     return f"on {device}" if place == "device" and device.type != "cpu" else "in memory"
 
 
-def check_memory(
-    num_bytes: int, device: torch.device, advice: str = "lower data.image_size or use fewer images"
-) -> None:
-    """Raise UserError if images of so many bytes do not fit into the memory of this machine and of ``device``."""
-    for place, free in free_memory(device).items():
-        if num_bytes > 0.9 * free:
-            raise UserError(
-                f"data: images need {num_bytes / 2**30:.1f} GiB, {place} has {free / 2**30:.1f} GiB of free memory; "
-                f"{advice}"
-            )
+def check_memory(num_bytes: int, advice: str = "lower data.image_size or use fewer images") -> None:
+    """Raise UserError if images of so many bytes do not fit into the memory of this machine."""
+    free = free_memory(torch.device("cpu"))
+    if num_bytes > 0.9 * free:
+        raise UserError(
+            f"data: images need {num_bytes / 2**30:.1f} GiB, this machine has {free / 2**30:.1f} GiB of free memory; "
+            f"{advice}"
+        )
 
 
 def peak_memory() -> int:

@@ -88,23 +88,17 @@ def index_pictures(root: Path, labels: str | None = None, min_classes: int = 0) 
             index.notes.append(f"{root / LABELS_FILE}: is used, not data.labels={labels}; move it away to use that")
         if index.problems:
             raise UserError(index.problems[0])
-        return _check_names(index)
-    index, suffixes = FolderIndex(root), Image.registered_extensions()
-    index.files = [file for file in find_images(root) if file.suffix.lower() in suffixes]
-    index.paths = [index.relative_path(file) for file in index.files]
-    index.labels, index.groups = [UNKNOWN_CLASS] * len(index.files), [""] * len(index.files)
-    index.num_train = len(index.files)
-    return _check_names(index)
-
-
-def _check_names(index: FolderIndex) -> FolderIndex:
+    else:
+        index, suffixes = FolderIndex(root), Image.registered_extensions()
+        index.files = [file for file in find_images(root) if file.suffix.lower() in suffixes]
+        index.paths = [index.relative_path(file) for file in index.files]
+        index.labels, index.groups = [UNKNOWN_CLASS] * len(index.files), [""] * len(index.files)
+        index.num_train = len(index.files)
     for path in index.paths:
         try:
             path.encode()
         except UnicodeEncodeError:
-            raise UserError(
-                f"{index.root / path}: its name is not UTF-8, as a labels file must be; rename it"
-            ) from None
+            raise UserError(f"{root / path}: its name is not UTF-8, as a labels file must be; rename it") from None
     return index
 
 

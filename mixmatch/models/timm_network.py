@@ -104,10 +104,7 @@ class ConvertedBatchNorm(BatchNorm):
     def __init__(self, original: _BatchNorm, momentum: float, forward_pass: ForwardPass) -> None:
         super().__init__(original.num_features, momentum, original.eps)
         self.forward_pass = forward_pass
-        self.load_state_dict(
-            {name: value for name, value in original.state_dict().items() if name != "num_batches_tracked"},
-            assign=True,
-        )
+        self.load_state_dict(_without_counters(original.state_dict()), assign=True)
         self.drop = getattr(original, "drop", nn.Identity())
         self.act = getattr(original, "act", nn.Identity())
 

@@ -20,13 +20,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from mixmatch.config import Config, TrainSettings, load_config, to_yaml
 from mixmatch.data.dataset import ImageSpec
 from mixmatch.data.split import Split
-from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
+from mixmatch.distributed import DistributedContext
 from mixmatch.errors import RunInUse, UserError, describe_error
 from mixmatch.files import DamagedFile, explain_os_errors, load_tensors, save_tensors, write_atomically
 from mixmatch.output import log
@@ -162,10 +162,7 @@ class RunDirectory:
             raise UserError(
                 f"{self.path}: has no best checkpoint; that takes an evaluation with data.num_validation above 0"
             )
-        try:
-            return self._load(best.step)
-        except (DamagedFile, OSError) as error:
-            raise UserError(f"{self.checkpoint_file(best.step)}: {error}; use the newest, without --best") from None
+        return self.load_step(best.step)
 
     def checkpoint_file(self, step: int) -> Path:
         """Return the path of the checkpoint at ``step``."""
@@ -191,7 +188,10 @@ class RunDirectory:
 
     def _load(self, step: int) -> tuple[dict[str, Tensor], Progress]:
         state, meta = load_tensors(self.checkpoint_file(step))
-        progress = Progress.from_meta(meta)
+        try:
+            progress = Progress.model_validate(meta)
+        except ValidationError as error:
+            raise DamagedFile(f"has invalid metadata ({describe_error(error)})") from None
         if progress.step != step:
             raise DamagedFile(f"is of step {progress.step}")
         return state, progress
@@ -288,7 +288,7 @@ class LockedRun(RunDirectory):
 
 
 @contextmanager
-def open_run(path: Path, distributed: DistributedContext = SINGLE_PROCESS) -> Iterator[LockedRun]:
+def open_run(path: Path, distributed: DistributedContext) -> Iterator[LockedRun]:
     """Open a run directory for writing, and keep other processes out of it.
 
     An existing run is locked at once, a new one is made by ``LockedRun.create``. Of several processes the main one

@@ -2,10 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from mixmatch.errors import describe_error
-from mixmatch.files import DamagedFile
+from pydantic import BaseModel, ConfigDict, Field
 
 Step = Annotated[int, Field(ge=0, le=2**53)]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -61,24 +58,6 @@ class Progress(BaseModel):
     environment: str = ""
     precision: str = ""
     callback_state: dict[str, dict[str, Any]] = {}
-
-    @model_validator(mode="after")
-    def _steps_in_order(self) -> "Progress":
-        if not self.method_start_step <= self.start_step <= self.step:
-            raise ValueError("the current step is before the start step")
-        return self
-
-    @classmethod
-    def from_meta(cls, meta: dict[str, Any]) -> "Progress":
-        """Read the metadata of a checkpoint.
-
-        Raises:
-            DamagedFile: if it is invalid.
-        """
-        try:
-            return cls.model_validate(meta)
-        except ValidationError as error:
-            raise DamagedFile(f"has invalid metadata ({describe_error(error)})") from None
 
     def best_validation(self) -> BestEvaluation | None:
         """Return the first evaluation with the highest validation accuracy, None without validation images."""

@@ -27,7 +27,6 @@ def make_trainer(
     data: ImageData,
     split: Split,
     device: torch.device,
-    precision: str | None = None,
     distributed: DistributedContext = SINGLE_PROCESS,
     progress: Progress | None = None,
 ) -> Trainer:
@@ -38,9 +37,8 @@ def make_trainer(
         data: the images.
         split: which of them are labeled, unlabeled and held out.
         device: of this process.
-        precision: ``float32`` or ``bfloat16``; None: chosen by ``train.precision``, network and device.
         distributed: the processes that train together.
-        progress: of a run that has begun, for where its schedules start and end.
+        progress: of a run that has begun: its precision, and where its schedules start and end.
 
     Raises:
         UserError: if the config does not fit the images or the memory.
@@ -64,7 +62,9 @@ def make_trainer(
     )
     method = METHODS[config.method](config.method_settings, context)
     check_method(method, config, len(split.unlabeled))
-    precision = precision or choose_precision(config.train.precision, device, network, data.shape)
+    precision = progress.precision or distributed.broadcast_from_main(
+        lambda: choose_precision(config.train.precision, device, network, data.shape)
+    )
     sampler = Sampler(config.seed, distributed.rank, distributed.world_size, config.train.balanced_sampling)
     freeze_until = math.inf if config.model.freeze_steps == "all" else config.model.freeze_steps
     trainer = Trainer(config.train, dataset, sampler, augmenter, network, method, precision, distributed, freeze_until)

@@ -24,7 +24,7 @@ class Console:
         """
         self._is_main = is_main
         self.hide_bars = quiet or not is_main or not shows_bars()
-        self._bar: tqdm[NoReturn] | None = None
+        self._bar: tqdm[NoReturn] = tqdm(disable=True)  # until there is one
 
     @contextmanager
     def bar(self, step: int, num_steps: int) -> Iterator[None]:
@@ -64,13 +64,11 @@ class Console:
 
     def advance(self, step: int) -> None:
         """Move the bar to ``step``."""
-        if self._bar is not None:
-            self._bar.update(step - self._bar.n)
+        self._bar.update(step - self._bar.n)
 
     def set_postfix(self, text: str) -> None:
         """Show a text in the bar."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
+        self._bar.set_postfix_str(text, refresh=False)
 
     def print(self, line: str) -> None:
         """Log a line of the run."""

@@ -18,7 +18,7 @@ from mixmatch.errors import UserError
 from mixmatch.evaluation import effective_num_classes
 from mixmatch.inference import load_model
 from mixmatch.methods import METHODS
-from mixmatch.models import NetworkSettings, build_network
+from mixmatch.models import NetworkSettings
 from mixmatch.pseudo_labels.stage import PseudoLabelStage
 from mixmatch.pseudo_labels.start import StageStart, check_stage
 from mixmatch.runs.directory import RunDirectory
@@ -35,7 +35,6 @@ from mixmatch.training.messages import (
     describe_run,
     describe_unmeasured,
 )
-from mixmatch.training.precision import choose_precision
 from mixmatch.training.trainer import Trainer
 
 
@@ -92,8 +91,13 @@ def prepare(
         raise UserError(f"{run.path}: is finished, but has no checkpoint to continue; use another --run-dir")
     progress = Progress() if checkpoint is None else checkpoint[1]
     split = distributed.broadcast_from_main(lambda: find_split(run, config, data, start, progress.start_step))
-    precision = distributed.broadcast_from_main(lambda: find_precision(run.path, config, data, device, progress))
-    trainer = make_trainer(config, data, split, device, precision, distributed, progress)
+    if progress.precision and config.train.precision not in ("auto", progress.precision):
+        raise UserError(
+            f"{run.path}: was started in {progress.precision}, which cannot change; use train.precision=auto, or "
+            "another --run-dir"
+        )
+    trainer = make_trainer(config, data, split, device, distributed, progress)
+    precision = trainer.precision
     if config.train.patience is not None and "validation" not in trainer.dataset.held_out:
         raise UserError("train.patience: needs validation images; set data.num_validation above 0")
 
@@ -174,52 +178,29 @@ def check_split(run: RunDirectory, config: Config, device: torch.device, console
     read_split(run.split_file, load_data(config.data, device, console.hide_bars))
 
 
-def find_split(
-    run: RunDirectory, config: Config, data: ImageData, start: StageStart | None = None, start_step: int = 0
-) -> Split:
+def find_split(run: RunDirectory, config: Config, data: ImageData, start: StageStart | None, start_step: int) -> Split:
     """Return the split of the run or of its parent, the one that the config names, or a new one.
 
     Raises:
         UserError: if it is invalid or does not fit the images.
     """
+    settings, test_fingerprint = config.data, data.test_fingerprint()
     if start is not None:
-        file = start.split_file
+        split = read_split(start.split_file, data)
     elif run.has_begun() and (run.split_file.exists() or start_step):
-        file = run.split_file  # a new one could differ from that of a stage's parent
-    elif config.data.split_file:
-        split, count = read_split(Path(config.data.split_file), data), config.data.num_labeled
-        if count not in ("all", len(split.labeled)):
+        split = read_split(run.split_file, data)  # a new one could differ from that of a stage's parent
+    elif settings.split_file:
+        split = replace(read_split(Path(settings.split_file), data), test_fingerprint=None)
+        if settings.num_labeled not in ("all", len(split.labeled)):
             raise UserError(
-                f"data.num_labeled: is {count}, but data.split_file labels {len(split.labeled)} images; set "
-                f"data.num_labeled={len(split.labeled)}"
+                f"data.num_labeled: is {settings.num_labeled}, but data.split_file labels {len(split.labeled)} images; "
+                f"set data.num_labeled={len(split.labeled)}"
             )
-        return replace(split, test_fingerprint=data.test_fingerprint())
     else:
-        split = make_split(data, config.data, config.seed, METHODS[config.method].labeled_as_unlabeled)
-        return replace(split, test_fingerprint=data.test_fingerprint())
-    split = read_split(file, data)
-    if split.test_fingerprint not in (None, data.test_fingerprint()):
+        split = make_split(data, settings, config.seed, METHODS[config.method].labeled_as_unlabeled)
+    if split.test_fingerprint not in (None, test_fingerprint):
         raise UserError(f"{run.path}: its test images have changed; restore them, or predict the new ones")
-    return replace(split, test_fingerprint=data.test_fingerprint())
-
-
-def find_precision(path: Path, config: Config, data: ImageData, device: torch.device, progress: Progress) -> str:
-    """Return the precision of a run that has begun, else the one that config, network and device call for.
-
-    Raises:
-        UserError: if the config asks for another.
-    """
-    asked = config.train.precision
-    if not progress.precision:
-        with torch.device("meta"):
-            network = build_network(config.model, len(data.classes), data.shape)
-        return choose_precision(asked, device, network, data.shape)
-    if asked not in ("auto", progress.precision):
-        raise UserError(
-            f"{path}: was started in {progress.precision}, which cannot change; use train.precision=auto, or another "
-            "--run-dir"
-        )
-    return progress.precision
+    return replace(split, test_fingerprint=test_fingerprint)
 
 
 def load_checkpoint(trainer: Trainer, state: dict[str, Tensor], progress: Progress, path: Path) -> None:

@@ -339,26 +339,18 @@ class Trainer:
         Raises:
             ValueError: if the state does not fit this network, optimizer and method.
         """
-        parts: dict[str, dict[str, Tensor]] = {
-            name: {} for name in ("model", "ema", "optimizer", "method", "head", "pseudo", "metrics")
-        }
-        for name, value in state.items():
-            part, _, rest = name.partition(".")
-            if part not in parts:
-                raise ValueError(f"unknown entry {name!r}")
-            parts[part][rest] = value
         self.step = step
         self._freeze()
-        try:
-            self.model.load_state_dict(parts["model"])
-            with torch.no_grad():
-                copy_tensors(dict(self.ema_model.named_parameters()), parts["ema"])
-                copy_tensors(self.method.state, parts["method"])
-                copy_tensors(self.method.head.state_dict(), parts["head"])
-                copy_tensors({"": self.metrics.sums}, parts["metrics"])
-            load_optimizer(self.optimizer, self.parameters, parts["optimizer"])
-            if parts["pseudo"]:
-                self.dataset.load_state(parts["pseudo"])
-        except RuntimeError as error:
-            raise ValueError(str(error).splitlines()[0]) from None
+        apart = ("optimizer.", "pseudo.")  # of these there may be others than now
+        ours, theirs = (
+            {name: value for name, value in tensors.items() if not name.startswith(apart)}
+            for tensors in (self.state(), state)
+        )
+        optimizer, pseudo = (
+            {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)} for part in apart
+        )
+        with torch.no_grad():
+            copy_tensors(ours, theirs)
+        load_optimizer(self.optimizer, self.parameters, optimizer)
+        self.dataset.load_state(pseudo)
         self._launch = None  # a recorded step reads the former optimizer's tensors

@@ -133,13 +133,13 @@ def read_pictures(
     place = choose_place(settings.keep_on, num_bytes, device, stored=folder is not None)  # or refuse
     plan = f"training keeps {num_bytes / 1e9:,.1f} GB {describe_place(place, device)}"
     if folder is None:
-        check_memory(num_bytes, torch.device("cpu"))
+        check_memory(num_bytes)
         return _decode_into_memory(index, settings, size, plan, quiet), []
     try:
         return _read_cache(PictureCache(folder, size, settings.decoding), index, settings, plan, quiet), []
     except OSError as error:
         reason = f"decoded images are not cached ({describe_error(error)}); set data.cache to another folder"
-    check_memory(num_bytes, torch.device("cpu"), reason)
+    check_memory(num_bytes, reason)
     return _decode_into_memory(index, settings, size, plan, quiet), [reason]
 
 

@@ -68,13 +68,9 @@ def decode_all(
         size, channels, options: as for ``decode``.
     """
     options, remaining = options or Decoding(), iter(files)
-
-    def attempt(file: Path) -> Picture | Unreadable:
-        return _attempt(file, size, channels, options)
-
     while chunk := list(islice(remaining, FILES_AT_ONCE)):
         with _lock, _collect_warnings(), _limit_pixels(options.max_pixels), ThreadPoolExecutor(os.cpu_count()) as pool:
-            pictures = list(pool.map(attempt, chunk))
+            pictures = list(pool.map(lambda file: _attempt(file, size, channels, options), chunk))
         yield from zip(chunk, pictures, strict=True)
 
 
@@ -169,7 +165,8 @@ def decode_opened(
     if opened.width * opened.height > options.max_pixels:
         raise Image.DecompressionBombError(f"{opened.width * opened.height} pixels")
     kind, file_size = f"{opened.format}, {opened.mode}", opened.size
-    pages = 2 if has_several_pages(opened) else 1
+    # The preview in an MPO photograph is no page.
+    pages = 2 if opened.format != "MPO" and getattr(opened, "is_animated", False) else 1
     profile = opened.info.get("icc_profile")
     if may_change:
         opened.draft("RGB", (2 * size, 2 * size))  # decodes large JPEGs at a smaller scale
@@ -187,11 +184,6 @@ def decode_opened(
     thumbnail = image.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX).convert("L")
     pixels = np.array(square if channels == 3 else square.convert("L")).reshape(square.height, square.width, channels)
     return Picture(pixels, np.array(thumbnail), PictureInfo(kind, file_size, pages, transparent, flat, ()))
-
-
-def has_several_pages(image: Image.Image) -> bool:
-    """Return whether a file has more pages or frames than one; the preview in an MPO photograph does not count."""
-    return image.format != "MPO" and bool(getattr(image, "is_animated", False))
 
 
 def _to_rgb(image: Image.Image, profile: bytes | None, background: str) -> tuple[Image.Image, bool]:
