@@ -51,7 +51,7 @@ class DataSettings(Settings):
     )
     split_file: str | None = Field(None, description="split.json to use instead of sampling a split from the seed")
     flip: bool | Literal["auto"] = Field(
-        "auto", description="random horizontal flips; auto: if the data set allows them (not for digits)"
+        "auto", description="random horizontal flips; auto: for photographs, CIFAR, STL-10 and Fashion-MNIST"
     )
     rotate: bool = Field(False, description="random rotations by 0, 90, 180 or 270 degrees, for images without an up")
     cutout: Literal["random", "half"] = Field(

@@ -8,7 +8,8 @@ SMALL_CHANGE = 0.5  # of the total, after which it is not printed again
 LONG_ON_CPU = 2 * 3600.0  # seconds
 
 SHORT_ON_CPU = (
-    "on a CPU these configs end in minutes: --config digits, --config fashion-mnist, --config cpu train.steps=1000"
+    "on a CPU these configs end in minutes: --config digits, --config fashion-mnist, --config cpu "
+    "train.steps=1000 remixmatch.ramp_up_steps=250"
 )
 
 
