@@ -147,7 +147,9 @@ class Reference:
         unlabeled = (gaps**2).sum() / (views * batch_size * p.shape[1])
         return labeled + lambda_u * unlabeled, labeled, unlabeled, moves
 
-    def remixmatch_losses(self, x, p, weak, strong, partner, share, shares, means, weights, rotation, guess_with_ema):
+    def remixmatch_losses(
+        self, x, p, weak, strong, partner, share, temperature, shares, means, weights, rotation, guess_with_ema
+    ):
         """weak (B, ...), strong: list of K batches; partner and share over the (K + 2) B examples, x first, then weak.
 
         ``means`` holds the mean predictions of the last batches, moved here; ``weights`` are those of the loss.
@@ -158,7 +160,7 @@ class Reference:
         q = []
         for prediction in predictions:
             aligned = prediction * (shares + 1e-6) / (sum(means["predictions"]) / len(means["predictions"]) + 1e-6)
-            sharp = (aligned / aligned.sum()) ** 2  # T = 0.5
+            sharp = (aligned / aligned.sum()) ** (1 / temperature)
             q.append(sharp / sharp.sum())
         q = torch.stack(q)
         means["predictions"] = torch.stack([*means["predictions"][1:], predictions.mean(dim=0)])

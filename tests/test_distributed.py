@@ -11,13 +11,16 @@ import psutil
 import pytest
 import torch
 
-from mixmatch.config import load_config
+from mixmatch.config import build_config, load_config
 from mixmatch.data import load_data
 from mixmatch.distributed import DistributedContext, init_distributed
 from mixmatch.errors import UserError
 from mixmatch.inference import load_model
+from mixmatch.runs.progress import Progress
+from mixmatch.training import build
 from mixmatch.training.device import choose_device
 from tests.distributed_worker import STEPS, make_trainer
+from tests.factories import SPLIT, toy_data
 from tests.helpers import ROOT, SMALL, assert_same_run, process_starter, run
 
 LONG = [*SMALL, "train.steps=60", "train.checkpoint_every=5"]
@@ -48,6 +51,19 @@ def test_the_state_is_identical_in_both_processes(saved):
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert all(value.isfinite().all() for value in a.values())
     assert saved[0]["gathered"] == saved[1]["gathered"] == [0, 1]
+
+
+def test_each_process_has_its_share_of_the_batch_and_random_numbers_of_its_own():
+    config = build_config({"model": {"depth": 10, "width": 0.5}, "train": {"batch_size": 8}})
+    whole, *shares = (
+        build.make_trainer(config, toy_data(), SPLIT, torch.device("cpu"), context, Progress(precision="float32"))
+        for context in (DistributedContext(), DistributedContext(0, 2), DistributedContext(1, 2))
+    )
+    for trainer in (whole, *shares):
+        trainer.set_inputs()
+    for name in ("x_index", "u_index"):
+        assert torch.equal(torch.cat([getattr(part.indices, name) for part in shares]), getattr(whole.indices, name))
+    assert shares[0].generator.initial_seed() != shares[1].generator.initial_seed()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
+from mixmatch.cli.prediction_table import describe_accuracy
 from mixmatch.evaluation import (
     balanced_accuracy,
     class_recalls,
@@ -12,6 +13,8 @@ from mixmatch.evaluation import (
     effective_num_classes,
     evaluate_predictions,
 )
+from mixmatch.methods.base import Loss
+from mixmatch.training.metrics import RunningMetrics
 
 
 def test_predictions_are_compared_with_the_true_classes():
@@ -38,3 +41,23 @@ def test_balanced_accuracy_is_that_of_scikit_learn():
 def test_effective_number_of_classes():
     assert effective_num_classes([5, 5, 0, 5]) == pytest.approx(3)
     assert effective_num_classes([1.0, 0.0]) == 1
+
+
+def test_metrics_of_guesses_by_hand():
+    metrics = RunningMetrics(["loss_labeled"], 3, torch.device("cpu"))
+    guesses = torch.tensor([[0.8, 0.2, 0.0], [0.1, 0.6, 0.3], [0.5, 0.4, 0.1], [0.0, 0.1, 0.9]])
+    for total, true_labels in ((1.0, [0, 1, -1, 2]), (3.0, [1, -1, -1, 2])):
+        loss = Loss(torch.tensor(total), {"loss_labeled": torch.tensor(total / 2)}, guesses)
+        metrics.sums += metrics.of_step(loss, torch.tensor(true_labels))
+    means = metrics.read()
+    assert means.pop("guesses") == [0.5, 0.25, 0.25]
+    expected = {"loss": 2, "loss_labeled": 1, "confidence": 0.7, "guess_accuracy": 80, "max_class_frequency": 0.5}
+    assert means == pytest.approx(expected | {"effective_num_classes": 2**1.5})
+    assert not metrics.sums.any()
+
+
+def test_precision_and_recall_by_hand():
+    first, _, *rows = describe_accuracy([(0, 0), (0, 1), (0, 1), (1, 1)], ["cat", "dog"]).splitlines()
+    assert "accuracy 50.00% of 4 files" in first and "balanced accuracy 66.67%" in first
+    expected = [["cat", "1.000", "0.333", "0.500", "3"], ["dog", "0.333", "1.000", "0.500", "1"]]
+    assert [row.split() for row in rows] == expected

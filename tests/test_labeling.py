@@ -5,18 +5,21 @@ import json
 import re
 import shutil
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from mixmatch.cli import label, pseudo_label, train
 from mixmatch.config import load_config
-from mixmatch.data.folder.index import index_folder
+from mixmatch.data.folder.index import FolderIndex, index_folder
 from mixmatch.labeling.choose import CANDIDATES, CHOICES, choose
-from mixmatch.labeling.selection import index_pictures
+from mixmatch.labeling.selection import index_pictures, select_pictures
 from mixmatch.labeling.wrong_labels import predict_out_of_fold
 from tests.helpers import FUZZ, SMALL
 
@@ -113,6 +116,25 @@ def test_wrong_labels_are_contradicted_by_the_others():
     assert {*np.argsort(doubts)[:3]} == {*flipped}
     assert predict_out_of_fold(features[:3], np.array([0, 0, 1])) is None
     assert predict_out_of_fold(features[:3], np.array([0, 0, 0])) is None
+
+
+def test_the_most_contradicted_labels_come_first():
+    rng, truth, flipped = np.random.default_rng(0), np.repeat(np.arange(3), 20), [3, 25, 47]
+    features = np.eye(3)[truth] * 4 + rng.normal(size=(60, 3))
+    labels = truth.copy()
+    labels[flipped] = (labels[flipped] + 1) % 3
+    points = torch.from_numpy(np.concatenate([features, 9 * np.eye(3)]))
+    dense = torch.nn.Linear(3, 3, bias=False).double().requires_grad_(False)
+    dense.weight.copy_(torch.eye(3))
+    model = SimpleNamespace(classes=["a", "b", "c"], embed=lambda images: points, network=SimpleNamespace(dense=dense))
+    names = [f"{number}.png" for number in range(63)]  # the last three are unlabeled
+    labels_of_all = [*labels.tolist(), -1, -1, -1]
+    index = FolderIndex(Path(), model.classes, [*map(Path, names)], names, labels_of_all, [""] * 63, 63)
+    selection = select_pictures(model, index, range(63), None, 60, "margin")
+    asked, review = selection.items[:3], selection.items[3:]
+    assert {item.path: item.guess for item in asked} == {"60.png": 0, "61.png": 1, "62.png": 2}
+    assert {item.path for item in review[:3]} == {f"{number}.png" for number in flipped}
+    assert selection.num_contradicted == sum(item.guess != item.label for item in review)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from scipy import stats
 from torch import nn
 
 from mixmatch.methods.base import MethodContext
+from mixmatch.methods.freematch import FreeMatch, FreeMatchSettings
 from mixmatch.methods.losses import soft_cross_entropy, squared_error
 from mixmatch.methods.mixmatch import guess_labels, ramp_up, sharpen
 from mixmatch.methods.mixup import MixUpParams, interleave_indices, mixup, sample_mixup
@@ -177,3 +178,14 @@ def test_ramp_up_reaches_its_maximum_after_its_steps_and_stays():
     values = [ramp_up(step, 75.0, 16000) for step in (0, 1, 8000, 16000, 1_000_000)]
     assert values == pytest.approx([0, 75 / 16000, 37.5, 75, 75])
     assert ramp_up(0, 75.0, 0) == 75
+
+
+@pytest.mark.parametrize(
+    "limits, kept", [({}, [1, 1, 1, 0]), ({"max_threshold": 0.4}, [1] * 4), ({"min_threshold": 0.8}, [0, 0, 1, 0])]
+)
+def test_thresholds_of_freematch_stay_in_their_range(limits, kept):
+    context = MethodContext("abc", torch.ones(3) / 3, 4, 10, 8, 9, (3, 8, 8), torch.device("cpu"))
+    guesses = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.05, 0.0, 0.95], [0.1, 0.4, 0.5]])
+    # Mean confidence 0.6625, mean predictions 0.2125, 0.35, 0.4375: thresholds 0.32, 0.53, 0.66.
+    method = FreeMatch(FreeMatchSettings(momentum=0, **limits), context)
+    assert method.pseudo_label_weights(guesses).tolist() == kept

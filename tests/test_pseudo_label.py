@@ -19,8 +19,11 @@ from mixmatch.data import DATASETS
 from mixmatch.data.split import Split
 from mixmatch.pseudo_labels.calibration import expected_calibration_error
 from mixmatch.pseudo_labels.rules import describe_selection, select, to_csv
+from mixmatch.pseudo_labels.stage import PseudoLabelStage
 from mixmatch.runs.comparison import group_runs, read_run
 from mixmatch.runs.directory import LockedRun
+from mixmatch.runs.progress import Progress
+from mixmatch.runs.writer import RunWriter
 from tests.factories import make_toy_trainer, toy_data
 from tests.helpers import (
     ROOT,
@@ -391,6 +394,21 @@ def test_a_new_head_joins_an_optimizer_with_state(tmp_path, optimizer):
     assert stage(tmp_path / "run", tmp_path / "stage", *STAGE[:1], *settings) == 0
     assert final(tmp_path / "stage")[0]["head.weight"].any()
     assert all(entry["loss_rotation"] > 0 for entry in metrics(tmp_path / "stage"))
+
+
+def test_a_selection_gives_each_image_without_a_label_its_prediction(tmp_path, monkeypatch):
+    trainer = make_toy_trainer()  # images 0 to 8 are labeled, and among the unlabeled 0 to 29
+
+    def predict(images, index=None):
+        return torch.eye(3)[(torch.arange(len(images)) if index is None else index) // 2 % 3]
+
+    monkeypatch.setattr(trainer, "predict", predict)
+    selecting = PseudoLabelStage(PseudoLabelSettings(), Progress(), ["a", "b", "c"])
+    selecting.start(trainer, {})
+    with RunWriter(LockedRun(tmp_path), 0, 1, enabled=False) as writer:
+        selecting.before_step(0, writer)
+    assert trainer.dataset.pseudo_index.tolist() == list(range(9, 30))
+    assert torch.equal(trainer.dataset.pseudo_labels, torch.arange(9, 30) // 2 % 3)
 
 
 @pytest.mark.slow

@@ -235,6 +235,14 @@ def test_jobs_train_the_same_runs(done, tmp_path, capfd):
     ]
     assert lines[0]["method"] == "supervised" and lines[0]["run"] == "digits-20-supervised-seed1"
     assert [float(line["test_accuracy"]) for line in lines] == accuracies(tmp_path, *(line["run"] for line in lines))
+    found = [json.loads((tmp_path / "runs" / line["run"] / "results.json").read_text()) for line in lines]
+    for key, values in {
+        "best_validation_accuracy": [results["best_validation"]["accuracy"] for results in found],
+        "validation_accuracy": [results["validation"]["accuracy"] for results in found],
+        "steps": [results["steps"] for results in found],
+        "seconds": [results["seconds"] for results in found],
+    }.items():
+        assert [float(line[key]) for line in lines] == values
 
 
 @pytest.mark.slow
@@ -395,7 +403,8 @@ def test_records_of_another_config_are_marked_until_trained_again(done, tmp_path
     assert command(tmp_path, "--list", "--tables", tmp_path) == 0
     assert "4 of 4 runs, 4 with another config" in capsys.readouterr().out
     assert command(tmp_path, table, "--quiet") == 0
-    assert "another config" not in render(read_table(table), tmp_path / "records.jsonl")
+    assert "Trained with other settings" not in render(read_table(table), tmp_path / "records.jsonl")
+    assert records_of(tmp_path)["digits-20-seed1"].config["train"]["lr"] == 0.01
 
 
 @pytest.mark.slow

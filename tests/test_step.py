@@ -6,9 +6,10 @@ import torch
 from mixmatch.config import TrainSettings
 from mixmatch.data.augmentation import Augmenter
 from mixmatch.data.dataset import DataSettings
+from mixmatch.data.split import Split
 from mixmatch.errors import UserError
 from mixmatch.methods.losses import one_hot
-from mixmatch.methods.mixup import sample_mixup
+from mixmatch.methods.mixup import mixup, sample_mixup
 from mixmatch.training.execution import COMPILED
 from mixmatch.training.optimizer import learning_rate
 from tests.factories import make_toy_trainer, toy_data
@@ -29,10 +30,10 @@ class DoubleAugmenter(Augmenter):
         self.x, self.u, self.u_strong = (views.double() for views in super().apply(images, x_index, u_index, params))
         return self.x, self.u, self.u_strong
 
-    def mixup(self, mode, num_views):
+    def mixup(self, mode, num_views, alpha):
         """The MixUp parameters that the method sampled next."""
         generator = torch.Generator().set_state(self.generator_state)
-        return sample_mixup(5 * (num_views + 1), 0.75, generator, mode, 5)
+        return sample_mixup(5 * (num_views + 1), alpha, generator, mode, 5)
 
 
 @pytest.fixture
@@ -66,15 +67,16 @@ def assert_same(trainer, reference, gradients):
 @pytest.mark.parametrize("mode", MODES)
 def test_mixmatch_step_equals_the_reference(float64, mode, num_views, guess_with_ema):
     method = {"mixup": mode, "num_views": num_views, "guess_with_ema": guess_with_ema, "ramp_up_steps": 4}
+    method |= {"temperature": 0.7, "alpha": 0.4}
     trainer = double_trainer(mixmatch=method)
     reference = Reference(trainer.model.state_dict(), dict(trainer.model.named_parameters()))
     for step in range(3):
         trainer.train_step()
-        views, p, mixup = trainer.augmenter, labels_of(trainer), trainer.augmenter.mixup(mode, num_views)
+        views, p, mixup = trainer.augmenter, labels_of(trainer), trainer.augmenter.mixup(mode, num_views, 0.4)
 
         def losses(self, step=step, views=views, p=p, mixup=mixup):
             return self.mixmatch_losses(
-                views.x, p, list(views.u), mixup.partner, mixup.lam, 0.5, 75 * step / 4, guess_with_ema
+                views.x, p, list(views.u), mixup.partner, mixup.lam, 0.7, 75 * step / 4, guess_with_ema
             )
 
         gradients, (total, labeled, unlabeled, _) = reference.step(losses)
@@ -103,21 +105,23 @@ def assert_same_means(trainer, means):
 
 @pytest.mark.parametrize("num_strong, rotation, guess_with_ema", [(1, 0, True), (1, 0.3, False), (3, 0.5, False)])
 def test_remixmatch_step_equals_the_reference(float64, num_strong, rotation, guess_with_ema):
-    settings = {"num_strong_views": num_strong, "ramp_up_steps": 4, "lambda_u": 1.5, "lambda_strong": 0.5}
+    settings = {"num_strong_views": num_strong, "ramp_up_steps": 4, "lambda_u": 1.5, "lambda_strong": 0.7}
     settings |= {"alignment_window": 2, "lambda_rotation": rotation, "guess_with_ema": guess_with_ema}
-    trainer = double_trainer(method="remixmatch", remixmatch=settings)
+    settings |= {"temperature": 0.8, "alpha": 0.4}
+    split = Split("toy", "", [0, 3, 6, 9, 1, 4, 2], list(range(30)), [])  # 4, 2 and 1 of the classes
+    trainer = double_trainer(method="remixmatch", remixmatch=settings, split=split)
     head = {f"head.{name}": value for name, value in trainer.method.head.named_parameters()}
     reference = Reference({**trainer.model.state_dict(), **head}, {**dict(trainer.model.named_parameters()), **head})
-    means, shares = start_of("remixmatch"), trainer.dataset.class_frequencies()
+    means, shares = start_of("remixmatch"), torch.tensor([4, 2, 1]) / 7
     for step in range(3):
         trainer.train_step()
-        views, p, mixup = trainer.augmenter, labels_of(trainer), trainer.augmenter.mixup("joint", num_strong + 1)
-        weights = (1.5 * step / 4, 0.5 * step / 4)
+        views, p, mixup = trainer.augmenter, labels_of(trainer), trainer.augmenter.mixup("joint", num_strong + 1, 0.4)
+        weights = (1.5 * step / 4, 0.7 * step / 4)
 
         def losses(self, views=views, p=p, mixup=mixup, weights=weights):
             batch = views.x, p, views.u[0], list(views.u_strong)
             return self.remixmatch_losses(
-                *batch, mixup.partner, mixup.lam, shares, means, weights, rotation, guess_with_ema
+                *batch, mixup.partner, mixup.lam, 0.8, shares, means, weights, rotation, guess_with_ema
             )
 
         gradients, (total, labeled, unlabeled, anchored, turning, _) = reference.step(losses)
@@ -350,6 +354,17 @@ def test_labeled_batches_use_every_label_equally():
     assert torch.cat(drawn).bincount(minlength=9).tolist() == [200] * 9
 
 
+def test_each_layer_has_its_own_learning_rate_and_decay():
+    settings = {"optimizer": "sgd", "momentum": 0.0, "nesterov": False, "lr": 0.1, "head_lr": 0.5, "layer_decay": 0.5}
+    trainer = make_toy_trainer(train=settings | {"weight_decay": 0.1})
+    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    trainer.train_step()
+    for name, value in trainer.model.named_parameters():
+        lr = 0.5 if name.startswith("dense.") else 0.05
+        decay = 1 - 0.1 * lr * (value.dim() > 1)
+        torch.testing.assert_close(value.detach(), decay * (before[name] - lr * value.grad))
+
+
 def test_true_labels_of_unlabeled_images_do_not_affect_training():
     trainer, other = make_toy_trainer(), make_toy_trainer()
     other.dataset.labels[9:] = -1
@@ -361,10 +376,14 @@ def test_true_labels_of_unlabeled_images_do_not_affect_training():
     assert 0 <= trainer.read_metrics()["guess_accuracy"] <= 100
 
 
-def test_supervised_mixup_mixes_labeled_images():
-    shown = make_toy_trainer(method="supervised", supervised={"alpha": 0.5}).preview()
-    assert "views" not in shown and shown["images"].shape == (5, 3, 8, 8)
-    assert ((shown["targets"] > 0) & (shown["targets"] < 1)).any()
+def test_supervised_mixup_mixes_images_and_labels_alike():
+    trainer = make_toy_trainer(method="supervised", supervised={"alpha": 0.5})
+    trainer.set_inputs()
+    _, params = trainer._sample()
+    shown, plain = trainer.preview(), make_toy_trainer(method="supervised").preview()
+    assert "views" not in shown and (params.lam < 1).any()
+    for name in ("images", "targets"):
+        torch.testing.assert_close(shown[name], mixup(plain[name], params))
 
 
 @pytest.mark.slow

@@ -22,6 +22,8 @@ from mixmatch.data.strong_augmentation import (
     sample_strong_params,
     strong_augment,
 )
+from mixmatch.data.weak_augmentation import to_float
+from tests.factories import make_toy_trainer
 
 PILLOW = {
     "identity": lambda image, value: image,
@@ -160,6 +162,21 @@ def test_cutout_blanks_squares_of_up_to_half_the_side():
     assert side.mean().item() == pytest.approx(8, abs=1)  # uniform up to 16, less what hangs over the edge
     share = blank.float().mean(dim=0)[0]
     assert share[8:24, 8:24].std() / share[8:24, 8:24].mean() < 0.15  # anywhere alike
+
+
+def test_views_are_of_their_images_and_strong_ones_are_strong():
+    images = torch.randint(0, 256, (9, 8, 8, 3), generator=seeded(), dtype=torch.uint8)
+    augmenter = Augmenter(8, flip=False, settings=DataSettings(crop_padding=0))
+    x_index, u_index = torch.tensor([4, 2]), torch.tensor([7, 0, 3])
+    params = augmenter.sample(2, 2 * 3, 2 * 3, seeded(), strong_labeled=True)
+    x, u, u_strong = augmenter.apply(images, x_index, u_index, params)
+    plain = to_float(images)
+    assert torch.equal(u, plain[u_index].expand(2, -1, -1, -1, -1))
+    torch.testing.assert_close(x, strong_augment(plain[x_index], params.x_strong))
+    strong = strong_augment(plain[u_index].repeat(2, 1, 1, 1), params.u_strong[1])
+    torch.testing.assert_close(u_strong.flatten(0, 1), strong)
+    for method, expected in (("remixmatch", True), ("fixmatch", False)):
+        assert (make_toy_trainer(method=method)._sample()[0].x_strong is not None) == expected
 
 
 def test_cutout_of_half_the_side_as_in_the_authors_code():

@@ -326,6 +326,24 @@ def test_only_the_last_layer_is_trained_while_frozen(method, precision):
     assert any("running_mean" in name for name in changed)
 
 
+def test_a_linear_probe_trains_the_last_layer_alone():
+    trainer = trainer_of({"freeze_steps": "all"}, train={"batch_size": 4})
+    before = snapshot(trainer)
+    for _ in range(3):
+        trainer.train_step()
+    after = snapshot(trainer)
+    changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert {name for name in changed if name.startswith("model.")} == {"model.dense.weight", "model.dense.bias"}
+
+
+def test_the_warmup_begins_again_after_freezing():
+    trainer, rates = trainer_of({"freeze_steps": 2}, train={"lr": 1.0, "warmup_steps": 4, "steps": 10}), []
+    for step in range(7):
+        trainer.step = step
+        rates.append(trainer.lr())
+    assert rates == [0.25, 0.5, 0.25, 0.5, 0.75, 1, 1]
+
+
 def test_the_ema_weights_guess_as_a_frozen_network_too():
     trainer = trainer_of({"freeze_steps": 2}, mixmatch={"guess_with_ema": True}, train={"batch_size": 4})
     x = torch.rand(4, 3, 32, 32)

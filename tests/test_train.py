@@ -19,6 +19,7 @@ import main
 import mixmatch
 import pseudo_label
 from mixmatch.config import load_config
+from mixmatch.data import load_data
 from mixmatch.errors import UserError
 from mixmatch.evaluation import class_recalls
 from mixmatch.runs.directory import LockedRun, RunDirectory
@@ -27,6 +28,7 @@ from mixmatch.runs.writer import RunWriter
 from mixmatch.training import evaluators
 from mixmatch.training.callbacks import Callback
 from mixmatch.training.evaluators import Accuracy, CollapseWarning, LabeledAccuracy
+from mixmatch.training.setup import find_split
 from mixmatch.training.trainer import Trainer
 from tests.factories import make_toy_trainer
 from tests.helpers import ROOT, SMALL, assert_same_curves, assert_same_run, curves, final, metrics, run, signal_after
@@ -281,6 +283,30 @@ def test_intervals_may_change_when_a_run_continues(tmp_path, monkeypatch):
     assert all(torch.equal(tensors[name], others[name]) for name in tensors if name != "metrics")
     stored = yaml.safe_load((tmp_path / "run" / "config.yml").read_text())["train"]
     assert (stored["eval_every"], stored["checkpoint_every"], stored["log_every"]) == (3, 5, 1)
+
+
+@pytest.mark.parametrize(
+    "method, among",
+    [
+        *(("mixmatch", False), ("supervised", False)),
+        *((method, True) for method in ("remixmatch", "fixmatch", "freematch", "softmatch")),
+    ],
+)
+def test_labeled_images_are_unlabeled_too_as_in_the_papers_of_the_methods(tmp_path, method, among):
+    config = load_config(None, [*SMALL, f"method={method}"])
+    split = find_split(RunDirectory(tmp_path), config, load_data(config.data, torch.device("cpu")), None, 0)
+    assert (set(split.labeled) <= set(split.unlabeled)) == among
+
+
+def test_results_name_the_worst_confusion_and_the_recall_of_each_class(monkeypatch):
+    trainer, accuracy = make_toy_trainer(), Accuracy("test", ["a", "b", "c"])  # 14, 13 and 13 test images
+    accuracy.start(trainer, {})
+    predicted = trainer.dataset.held_out["test"][1].clone()
+    predicted[[0, 3, 6, 1]] = torch.tensor([2, 2, 2, 0])
+    monkeypatch.setattr(trainer, "predict", lambda images: torch.eye(3)[predicted])
+    details = accuracy.results()["test"]
+    assert details.most_confused.model_dump() == {"true": "a", "predicted": "c", "images": 3, "of": 14}
+    assert details.accuracy_by_class == pytest.approx({"a": 1100 / 14, "b": 1200 / 13, "c": 100})
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Weak augmentation against NumPy's padding, and the statistics of its samples."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from mixmatch.config import build_config
 from mixmatch.data.augmentation import Augmenter
 from mixmatch.data.dataset import DataSettings
 from mixmatch.data.weak_augmentation import (
@@ -17,6 +20,8 @@ from mixmatch.data.weak_augmentation import (
     to_float,
     weak_augment,
 )
+from mixmatch.training.build import make_trainer
+from tests.factories import CPU, SPLIT, toy_data
 
 
 def test_to_float_spans_minus_one_to_one():
@@ -148,3 +153,15 @@ def test_views_are_rotated_and_recolored():
     for name in ("rotated", "recolored"):
         assert views[name].is_contiguous(memory_format=torch.channels_last) and views[name].abs().max() <= 1
         assert all(not torch.equal(a, b) for a, b in zip(views[name], views["plain"], strict=True))
+
+
+@pytest.mark.parametrize(
+    "allowed, flip, flips", [(True, "auto", True), (False, "auto", False), (True, False, False), (False, True, True)]
+)
+def test_settings_of_augmentation_reach_the_views(allowed, flip, flips):
+    config = build_config({"model": {"depth": 10, "width": 0.5}, "data": {"flip": flip, "rotate": True}})
+    augmenter = make_trainer(config, replace(toy_data(size=32), flip=allowed), SPLIT, CPU).augmenter
+    params = augmenter.sample(200, 0, 0, torch.Generator().manual_seed(0)).x
+    assert bool(params.hflip.any()) == flips
+    assert params.top.max() == params.left.max() == 8  # 4 pixels on each side
+    assert params.rotation.bincount(minlength=4).min() > 0
