@@ -96,9 +96,10 @@ def test_resuming_with_another_config(overrides, reached, message):
     assert message in str(raised.value)
 
 
-def test_a_run_whose_schedules_depend_on_its_length_keeps_it():
-    stored = load_config(None, ["mixmatch.ramp_up_steps=null"])
-    with pytest.raises(UserError, match="its schedules depend on its length"):
+@pytest.mark.parametrize("setting", ["mixmatch.ramp_up_steps=null", "train.lr_schedule=cosine"])
+def test_a_run_whose_schedules_depend_on_its_length_keeps_it(setting):
+    stored = load_config(None, [setting])
+    with pytest.raises(UserError, match=r"its schedules depend on its length.*init_from=RUN"):
         merge_for_resume(stored, apply_overrides(stored, ["train.steps=2000000"]), 0, is_finished=False)
 
 

@@ -609,12 +609,6 @@ def test_a_test_set_is_sampled_and_the_same_for_every_seed(photos, tmp_path, cap
     assert "accuracy will be unknown" in (out := capsys.readouterr().out) and "data.num_test=0.2" in out
 
 
-def test_a_test_set_is_not_sampled_from_a_folder_with_one(photos, tmp_path, capsys):
-    assert train(photos, tmp_path / "run", "data.num_test=2") == 2
-    assert "error: data.num_test: folder has 4 test images already" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
 # Changed photographs and init_from
 
 

@@ -1,7 +1,6 @@
 """A method, a network and a data set in a file outside the package, and the package in another project."""
 
 import json
-import pickle
 import signal
 import subprocess
 import sys
@@ -261,11 +260,6 @@ def test_random_layers_of_the_ema_network_draw_from_the_run(registries):
         trainer.train_step()
         losses.append(trainer.read_metrics()["loss"])
     assert losses[0] == losses[1]
-
-
-def test_configs_can_be_pickled():
-    for config in (load_config(None), load_config("digits", ["model.width=0.5"])):
-        assert pickle.loads(pickle.dumps(config)) == config
 
 
 def test_a_run_without_plugins_loads_without_the_import(tmp_path, registries):

@@ -549,6 +549,7 @@ def test_runs_that_are_refused(parent, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_stage_continues_without_its_parent_and_keeps_its_settings(parent, tmp_path, monkeypatch, capsys):
+    assert stage(parent, tmp_path / "whole", *STAGE) == 0
     shutil.copytree(parent, tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
     monkeypatch.chdir(tmp_path / "run")
@@ -566,6 +567,7 @@ def test_a_stage_continues_without_its_parent_and_keeps_its_settings(parent, tmp
         assert setting.partition("=")[0] in capsys.readouterr().err
     assert pseudo_label.main(command) == 0
     assert [entry["step"] for entry in metrics(path)] == [36, 42]
+    assert_same_run(path, tmp_path / "whole")
 
 
 @pytest.mark.parametrize("check", [["--check"], []])

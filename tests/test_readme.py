@@ -1,25 +1,15 @@
 """The commands, code and figures in README.md."""
 
 import re
-import shlex
 
 import pytest
 from PIL import Image
 
 from mixmatch.cli import train
-from mixmatch.config import load_config
-from mixmatch.methods import METHODS
 from tests.helpers import ROOT, SMALL
 
 README = (ROOT / "README.md").read_text()
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-
-
-@pytest.mark.parametrize("line", re.findall(r"^ +python3 main.py ?(.*)", README, re.MULTILINE))
-def test_the_commands_have_valid_arguments(line, registries):
-    METHODS["plain"] = METHODS["supervised"]
-    options = train.make_parser().parse_intermixed_args(shlex.split(line.replace("plain.weight", "plain.alpha"), True))
-    load_config(options.config, options.overrides)
 
 
 @pytest.mark.slow

@@ -113,19 +113,6 @@ def test_a_finished_run_without_checkpoints_does_not_start_again(copy, capsys):
 # Commands in another order, or with other settings.
 
 
-def test_a_pseudo_label_stage_continues_without_its_parent(finished, tmp_path, monkeypatch):
-    for name in ("whole", "cut"):
-        shutil.copytree(finished, tmp_path / name)
-    assert pseudo_label.main(["--run-dir", str(tmp_path / "whole"), *STAGE]) == 0
-    signal_after(monkeypatch, 15, signal.SIGTERM)
-    assert pseudo_label.main(["--run-dir", str(tmp_path / "cut"), *STAGE]) == 143
-    monkeypatch.undo()
-    shutil.rmtree(tmp_path / "cut")
-    assert pseudo_label.main(["--run-dir", str(tmp_path / "cut"), *STAGE]) == 0
-    assert_same_run(tmp_path / "cut-top-0.1", tmp_path / "whole-top-0.1")
-    assert pseudo_label.main(["--run-dir", str(tmp_path / "nothing")]) == 2
-
-
 def test_a_pseudo_label_stage_keeps_its_length(copy, capsys):
     assert pseudo_label.main(["--run-dir", str(copy), *STAGE]) == 0
     capsys.readouterr()

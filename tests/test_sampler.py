@@ -231,9 +231,7 @@ def test_every_image_is_drawn_equally_often_without_dropping_any():
     assert drawn[:250].tolist() != drawn[250:500].tolist()
 
 
-def test_streams_seeds_and_steps_differ():
-    assert shuffled_stream(99, 0, 99, 1, 0).tolist() != shuffled_stream(99, 0, 99, 1, 1).tolist()
-    assert shuffled_stream(99, 0, 99, 1, 0).tolist() != shuffled_stream(99, 0, 99, 2, 0).tolist()
+def test_seeds_and_steps_differ():
     assert len({step_seed(seed, step) for seed in range(10) for step in range(1000)}) == 10000
 
 

@@ -547,8 +547,9 @@ def test_a_failed_start_leaves_nothing(photos, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_weights_of_another_run_of_the_network_need_no_download(photos, tmp_path):
+def test_weights_of_another_run_of_the_network_need_no_download(photos, tmp_path, monkeypatch):
     first = [f"data.root={photos}", "model.pretrained=false", "train.steps=1"]
     assert main.main(["--run-dir", str(tmp_path / "first"), *RUN, *first]) == 0
-    second = [f"data.root={photos}", f"init_from={tmp_path / 'first'}", "train.steps=1"]  # pretrained, not cached
+    monkeypatch.setattr(TimmNetwork, "read_pretrained", lambda self: pytest.fail("reads pretrained weights"))
+    second = [f"data.root={photos}", f"init_from={tmp_path / 'first'}", "train.steps=1"]
     assert main.main(["--run-dir", str(tmp_path / "second"), *RUN, *second]) == 0

@@ -18,7 +18,7 @@ from PIL import Image
 import main
 import mixmatch
 import pseudo_label
-from mixmatch.config import load_config
+from mixmatch.config import all_keys, load_config
 from mixmatch.data import load_data
 from mixmatch.errors import UserError
 from mixmatch.evaluation import class_recalls
@@ -104,9 +104,7 @@ def test_all_checkpoints_are_kept_and_an_older_one_can_be_continued_or_begin_a_r
     assert run(path, *more, "train.keep_checkpoints=all") == 0
     saved = sorted((path / "checkpoints").iterdir())
     assert [file.name for file in saved] == [f"step-{step:08d}.safetensors" for step in range(2, 13, 2)]
-    printed = capsys.readouterr().out
-    assert "test accuracy" in printed
-    assert "best test" not in printed  # the best of many is not an estimate
+    assert "test accuracy" in capsys.readouterr().out
 
     # An older one begins a new run, or predicts.
     old = mixmatch.load_model(saved[1]).network.state_dict()
@@ -260,15 +258,6 @@ def test_a_longer_run_is_identical_to_one_that_was_that_long_from_the_start(tmp_
     assert run(path, "train.steps=24") == 0
     assert main.main(["--run-dir", str(path)]) == 0
     assert "is finished" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", [["train.lr_schedule=cosine"], ["mixmatch.ramp_up_steps=null"]])
-def test_a_run_whose_schedules_depend_on_its_length_keeps_it(tmp_path, capsys, settings):
-    assert run(tmp_path / "run", *settings) == 0
-    assert run(tmp_path / "run", *settings, "train.steps=20") == 2
-    error = capsys.readouterr().err
-    assert "its schedules depend on its length" in error and "init_from=RUN" in error
 
 
 @pytest.mark.slow
@@ -513,7 +502,7 @@ def test_help_lists_every_key(capsys):
     with pytest.raises(SystemExit) as ended:
         main.main(["--help"])
     printed = capsys.readouterr().out
-    assert ended.value.code == 0 and "data.num_labeled" in printed and "train.checkpoint_every" in printed
+    assert ended.value.code == 0 and all(f"\n  {key} = " in printed for key, _ in all_keys())
 
 
 def test_the_default_run_directory_is_named_after_the_run(tmp_path, monkeypatch):
