@@ -158,7 +158,7 @@ def test_a_gpu_without_kernels_is_not_used(monkeypatch, caplog):
     def full(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory.\nMore")
 
-    monkeypatch.setattr(torch, "ones", full)  # by another program: it is no reason to train for days on the CPU
+    monkeypatch.setattr(torch, "ones", full)  # by another program; training on the CPU would take days
     with pytest.raises(UserError, match=r"GTX 1080 Ti \(CUDA out of memory.\); use device=cpu"):
         choose_device("auto")
 

@@ -97,7 +97,7 @@ def check_method(method: Method[Any], config: Config, num_unlabeled: int) -> Non
     reserved = RESERVED_NAMES.intersection([*method.loss_names, *method.schedules(0)])
     if reserved:
         raise UserError(
-            f"method: {config.method} names a loss or schedule {min(reserved)!r}, which the run has; rename"
+            f"method: {config.method} names a loss or schedule {min(reserved)!r}, which the run has; use another name"
         )
     if method.predicts_rotation and config.data.rotate:
         raise UserError(f"data.rotate: {config.method} learns to predict rotations; set one of the two")

@@ -59,10 +59,10 @@ def explain_out_of_memory(device: torch.device, config: Config | None = None) ->
         # On the CPU torch raises a RuntimeError that only its text identifies.
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
-        advice = "use --device cpu"
+        advice = "" if device.type == "cpu" else "use --device cpu, or "
         if config is not None:
-            advice = f"lower train.batch_size ({config.train.batch_size} now), model.width or data.image_size"
-        raise UserError(f"{device}: out of memory; {advice}, or stop other programs on the device") from None
+            advice = f"lower train.batch_size ({config.train.batch_size} now), model.width or data.image_size, or "
+        raise UserError(f"{device}: out of memory; {advice}stop other programs on the device") from None
 
 
 def describe_environment(device: torch.device, distributed: DistributedContext) -> str:

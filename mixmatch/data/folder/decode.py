@@ -165,7 +165,7 @@ def decode_opened(
     if opened.width * opened.height > options.max_pixels:
         raise Image.DecompressionBombError(f"{opened.width * opened.height} pixels")
     kind, file_size = f"{opened.format}, {opened.mode}", opened.size
-    # The preview in an MPO photograph is no page.
+    # The preview in an MPO photograph does not count as a page.
     pages = 2 if opened.format != "MPO" and getattr(opened, "is_animated", False) else 1
     profile = opened.info.get("icc_profile")
     if may_change:
