@@ -48,9 +48,14 @@ def check_stage_path(stage: Path, config: Config) -> None:
     run = RunDirectory(stage)
     if not run.has_begun() or not run.config_file.exists():
         return
-    results, saved = run.read_results(), run.load_newest()
-    of_results = results and results.pseudo_label
-    start_step = saved[1].start_step if saved else of_results.start_step if of_results else 0
+    results = run.read_results()
+    if results is not None:
+        start_step = results.pseudo_label.start_step if results.pseudo_label else 0
+    else:
+        saved = run.load_newest()
+        if saved is None:
+            return
+        start_step = saved[1].start_step
     if not start_step:
         raise _not_a_stage(stage)
     check_stage(stage, run.read_config(), stage_config(config, start_step), start_step, config.method)
