@@ -275,7 +275,7 @@ def test_cifar10_is_unpacked_from_its_archive(small_cifar10):
     data = load("cifar10", small_cifar10)
     assert data.images.shape == (10, 32, 32, 3) and data.test_images.shape == (2, 32, 32, 3)
     assert data.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9] and data.classes[3] == "class3"
-    assert data.images[4, 0, 0].tolist() == [2, 100, 2] and data.flip
+    assert data.images[4, 0, 0].tolist() == [2, 100, 2] and data.flip and data.authors_split
 
 
 def test_cifar10_that_is_missing_or_corrupt(small_cifar10):
@@ -376,7 +376,7 @@ def test_svhn_is_read_as_torchvision_does(small_svhn):
     theirs = SVHN(small_svhn, split="train")
     assert data.images.shape == (4, 32, 32, 3) and data.labels.tolist() == [0, 1, 9, 1]
     assert np.array_equal(data.images.numpy(), theirs.data.transpose(0, 2, 3, 1))
-    assert data.test_labels.tolist() == [0, 3] and data.by_share and not data.flip
+    assert data.test_labels.tolist() == [0, 3] and data.by_share and data.authors_split and not data.flip
     assert extra.labels.tolist() == [0, 1, 9, 1, 2, 2, 5] and torch.equal(extra.images[:4], data.images)
     assert torch.equal(extra.test_images, data.test_images) and extra.fingerprint() != data.fingerprint()
 

@@ -102,6 +102,24 @@ def test_a_split_by_share_that_cannot_be_had():
         split(num_labeled=33, num_validation=3, data=data)
 
 
+def test_the_labeled_images_of_a_seed_are_those_of_the_authors():
+    labels = np.random.default_rng(0).choice(3, 200, p=[0.5, 0.3, 0.2])
+    for seed, count, by_share in ((1, 60, False), (3, 9, False), (5, 40, True)):
+        # The lines of their scripts/create_split.py, which need no seed of their own: numpy's global state.
+        members = [np.flatnonzero(labels == number) for number in range(3)]
+        np.random.seed(seed)
+        for number in range(3):
+            np.random.shuffle(members[number])
+        allocated = allocate_labels(np.bincount(labels), count) if by_share else [count // 3] * 3
+        expected = np.concatenate([part[:number] for part, number in zip(members, allocated, strict=True)])
+        data = data_of_labels(labels, CLASSES, by_share=by_share, authors_split=True)
+        for num_validation in (0, 30):
+            assert split(seed, count, num_validation, False, data).labeled == sorted(expected.tolist())
+    # Literal figures, from these lines by numpy 2.
+    data = data_of_labels(np.repeat(np.arange(3), 5000), CLASSES, authors_split=True)
+    assert split(1, 3, 0, False, data).labeled == [2764, 5473, 11633]
+
+
 def test_folds_are_the_labeled_images_of_their_seeds():
     folds = [[0, 1, 2, 3, 4, 5], [9, 10, 11, 12, 13, 14]]
     data = data_of_labels(LABELS, CLASSES, folds=folds)

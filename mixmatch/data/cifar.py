@@ -24,4 +24,5 @@ def load_cifar(settings: DataSettings, device: torch.device, quiet: bool) -> Ima
         train, test = (source(root, train=part, download=True) for part in (True, False))
     images, test_images = torch.from_numpy(train.data), torch.from_numpy(test.data)
     labels, test_labels = torch.tensor(train.targets), torch.tensor(test.targets)
-    return ImageData(settings.dataset, list(train.classes), images, labels, test_images, test_labels, flip=True)
+    classes, name = list(train.classes), settings.dataset
+    return ImageData(name, classes, images, labels, test_images, test_labels, flip=True, authors_split=True)

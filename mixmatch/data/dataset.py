@@ -139,6 +139,7 @@ class ImageData:
             split over training and validation. None if there are no groups.
         validation: indices of the training images that are for validation; None: sampled, see ``make_split``.
         by_share: labels are allocated by class frequency instead of equally.
+        authors_split: the classes are shuffled as by the authors, so that a seed's labeled images are theirs.
         folds: published sets of labeled images, all of the same size.
         notes: lines to print about the data.
     """
@@ -156,6 +157,7 @@ class ImageData:
     groups: list[str] | None = None
     validation: list[int] | None = None
     by_share: bool = False
+    authors_split: bool = False
     folds: Sequence[list[int]] = ()
     notes: Sequence[str] = ()
 

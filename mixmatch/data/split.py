@@ -62,7 +62,8 @@ def make_split(data: ImageData, settings: DataSettings, seed: int, labeled_as_un
     shuffled; the first are labeled and the last are for validation. So with the same seed, the 250 labeled images are
     among the 4000, and the validation set is the same. A group goes to validation as a whole, until each class has the
     number of validation images asked for; surplus images of these groups are unused. If the data set has folds of
-    ``num_labeled`` images, the fold of the seed is labeled. Validation images of the data set's own are kept.
+    ``num_labeled`` images, the fold of the seed is labeled. Validation images of the data set's own are kept. With
+    ``ImageData.authors_split`` the labeled images are those of the authors' split with this seed.
 
     Args:
         data: images of unknown class (-1) only serve as unlabeled.
@@ -87,6 +88,7 @@ def make_split(data: ImageData, settings: DataSettings, seed: int, labeled_as_un
     if data.folds and settings.num_labeled == len(data.folds[0]):
         fold[data.folds[seed % len(data.folds)]] = True
     labeled_parts, validation_parts = [], []
+    authors = np.random.RandomState(seed)  # in google-research/mixmatch's create_split.py it shuffles all classes
     for number, name in enumerate(data.classes):
         members = np.flatnonzero(labels == number)
         reserved = max(num_validation[number], int(held_out[members].sum()))
@@ -97,7 +99,8 @@ def make_split(data: ImageData, settings: DataSettings, seed: int, labeled_as_un
                 f"data.num_labeled: class {name!r} has {len(members)} images, {reserved} of them for validation, but "
                 f"needs {needed} for training; lower data.num_labeled or data.num_validation"
             )
-        members = members[np.random.RandomState([seed, number]).permutation(len(members))]
+        generator = authors if data.authors_split else np.random.RandomState([seed, number])
+        members = members[generator.permutation(len(members))]
         # The fold first, held-out groups last.
         members = members[np.argsort(held_out[members].astype(int) - fold[members], kind="stable")]
         labeled_parts.append(members[: min(available, num_labeled[number])])

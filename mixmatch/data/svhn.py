@@ -29,5 +29,14 @@ def load_svhn(settings: DataSettings, device: torch.device, quiet: bool) -> Imag
         parts.append((np.ascontiguousarray(part.data.transpose(0, 2, 3, 1)), part.labels))
     images, labels = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts[:-1], strict=True))
     test_images, test_labels = (torch.from_numpy(array) for array in parts[-1])
-    digits = [str(digit) for digit in range(10)]
-    return ImageData(settings.dataset, digits, images, labels, test_images, test_labels, flip=False, by_share=True)
+    return ImageData(
+        settings.dataset,
+        [str(digit) for digit in range(10)],
+        images,
+        labels,
+        test_images,
+        test_labels,
+        flip=False,
+        by_share=True,
+        authors_split=True,
+    )
