@@ -127,16 +127,18 @@ def test_each_image_of_a_batch_gets_its_own():
 
 
 def test_draws_are_uniform_over_operations_and_amounts():
-    drawn = sample_strong_params(20000, seeded())
+    drawn = sample_strong_params(20000, 2, seeded())
     for operations, amounts in zip(drawn.operation, drawn.magnitude, strict=True):
         assert stats.chisquare(operations.bincount(minlength=14).numpy()).pvalue > 0.001
         assert stats.kstest(amounts.double().numpy(), "uniform").pvalue > 0.001
     assert stats.chi2_contingency(np.histogram2d(*drawn.operation.numpy(), bins=14)[0]).pvalue > 0.001
 
 
-def test_strong_views_are_two_operations_and_a_cutout():
+@pytest.mark.parametrize("num_operations", [2, 3])
+def test_strong_views_are_operations_and_a_cutout(num_operations):
     x = torch.rand(40, 3, 16, 16, generator=seeded()) * 2 - 1
-    drawn = sample_strong_params(40, seeded(1))
+    drawn = sample_strong_params(40, num_operations, seeded(1))
+    assert len(drawn.operation) == num_operations
     levels = (x * 127.5 + 127.5).round()
     for operation, amount in zip(drawn.operation, drawn.magnitude, strict=True):
         levels = apply_operation(levels, operation, amount)
@@ -145,18 +147,18 @@ def test_strong_views_are_two_operations_and_a_cutout():
     assert y.shape == x.shape and y.abs().max() <= 1
     nothing = StrongParams(torch.zeros_like(drawn.operation), drawn.magnitude, torch.zeros_like(drawn.cutout))
     assert (strong_augment(x, nothing) - x).abs().max() <= 1 / 255 + 1e-6
-    assert torch.equal(y, strong_augment(x, sample_strong_params(40, seeded(1))))
+    assert torch.equal(y, strong_augment(x, sample_strong_params(40, num_operations, seeded(1))))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(y, strong_augment(x, drawn))
 
 
 def test_strong_views_of_one_image_differ():
     x = (torch.rand(1, 1, 16, 16, generator=seeded()) * 2 - 1).expand(50, 1, 16, 16)
-    assert len(strong_augment(x, sample_strong_params(50, seeded(1))).flatten(1).unique(dim=0)) == 50
+    assert len(strong_augment(x, sample_strong_params(50, 2, seeded(1))).flatten(1).unique(dim=0)) == 50
 
 
 def test_cutout_blanks_squares_of_up_to_half_the_side():
-    blank = cutout(torch.ones(4000, 1, 32, 32), sample_strong_params(4000, seeded()).cutout) < 0.5
+    blank = cutout(torch.ones(4000, 1, 32, 32), sample_strong_params(4000, 2, seeded()).cutout) < 0.5
     side = blank.any(dim=3).sum(dim=2).float()
     assert side.max() <= 17 and side.min() == 0
     assert side.mean().item() == pytest.approx(8, abs=1)  # uniform up to 16, less what hangs over the edge
@@ -166,10 +168,11 @@ def test_cutout_blanks_squares_of_up_to_half_the_side():
 
 def test_views_are_of_their_images_and_strong_ones_are_strong():
     images = torch.randint(0, 256, (9, 8, 8, 3), generator=seeded(), dtype=torch.uint8)
-    augmenter = Augmenter(8, flip=False, settings=DataSettings(crop_padding=0))
+    augmenter = Augmenter(8, flip=False, settings=DataSettings(crop_padding=0, strong_operations=3))
     x_index, u_index = torch.tensor([4, 2]), torch.tensor([7, 0, 3])
     params = augmenter.sample(2, 2 * 3, 2 * 3, seeded(), strong_labeled=True)
     x, u, u_strong = augmenter.apply(images, x_index, u_index, params)
+    assert params.u_strong[1].operation.shape == (3, 6)
     plain = to_float(images)
     assert torch.equal(u, plain[u_index].expand(2, -1, -1, -1, -1))
     torch.testing.assert_close(x, strong_augment(plain[x_index], params.x_strong))

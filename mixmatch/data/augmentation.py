@@ -103,7 +103,7 @@ class Augmenter:
         )
 
     def _sample_strong(self, n: int, generator: Generator) -> StrongParams:
-        params = sample_strong_params(n, generator)
+        params = sample_strong_params(n, self.settings.strong_operations, generator)
         if self.settings.cutout == "half":
             params.cutout[0] = 1
         return params

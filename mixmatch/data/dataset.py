@@ -54,6 +54,10 @@ class DataSettings(Settings):
         "auto", description="random horizontal flips; auto: for photographs, CIFAR, STL-10 and Fashion-MNIST"
     )
     rotate: bool = Field(False, description="random rotations by 0, 90, 180 or 270 degrees, for images without an up")
+    strong_operations: Annotated[int, Field(ge=1, le=14)] = Field(
+        2,
+        description="RandAugment operations of a strong view: 2 in FixMatch, 3 in the code of FreeMatch and SoftMatch",
+    )
     cutout: Literal["random", "half"] = Field(
         "random",
         description="side of Cutout's square in strong views: random, up to half the image's (FixMatch's paper), or "

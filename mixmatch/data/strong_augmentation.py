@@ -1,7 +1,7 @@
 """Strong augmentation: FixMatch's RandAugment and Cutout, for a whole batch on the device.
 
 Its 14 operations and their ranges are those of the paper's table 12 (arXiv:2001.07685). They work on integer
-pixel values, 0 to 255, as Pillow's do. Each image gets two of them, one after the other. Every operation is applied to
+pixel values, 0 to 255, as Pillow's do. Each image gets two or more, one after the other. Every operation is applied to
 the whole batch in four stages (affine map, sharpness, color, lookup table), each of which changes only the images with
 that operation.
 """
@@ -30,23 +30,22 @@ OPERATIONS = {
     "translate_y": (-0.3, 0.3),
 }
 NAMES = list(OPERATIONS)
-NUM_OPERATIONS = 2
 GRAY = 127.5  # fills what is outside the image, and Cutout's square
 
 
 class StrongParams(NamedTuple):
     """The random parameters of n strong views."""
 
-    operation: Tensor  # (2, n) int64, index into OPERATIONS
-    magnitude: Tensor  # (2, n), position in the operation's range, in [0, 1)
+    operation: Tensor  # (operations, n) int64, index into OPERATIONS
+    magnitude: Tensor  # (operations, n), position in the operation's range, in [0, 1)
     cutout: Tensor  # (3, n, 1), side (1: half the image's), row and column of the blanked square, in [0, 1]
 
 
-def sample_strong_params(n: int, generator: Generator) -> StrongParams:
+def sample_strong_params(n: int, num_operations: int, generator: Generator) -> StrongParams:
     """Sample the parameters of n strong views, independently for each, on the device of ``generator``."""
     device = generator.device
-    operation = torch.randint(0, len(OPERATIONS), (NUM_OPERATIONS, n), generator=generator, device=device)
-    magnitude = torch.rand(NUM_OPERATIONS, n, generator=generator, device=device)
+    operation = torch.randint(0, len(OPERATIONS), (num_operations, n), generator=generator, device=device)
+    magnitude = torch.rand(num_operations, n, generator=generator, device=device)
     return StrongParams(operation, magnitude, torch.rand(3, n, 1, generator=generator, device=device))
 
 
