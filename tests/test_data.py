@@ -5,6 +5,8 @@ import hashlib
 import os
 import pickle
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -16,6 +18,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, MNIST, STL10, SVHN, FashionM
 
 from mixmatch.config import build_config
 from mixmatch.data import DATASETS, DatasetEntry, ImageData, load_data
+from mixmatch.data.download import explain_download_errors
 from mixmatch.errors import UserError
 from tests.helpers import CPU, in_memory
 
@@ -276,6 +279,23 @@ def test_cifar10_is_unpacked_from_its_archive(small_cifar10):
     assert data.images.shape == (10, 32, 32, 3) and data.test_images.shape == (2, 32, 32, 3)
     assert data.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9] and data.classes[3] == "class3"
     assert data.images[4, 0, 0].tolist() == [2, 100, 2] and data.flip and data.authors_split
+
+
+def test_downloads_into_one_folder_wait_for_each_other(tmp_path):
+    inside = []
+
+    def download(_):
+        with explain_download_errors("toy", tmp_path, []):
+            inside.append(1)
+            time.sleep(0.05)
+            assert len(inside) == 1
+            inside.pop()
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(download, range(3))) == [None] * 3
+    (tmp_path / ".download.lock").unlink()
+    (tmp_path / ".download.lock").mkdir()  # as in a folder that cannot be written
+    download(0)
 
 
 def test_cifar10_that_is_missing_or_corrupt(small_cifar10):

@@ -1,8 +1,10 @@
 """Helpers for data sets that torchvision downloads, verifies and reads."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
+
+from filelock import FileLock
 
 from mixmatch.data.dataset import DataSettings
 from mixmatch.data.memory import check_memory
@@ -23,7 +25,7 @@ def check_download(num_images: int, side: int, channels: int, settings: DataSett
 def explain_download_errors(
     title: str, folder: Path, files: Iterable[tuple[str, str]], advice: str = ""
 ) -> Iterator[None]:
-    """Make ``folder``, silence torchvision, and turn its exceptions into one line.
+    """Make ``folder``, keep other downloads out of it, silence torchvision, and turn its exceptions into one line.
 
     Args:
         title: of the data set.
@@ -37,7 +39,13 @@ def explain_download_errors(
     try:
         with redirect_stdout(None):
             folder.mkdir(parents=True, exist_ok=True)
-            yield
+            lock = FileLock(folder / ".download.lock")
+            with suppress(OSError, NotImplementedError):  # of a folder that cannot be written, files are only read
+                lock.acquire()
+            try:
+                yield
+            finally:
+                lock.release()
     except Exception as error:  # a corrupt pickle, archive or MAT-file can raise nearly anything
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or describe_error(error)
         urls = ", ".join(f"{url} (MD5 {md5})" for url, md5 in files)
