@@ -198,6 +198,14 @@ def test_the_printed_command_fits_the_run(trained, tmp_path, capsys):
         newest = tmp_path / config.run_name()
         newest.mkdir()
     assert label.free_name(config.model_copy(update={"name": None}), tmp_path / "grün 1-seed1") == "gr-n-1-labeled"
+    # A folder that has what the run sampled.
+    shutil.rmtree(sampled / "test")
+    (sampled / "unlabeled" / "broken.png").unlink()
+    settings = [*SETTINGS, "data.num_validation=3", "data.num_test=3", f"data.root={sampled}"]
+    assert train.main(["--run-dir", str(tmp_path / "sampled"), *settings]) == 0
+    assert "data.num_" not in command_of(tmp_path / "sampled")
+    printed = command_of(tmp_path / "sampled", str(root))
+    assert "data.num_test=0 data.num_validation=auto" in printed
     stage = tmp_path / "stage"
     assert pseudo_label.main(["--run-dir", str(run), "--output-dir", str(stage), "pseudo_label.steps=2"]) == 0
     assert command_of(stage).startswith(f"3. Train the run that {stage} continued, with data.root={root} ")

@@ -97,6 +97,10 @@ def test_a_moved_folder_is_remembered_and_training_pictures_are_no_test(photos, 
         printed = capsys.readouterr().out
         assert (f"of {expected} files whose class is known" in printed) == (expected > 0)
         assert ("because the network was trained on them: 12 files" in printed) == (images != moved / "test")
+        assert "its images are not where they were" not in printed
+    moved = moved.rename(tmp_path / "at last")
+    assert predict.main([*command, str(moved / "test")]) == 0
+    assert "note: too high, if the network was trained on some of them" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -202,9 +206,22 @@ def test_a_labels_file_with_paths_of_another_kind_is_taken_with_a_note(photos, t
         load(photos, "file,class\ndog/5.png,dog\ntrain/dog/5.png,cat\n")
 
 
+def test_spaces_around_a_path_may_belong_to_it(photos):
+    (photos / "unlabeled" / "0.png").rename(photos / " lead.png")
+    data = load(photos, "file,class\n train/cat/0.png ,cat\ntrain/dog/5.png,dog\n lead.png,dog\n")
+    assert sorted(data.files[index] for index in (data.labels >= 0).nonzero()) == [
+        " lead.png",
+        "train/cat/0.png",
+        "train/dog/5.png",
+    ]
+
+
 def test_many_rows_without_a_file_are_one_problem(photos):
     rows = "".join(f"no{i}.png,cat\n" for i in range(2000))
-    with pytest.raises(UserError, match=r"line 3: no0.png does not exist .*1,999 more rows, such as line 4") as raised:
+    with pytest.raises(
+        UserError,
+        match=r"line 3: no0.png does not exist .*1,999 more rows, such as line 4.*rows of files that are gone",
+    ) as raised:
         load(photos, f"file,class\ntrain/dog/1.png,dog\n{rows}train/cat/1.png,cat\n")
     assert len(str(raised.value)) < 1000
 

@@ -239,7 +239,7 @@ def test_the_table_of_an_earlier_command_is_not_classified(photos, command, tmp_
     assert tables[0] == tables[1] and b"p.csv" not in tables[0]
 
 
-def test_copies_by_class_are_made_once_and_never_overwrite(photos, command, tmp_path):
+def test_copies_by_class_are_made_once_and_never_overwrite(photos, command, tmp_path, capsys):
     source, copies = tmp_path / "new", tmp_path / "sorted"
     shutil.copytree(photos / "unlabeled", source / "a")
     assert command(source / "a", "--copy-by-class", copies) == 0
@@ -255,6 +255,9 @@ def test_copies_by_class_are_made_once_and_never_overwrite(photos, command, tmp_
         folder, name = row["file"].split("/")[-2:]
         copy = name if folder == "a" else name.replace(".jpg", "-2.jpg")
         assert (copies / row["class"].strip("'") / copy).read_bytes() == (source / folder / name).read_bytes()
+    assert "other files" not in capsys.readouterr().err
+    assert command(source / "a", "--copy-by-class", copies) == 0  # those of b stay
+    assert f"note: {copies} also has 20 other files, such as copies by another network\n" in capsys.readouterr().err
     with pytest.raises(UserError):
         copy_to_class_folder(copies, "cat", tmp_path / "gone.png")
     assert not list((copies / "cat").iterdir())
@@ -507,12 +510,19 @@ def test_another_picture_in_the_place_of_one_that_is_done_is_classified(stop, fi
     assert not [row["file"] for row in read_rows(out / "p.csv") if row["problem"]]
 
 
-def test_equal_relative_paths_in_other_folders_are_other_files(stop, finish, new, tmp_path, monkeypatch):
-    shutil.copytree(new, tmp_path / "elsewhere" / "new")
+def test_another_command_keeps_the_predictions_of_an_interrupted_one(
+    stop, command, finish, new, out, part, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(new, tmp_path / "elsewhere" / "new")  # equal relative paths, other files
     monkeypatch.chdir(tmp_path)
     stop(3, "new")
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert "continuing" not in finish("new")[0]
+    assert command("--output", out / "p.csv", "new") == 0
+    printed = capsys.readouterr().out
+    assert "continuing" not in printed
+    assert f"note: {part} keeps 24 predictions of another command, which was interrupted\n" in printed
+    monkeypatch.chdir(tmp_path)
+    assert "24 of 40 files are done" in finish("new")[0]
 
 
 def test_rows_of_another_model_are_not_used(stop, finish, trained, new, part, tmp_path):

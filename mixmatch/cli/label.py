@@ -118,6 +118,11 @@ def write_label_page(options: Namespace) -> None:
     print(f"{options.output}: {chosen} of {selection.num_unlabeled} unlabeled pictures{review}, {size / 1e6:.1f} MB")
     replaced = "; it replaces the one there, whose labels it has" if (root / LABELS_FILE).exists() else ""
     train.insert(0, f"data.root={root}")
+    has_test = len(index.files) > index.num_train
+    if settings.num_test and (has_test or index.num_validation):
+        train.append("data.num_test=0")
+    if settings.num_validation not in (0, "auto") and index.num_validation:
+        train.append("data.num_validation=auto")
     # With more labels, other images are sampled for validation and testing; this run may have trained on them.
     if not settings.num_test and (index.num_validation or not settings.num_validation):
         train.append(f"init_from={options.run}")

@@ -5,6 +5,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from mixmatch.data.folder.cache import file_state
 from mixmatch.errors import UserError
+from mixmatch.output import log
 
 FORMAT = 2  # other columns need another number
 TABLE = """
@@ -49,7 +51,7 @@ class Prediction:
 class PartFile:
     """A part file that no other process uses.
 
-    On exit, it is removed, unless an exception ends the block and files are done.
+    When the block ends without an exception, its predictions are removed, and so is a file without others.
 
     Attributes:
         path: of the part file.
@@ -66,7 +68,7 @@ class PartFile:
         """
         self.path, self.files = path, files
         self._model = f"format {FORMAT}, {model}"
-        self._keys = [os.fsencode(f"{os.path.abspath(file.path)}\0{file_state(Path(file.path))}") for file in files]
+        self._keys = [_key(file.path) for file in files]
         self._done: NDArray[np.bool_] = np.zeros(len(files), bool)
 
     def __enter__(self) -> Self:
@@ -90,8 +92,16 @@ class PartFile:
 
     def __exit__(self, exception: object, *_: object) -> None:
         """Close the file, and remove it if it is not needed."""
+        others = {key for (key,) in self._database.execute("select file from predictions")}.difference(self._keys)
+        others = {
+            key for key in others if key == _key(os.fsdecode(key.partition(b"\0")[0]))
+        }  # of files as they are now
+        if others and exception is None:
+            with suppress(sqlite3.Error), self._database:  # a full disk: they stay
+                self._database.executemany("delete from predictions where file = ?", [(key,) for key in self._keys])
+            log.info(f"note: {self.path} keeps {len(others):,} predictions of another command, which was interrupted")
         self._database.close()
-        if exception is None or not self.num_done:
+        if not others and (exception is None or not self.num_done):
             self.path.unlink(missing_ok=True)
 
     @property
@@ -151,3 +161,8 @@ class PartFile:
         rows = self._database.execute("select file from predictions where model = ?", (self._model,))
         done = {key for (key,) in rows}
         self._done[:] = [key in done for key in self._keys]
+
+
+def _key(path: str) -> bytes:
+    """Return the absolute path of a file and its state."""
+    return os.fsencode(f"{os.path.abspath(path)}\0{file_state(Path(path))}")

@@ -92,8 +92,8 @@ def export_and_predict(options: Namespace) -> None:
             write_predictions(model, options.images, outputs, labeled_files(source))
 
 
-def labeled_files(path: Path) -> set[str]:
-    """Return the real paths of the pictures that a run was trained on with their labels; none if it has no files.
+def labeled_files(path: Path) -> set[str] | None:
+    """Return the real paths of the pictures that a run was trained on with their labels; None if some are not there.
 
     Args:
         path: the run directory, or a model file in it.
@@ -105,7 +105,7 @@ def labeled_files(path: Path) -> set[str]:
     run = checkpoint[0] if checkpoint else RunDirectory(path if path.is_dir() else path.parent)
     try:
         split, root = load_split(run.split_file), run.read_config().data.root
-        names = [split.files[number] for number in split.labeled] if split.files else []
+        paths = [Path(root, split.files[number]) for number in split.labeled] if split.files else []
     except (UserError, IndexError):  # IndexError: a damaged split
-        return set()
-    return {os.path.realpath(Path(root, name)) for name in names}
+        return None
+    return {os.path.realpath(path) for path in paths} if all(path.exists() for path in paths) else None

@@ -80,17 +80,26 @@ def to_row(prediction: Prediction, label: int, classes: Sequence[str]) -> list[s
 
 
 def print_summary(
-    files: Sequence[ListedFile], summary: Summary, classes: Sequence[str], trained_on: Collection[str]
+    files: Sequence[ListedFile], summary: Summary, classes: Sequence[str], trained_on: Collection[str] | None
 ) -> None:
-    """Print the accuracy on files whose class is known, and how many are uncertain, unreadable, or of several pages."""
+    """Print the accuracy on files whose class is known, and how many are uncertain, unreadable, or of several pages.
+
+    Args:
+        files: the files.
+        summary: of their predictions.
+        classes: names.
+        trained_on: real paths of files that do not count for the accuracy; None if they are not known.
+    """
     known = [
         (file, file.true_label, label)
         for file, label in zip(files, summary.labels, strict=True)
         if file.true_label is not None and label not in (UNREADABLE, UNCERTAIN)
     ]
-    labels = [(true, label) for file, true, label in known if os.path.realpath(file.path) not in trained_on]
+    labels = [(true, label) for file, true, label in known if os.path.realpath(file.path) not in (trained_on or ())]
     if labels:
         print(describe_accuracy(labels, classes))
+        if trained_on is None:
+            print("note: too high, if the network was trained on some of them; its images are not where they were")
     if len(labels) < len(known):
         print(f"not part of the accuracy, because the network was trained on them: {len(known) - len(labels)} files")
     if num_uncertain := summary.labels.count(UNCERTAIN):

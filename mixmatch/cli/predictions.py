@@ -78,7 +78,7 @@ def check_outputs(outputs: Outputs, classes: Sequence[str]) -> None:
 
 
 def write_predictions(
-    model: Classifier, images: Sequence[Path], outputs: Outputs, trained_on: Collection[str] = ()
+    model: Classifier, images: Sequence[Path], outputs: Outputs, trained_on: Collection[str] | None = ()
 ) -> None:
     """Classify image files, write the results, and print the accuracy on files whose class is known.
 
@@ -86,7 +86,7 @@ def write_predictions(
         model: from ``load_model``.
         images: files and folders.
         outputs: what to write.
-        trained_on: real paths that do not count for the accuracy.
+        trained_on: real paths that do not count for the accuracy; None if they are not known.
 
     Raises:
         UserError: if no file could be read, or something cannot be written.
@@ -219,18 +219,26 @@ def write_copies(model: Classifier, files: Sequence[ListedFile], summary: Summar
         UserError: if they cannot be written.
     """
     if outputs.copies is not None:
+        copies = set[Path]()
         for file, label in progress_bar(zip(files, summary.labels, strict=True), len(files), desc="copying"):
             if label not in (UNREADABLE, UNCERTAIN):
-                copy_to_class_folder(outputs.copies, model.classes[label], Path(file.path))
+                copies.add(copy_to_class_folder(outputs.copies, model.classes[label], Path(file.path)))
+        found = {path for name in model.classes for path in class_folder(outputs.copies, name).glob("*")}
+        if others := found - copies:
+            note = f"note: {outputs.copies} also has {len(others)} other files, such as copies by another network"
+            print(note, file=sys.stderr)
 
 
-def copy_to_class_folder(folder: Path, name: str, file: Path) -> None:
+def copy_to_class_folder(folder: Path, name: str, file: Path) -> Path:
     """Copy a file into the folder of its class, unless that has the copy. If the name is taken, it gets a number.
 
     Args:
         folder: holds the folders of the classes.
         name: of the class.
         file: the original.
+
+    Returns:
+        The copy.
 
     Raises:
         UserError: if it cannot be read or written.
@@ -242,7 +250,7 @@ def copy_to_class_folder(folder: Path, name: str, file: Path) -> None:
             if not target.exists():
                 break
             if filecmp.cmp(file, target, shallow=False):
-                return
+                return target
             target = target.with_name(f"{file.stem}-{number}{file.suffix}")
         temporary = target.with_name(f".{os.getpid()}.tmp")  # a killed command leaves no incomplete copy
         try:
@@ -251,6 +259,7 @@ def copy_to_class_folder(folder: Path, name: str, file: Path) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+    return target
 
 
 def class_folder(folder: Path, name: str) -> Path:

@@ -231,7 +231,8 @@ def read_labels(file: Path, root: Path, notes: list[str]) -> dict[str, LabelRow]
                 row = LabelRow(number, class_name and to_nfc(class_name), values.get("group", ""))
                 if row.class_name and not is_folder_name(row.class_name):
                     raise UserError(f"{where}: class {row.class_name!r} is not a valid folder name; rename it")
-                path = _path_below(root, values["file"])
+                name = from_csv_text(cells[columns.index("file")])
+                path = _path_below(root, name if os.path.lexists(root / name) else values["file"])  # spaces may belong
                 earlier = rows.setdefault(path, row)
                 if earlier[1:] != row[1:]:
                     raise UserError(f"{file}: {path} has different values in lines {earlier.line} and {row.line}")
@@ -298,7 +299,10 @@ def _locate(index: FolderIndex, rows: dict[str, LabelRow], labels_file: Path) ->
             index.notes.append(f"{labels_file}: {paths} taken as relative to {where}, not to {root}")
     if missing:
         more = f" (and {len(missing) - 1:,} more rows, such as {missing[1]})" if len(missing) > 1 else ""
-        index.problems.append(f"{labels_file}: {missing[0]} in {root}{more}; write paths relative to data.root")
+        index.problems.append(
+            f"{labels_file}: {missing[0]} in {root}{more}; write paths relative "
+            "to data.root, and remove the rows of files that are gone"
+        )
     return located
 
 
