@@ -41,7 +41,9 @@ def render(table: Table, file: Path | None = None) -> str:
         keys = dict.fromkeys(text.partition(" ")[0] for text in differing)
         outdated += [f"{label} ({', '.join(keys)})"] if keys else []
     if outdated:
-        parts.append(f"Trained with other settings, to be trained again: {'; '.join(outdated)}.")
+        parts.append(
+            f"Trained with other settings: {'; '.join(outdated)}. To train these again, remove their run directories."
+        )
     return "\n\n".join(parts)
 
 

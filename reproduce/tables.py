@@ -31,6 +31,7 @@ from mixmatch.settings import Settings, describe_validation_error
 
 TABLES = ROOT / "benchmarks" / "tables"
 RECORDS = ROOT / "benchmarks" / "results" / "runs.jsonl"
+WITHOUT_EFFECT = ("train.checkpoint_every", "train.keep_checkpoints", "train.log_every")  # on the results
 IN_RUN_NAME = {"name", "seed", "method", "data.dataset", "data.root", "data.image_size", "data.num_labeled"}
 
 Grid = dict[str, Annotated[list[Any], Field(min_length=1)]]  # values by key
@@ -109,10 +110,11 @@ class RunSpec:
         """Return the keys in which the config of a trained run differs from this one."""
         config = build_config({**stored, "name": self.config.name})
         if self.parent is None:
-            return differing_keys(config, self.config)
-        expected = stage_config(self.config, self.parent.config.train.steps)
+            return differing_keys(config, self.config, WITHOUT_EFFECT)
+        settings, start_step = self.parent.config.train, config.train.steps - config.pseudo_label.steps
+        expected = stage_config(self.config, settings.steps if settings.patience is None else start_step)
         keys = differing_pseudo_label_keys(config, expected, self.parent.config.method)
-        return differing_keys(config, expected) + keys
+        return differing_keys(config, expected, WITHOUT_EFFECT) + keys
 
 
 def find_table(name: str, folder: Path = TABLES) -> Path:
@@ -181,7 +183,7 @@ def plan(table: Table) -> list[dict[int, RunSpec]]:
         for row in table.rows
     ]
     known: dict[str, RunSpec] = {}
-    for run in (run for row in rows for run in row.values()):
+    for run in (run for row in rows for stage in row.values() for run in (stage.parent, stage) if run is not None):
         if known.setdefault(run.name, run) != run:
             raise UserError(f"{table.file}: two rows make different runs named {run.name}; set name=... in one")
     return rows

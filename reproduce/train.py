@@ -69,7 +69,9 @@ def train_in_parallel(runs: Sequence[RunSpec], options: Namespace, deadline: flo
         Diverged: after all other runs are trained, if some diverged.
         UserError: if a job failed, after those that were running.
     """
-    finished = [run for run in runs if is_finished(run, options)]
+    finished = [
+        run for run in runs if is_finished(run, options) and (run.parent is None or is_finished(run.parent, options))
+    ]
     train_runs(finished, options, math.inf)  # saves their records
     waiting = [run for run in runs if run not in finished]
     jobs: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}

@@ -106,19 +106,25 @@ def test_unfinished_runs_alone_and_cells_that_are_formulas(runs, tmp_path, capsy
 
     shutil.copytree(runs / "a2", tmp_path / "formula")
     config = tmp_path / "formula" / "config.yml"
-    config.write_text(config.read_text().replace("root: data", "root: '=1+1'"))
+    config.write_text(config.read_text().replace("init_from: null", "init_from: '=1+1'"))
     assert command(runs / "a1", tmp_path / "formula", "--csv", tmp_path / "table.csv") == 0
     rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
-    assert [row["data.root"] for row in rows] == ["data", "'=1+1"]
+    assert [row["init_from"] for row in rows] == ["", "'=1+1"]
 
 
 @pytest.mark.slow
 def test_runs_on_other_images_or_labels_are_not_seeds(runs, tmp_path):
     shutil.copytree(runs / "a2", tmp_path / "a2")
     split = json.loads((tmp_path / "a2" / "split.json").read_text())
-    (tmp_path / "a2" / "split.json").write_text(json.dumps(split | {"fingerprint": "0123456789"}))
-    groups = group_runs([read_run(path) for path in (runs / "a1", tmp_path / "a2")])
-    assert [group.settings for group in groups] == [{"images": split["fingerprint"][:8]}, {"images": "01234567"}]
+    config = tmp_path / "a2" / "config.yml"
+    config.write_text(config.read_text().replace("root: data", "root: /elsewhere/data"))  # the same images
+    paths = [runs / "a1", tmp_path / "a2"]
+    assert len(group_runs([read_run(path) for path in paths])) == 1
+    train, test = (split[key][:8] for key in ("fingerprint", "test_fingerprint"))
+    for key, other in (("fingerprint", f"01234567 {test}"), ("test_fingerprint", f"{train} 01234567")):
+        (tmp_path / "a2" / "split.json").write_text(json.dumps(split | {key: "0123456789"}))
+        groups = group_runs([read_run(path) for path in paths])
+        assert [group.settings["images"] for group in groups] == [f"{train} {test}", other]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ from scipy import stats
 
 from mixmatch.config import build_config
 from mixmatch.methods import METHODS
+from mixmatch.runs.comparison import group_runs, read_run
 from reproduce.command import main
 from reproduce.render import forward_passes, mean_interval, render, render_into
 from reproduce.results import read_records
@@ -399,12 +401,43 @@ def test_records_of_another_config_are_marked_until_trained_again(done, tmp_path
     values = {"set": [*read_table(done / "small.yml").set, "train.lr=0.01"], "seeds": [1]}
     table = write_table(tmp_path / "small.yml", **values)
     text = render(read_table(table), tmp_path / "records.jsonl")
-    assert "\nTrained with other settings, to be trained again: supervised (train.lr)" in text
+    assert "\nTrained with other settings: supervised (train.lr); " in text
+    assert text.endswith(". To train these again, remove their run directories.")
     assert command(tmp_path, "--list", "--tables", tmp_path) == 0
     assert "4 of 4 runs, 4 with another config" in capsys.readouterr().out
     assert command(tmp_path, table, "--quiet") == 0
     assert "Trained with other settings" not in render(read_table(table), tmp_path / "records.jsonl")
     assert records_of(tmp_path)["digits-20-seed1"].config["train"]["lr"] == 0.01
+    values["set"] += ["train.log_every=7", "train.checkpoint_every=11"]  # without an effect on results
+    table = write_table(tmp_path / "small.yml", **values)
+    assert "Trained with other settings" not in render(read_table(table), tmp_path / "records.jsonl")
+
+
+@pytest.mark.slow
+def test_a_stage_of_a_run_that_ended_early_has_the_settings_of_its_table(tmp_path, capsys):
+    settings = [*read_table(write_table(tmp_path / "small.yml")).set, "train.patience=1", "train.eval_every=2"]
+    rows = [{"label": "stage", "stage": ["select=none"]}]
+    table = write_table(tmp_path / "small.yml", set=settings, control=None, rows=rows)
+    assert command(tmp_path, table, "--quiet") == 0
+    records = records_of(tmp_path)
+    assert {records[f"digits-20-seed{seed}"].results.steps for seed in (1, 2)} != {12}
+    assert "Trained with other settings" not in capsys.readouterr().out
+    (group,) = group_runs([read_run(tmp_path / "runs" / f"digits-20-seed{seed}-control") for seed in (1, 2)])
+    assert len(group.runs) == 2
+
+
+@pytest.mark.slow
+def test_finished_stages_without_checkpoints_or_records_are_rendered(done, tmp_path, capfd):
+    shutil.copytree(done / "runs", tmp_path / "runs")
+    for path in (tmp_path / "runs").iterdir():
+        shutil.rmtree(path / "checkpoints")  # to free the disk
+    assert command(tmp_path, done / "small.yml", "--quiet") == 0
+    assert list(records_of(tmp_path)) == list(records_of(done))
+    # The run that it continues is lost: it is trained again, and the stage is recorded all the same.
+    shutil.rmtree(tmp_path / "runs" / "digits-20-seed1")
+    (tmp_path / "records.jsonl").unlink()
+    assert command(tmp_path, done / "small.yml", "--quiet", "--jobs", "2") == 0
+    assert list(records_of(tmp_path)) == list(records_of(done)) and "\ncomplete\n" in capfd.readouterr().out
 
 
 @pytest.mark.slow

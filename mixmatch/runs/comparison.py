@@ -19,7 +19,7 @@ from mixmatch.runs.results import RunResults
 
 # Runs that differ only in these are in one group; of pseudo_label, the stage has what matters.
 IGNORED = {"name", "seed", "data.dataset", *RESUMABLE_KEYS, *INTERVAL_KEYS}
-IGNORED -= {"data.root", "train.precision", "train.patience"}
+IGNORED -= {"train.precision", "train.patience"}
 KEYS_BY_RULE = {"threshold": ("threshold", "refresh_every"), "top": ("fraction", "refresh_every")}
 
 
@@ -113,7 +113,9 @@ def read_run(path: Path) -> ComparedRun:
         parent_method, precision = results.pseudo_label.parent_method if results.pseudo_label else "", results.precision
     elif checkpoint := run.load_newest():
         parent_method, precision = checkpoint[1].parent_method, checkpoint[1].precision
-    images = load_split(run.split_file).fingerprint[:8]  # of the training images and their labels
+    split = load_split(run.split_file)
+    # Images and labels tell data apart, wherever they are.
+    images = " ".join(text[:8] for text in (split.fingerprint, split.test_fingerprint) if text)
     settings = run_settings(config, parent_method) | {"images": images, "train.precision": precision}
     return ComparedRun(path, config.seed, settings, results, run.read_metrics())
 
@@ -129,6 +131,8 @@ def run_settings(config: Config, parent_method: str) -> dict[str, str]:
     settings = {k: v for k, v in settings.items() if k not in IGNORED and not k.startswith("pseudo_label.")}
     if parent_method:
         stage = config.pseudo_label
+        if config.train.patience is not None:
+            settings["train.steps"] = None  # the parents may have ended at other steps
         settings |= {"stage": stage.method or stage.select, "parent_method": parent_method, "stage.steps": stage.steps}
         if stage.method is None:
             settings |= {f"stage.{key}": getattr(stage, key) for key in KEYS_BY_RULE.get(stage.select, ())}
