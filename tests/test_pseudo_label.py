@@ -568,6 +568,10 @@ def test_a_stage_continues_without_its_parent_and_keeps_its_settings(parent, tmp
     assert pseudo_label.main(command) == 0
     assert [entry["step"] for entry in metrics(path)] == [36, 42]
     assert_same_run(path, tmp_path / "whole")
+    shutil.rmtree(path / "checkpoints")  # it is finished
+    assert pseudo_label.main(command) == 0
+    assert run(tmp_path / "run", *QUICK, *STAGE, "pseudo_label.enabled=true") == 0
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("check", [["--check"], []])

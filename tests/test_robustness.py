@@ -154,6 +154,15 @@ def test_a_run_that_was_to_be_longer_is_finished_at_its_old_length(copy):
     assert (copy / "config.yml").read_text() == config
 
 
+def test_a_finished_run_keeps_the_settings_that_it_was_trained_with(copy, capsys):
+    config = (copy / "config.yml").read_text()
+    assert again(copy, "train.eval_every=3", "train.checkpoint_every=4", "train.patience=9") == 0
+    assert (copy / "config.yml").read_text() == config
+    assert again(copy, "train.precision=bfloat16") == 2
+    assert "was started in float32, which cannot change; use train.precision=auto" in error_line(capsys)
+    assert again(copy, "train.precision=float32") == 0
+
+
 @pytest.mark.slow
 def test_a_run_without_output_trains(tmp_path):
     command = [sys.executable, "main.py", "--run-dir", str(tmp_path / "run"), *SMALL]

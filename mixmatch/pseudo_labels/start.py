@@ -46,23 +46,27 @@ def stage_path(parent: Path, settings: PseudoLabelSettings) -> Path:
 def check_stage_path(stage: Path, config: Config) -> None:
     """Raise UserError if the directory of a stage contains an ordinary run, or a stage by another ``config``."""
     run = RunDirectory(stage)
-    if not run.has_begun() or not run.config_file.exists():
-        return
-    results = run.read_results()
-    if results is not None:
-        start_step = results.pseudo_label.start_step if results.pseudo_label else 0
-    else:
-        saved = run.load_newest()
-        if saved is None:
-            return
-        start_step = saved[1].start_step
+    if run.has_begun() and run.config_file.exists():
+        start_step, _ = _start_of(run)
+        check_stage(stage, run.read_config(), stage_config(config, start_step), start_step, config.method)
+
+
+def _start_of(stage: RunDirectory) -> tuple[int, str]:
+    """Return the first step of a stage that has begun, and its parent's method.
+
+    Raises:
+        UserError: if it is an ordinary run, or has neither results nor a usable checkpoint.
+    """
+    results = stage.read_results()
+    if results is None:
+        checkpoint = stage.load_newest()
+        start_step, parent_method = (checkpoint[1].start_step, checkpoint[1].parent_method) if checkpoint else (0, "")
+    else:  # it may have no checkpoints any more
+        of_stage = results.pseudo_label
+        start_step, parent_method = (of_stage.start_step, of_stage.parent_method) if of_stage else (0, "")
     if not start_step:
-        raise _not_a_stage(stage)
-    check_stage(stage, run.read_config(), stage_config(config, start_step), start_step, config.method)
-
-
-def _not_a_stage(path: Path) -> UserError:
-    return UserError(f"{path}: is an ordinary run, not a pseudo-label stage; {OTHER_DIRECTORY}")
+        raise UserError(f"{stage.path}: is an ordinary run, not a pseudo-label stage; {OTHER_DIRECTORY}")
+    return start_step, parent_method
 
 
 def stage_config(config: Config, start_step: int) -> Config:
@@ -141,9 +145,8 @@ def start_stage(
         UserError: if the parent has no usable checkpoint or is not finished, or ``path`` contains another run.
     """
     stage, run = RunDirectory(path), RunDirectory(parent)
-    saved = stage.load_newest()
-    if saved is not None and (path / "config.yml").exists():
-        return _continued_config(stage, saved[1], run, config), None
+    if stage.has_begun() and stage.config_file.exists():
+        return _continued_config(stage, run, config), None
 
     saved = run.load_newest()
     if saved is None:
@@ -171,15 +174,14 @@ def start_stage(
     return stage_config(config, progress.step), StageStart(state, first, run.split_file)
 
 
-def _continued_config(stage: RunDirectory, progress: Progress, parent: RunDirectory, config: Config) -> Config:
+def _continued_config(stage: RunDirectory, parent: RunDirectory, config: Config) -> Config:
     """Return the config of a stage that exists; raise UserError if ``config`` or the parent is another one."""
-    start_step, method = progress.start_step, config.method
-    if not start_step:
-        raise _not_a_stage(stage.path)
+    start_step, parent_method = _start_of(stage)
+    method = config.method
     parent_exists = (parent.path / "config.yml").exists()
-    if parent_exists and method != progress.parent_method:
+    if parent_exists and method != parent_method:
         raise UserError(
-            f"{stage.path}: continues a run by {progress.parent_method}, but {parent.path} is now one by {method}; "
+            f"{stage.path}: continues a run by {parent_method}, but {parent.path} is now one by {method}; "
             f"{OTHER_DIRECTORY}"
         )
     newest = parent.newest_step()

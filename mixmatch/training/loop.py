@@ -92,7 +92,7 @@ def train(
         without_stage: dict[str, Any] = {"pseudo_label": PseudoLabelSettings()}
         if settings.method is not None and settings.method != config.method:
             without_stage[settings.method] = METHODS[settings.method].settings_type()  # its section is for the stage
-        if RunDirectory(path).has_begun() or not RunDirectory(stage).newest_step():  # else the run was deleted
+        if RunDirectory(path).has_begun() or not RunDirectory(stage).has_begun():  # else the run was deleted
             run(config.model_copy(update=without_stage), path, None, stage_config(config, config.train.steps))
         config, start = distributed.broadcast_from_main(lambda: start_stage(path, stage, config))
         return run(config, stage, start)
@@ -123,7 +123,9 @@ def train_run(
             if moved:
                 distributed.broadcast_from_main(lambda: check_split(run, config, device, console))
             if distributed.is_main:
-                run.write_config(stored)  # its length may have been raised, and lowered again
+                before = run.read_config()  # its length may have been raised, and is lowered again
+                length = before.train.model_copy(update={"steps": config.train.steps})
+                run.write_config(before.model_copy(update={"data": stored.data, "train": length}))
             console.print(f"{path} is finished: {summarize(results)}")
             return results
 

@@ -91,11 +91,8 @@ def prepare(
         raise UserError(f"{run.path}: is finished, but has no checkpoint to continue; use another --run-dir")
     progress = Progress() if checkpoint is None else checkpoint[1]
     split = distributed.broadcast_from_main(lambda: find_split(run, config, data, start, progress.start_step))
-    if progress.precision and config.train.precision not in ("auto", progress.precision):
-        raise UserError(
-            f"{run.path}: was started in {progress.precision}, which cannot change; use train.precision=auto, or "
-            "another --run-dir"
-        )
+    if progress.precision:
+        check_precision(run, config, progress.precision)
     trainer = make_trainer(config, data, split, device, distributed, progress)
     precision = trainer.precision
     if config.train.patience is not None and "validation" not in trainer.dataset.held_out:
@@ -154,12 +151,23 @@ def find_results(run: RunDirectory, stored: Config, config: Config) -> RunResult
     """Return the results of a run that is finished, else None, also if it is being made longer.
 
     Raises:
-        UserError: if it is a pseudo-label stage with other settings than ``config``.
+        UserError: if its precision or, of a pseudo-label stage, other settings are not those of ``config``.
     """
     results = run.read_results(config.train)
-    if results is not None and results.pseudo_label is not None:
-        check_stage(run.path, stored, config, results.pseudo_label.start_step)
+    if results is not None:
+        check_precision(run, config, results.precision)
+        if results.pseudo_label is not None:
+            check_stage(run.path, stored, config, results.pseudo_label.start_step)
     return results
+
+
+def check_precision(run: RunDirectory, config: Config, precision: str) -> None:
+    """Raise UserError if ``config`` asks for another precision than that of a run that has begun."""
+    if config.train.precision not in ("auto", precision):
+        raise UserError(
+            f"{run.path}: was started in {precision}, which cannot change; use train.precision=auto, or another "
+            "--run-dir"
+        )
 
 
 def moved_data(stored: Config, config: Config) -> dict[str, str | None]:
