@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import mixmatch
 from mixmatch.data import load_data
 from mixmatch.errors import Stopped
 from tests.factories import make_toy_trainer
-from tests.helpers import ROOT, SMALL, assert_same_run, curves, final, run, signal_after
+from tests.helpers import ROOT, SMALL, assert_same_run, final, run, signal_after
 
 
 @pytest.fixture(scope="module")
@@ -203,25 +202,6 @@ def test_a_signal_stops_a_call_and_the_same_call_continues(tmp_path, monkeypatch
     assert final(path)[1]["step"] == 7
     monkeypatch.undo()
     assert mixmatch.train(config, path, quiet=True).steps == 12
-
-
-def test_hparams_are_those_of_the_last_session_and_of_the_stage(tmp_path):
-    def hparams(path):
-        content = curves(path)[1].PluginTagToContent("hparams")["_hparams_/session_start_info"]
-        values = HParamsPluginData.FromString(content).session_start_info.hparams
-        return {key: value.string_value or value.number_value for key, value in values.items()}
-
-    path = tmp_path / "run"
-    mixmatch.train(mixmatch.load_config(None, SMALL), path, quiet=True)
-    assert {"seed": 1, "method": "mixmatch", "train.steps": 12, "train.eval_every": 6}.items() <= hparams(path).items()
-    assert "train.lr" not in hparams(path)  # the default
-    stage = ["pseudo_label.enabled=true", "pseudo_label.steps=4", "pseudo_label.method=supervised"]
-    longer = mixmatch.load_config(None, [*SMALL, "train.steps=14", "train.eval_every=7", *stage])
-    mixmatch.train(longer, path, quiet=True)
-    assert {"method": "mixmatch", "train.steps": 14, "train.eval_every": 7}.items() <= hparams(path).items()
-    assert "pseudo_label.steps" not in hparams(path)
-    expected = {"method": "supervised", "train.steps": 18, "pseudo_label.steps": 4}
-    assert expected.items() <= hparams(tmp_path / "run-supervised").items()
 
 
 def test_reprs_are_short(trained):

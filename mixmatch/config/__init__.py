@@ -6,7 +6,6 @@ from mixmatch.config.load import (
     build_config,
     config_names,
     flatten,
-    hyperparameters,
     load_config,
     to_yaml,
 )
@@ -32,7 +31,6 @@ __all__ = [
     "differing_keys",
     "differing_pseudo_label_keys",
     "flatten",
-    "hyperparameters",
     "load_config",
     "merge_for_resume",
     "to_yaml",

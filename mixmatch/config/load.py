@@ -15,7 +15,7 @@ from mixmatch.data import DATASETS, DataSettings
 from mixmatch.errors import UserError, short_tracebacks
 from mixmatch.methods import METHODS
 from mixmatch.models import MODELS, NetworkSettings
-from mixmatch.settings import Settings, describe_validation_error, list_keys, non_default_values, short_repr
+from mixmatch.settings import Settings, describe_validation_error, list_keys, short_repr
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -181,13 +181,6 @@ def flatten(config: Config) -> dict[str, Any]:
     used = {*Config.model_fields, config.method}
     keys = [key for key, _ in list_keys(type(config)) if key.partition(".")[0] in used]
     return {key: value_of(config, key) for key in keys}
-
-
-def hyperparameters(config: Config) -> dict[str, Any]:
-    """Return seed, method, and the values that the run uses and that differ from the defaults, by dotted key."""
-    used = flatten(config)
-    differing = {key: value for key, value in non_default_values(config) if key in used}
-    return {"seed": config.seed, "method": config.method, **differing}
 
 
 def value_of(config: Config, key: str) -> object:

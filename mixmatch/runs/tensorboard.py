@@ -1,18 +1,14 @@
-"""Curves, pictures and settings of a run in TensorBoard."""
+"""Curves and pictures of a run in TensorBoard."""
 
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
-from mixmatch.files import explain_os_errors, write_atomically
+from mixmatch.files import explain_os_errors
 
 # Shown on TensorBoard's page of texts; methods add those of their own curves.
 DESCRIPTIONS = {
@@ -41,13 +37,10 @@ GROUPS = {
     **dict.fromkeys(["validation_loss", "test_loss"], "loss"),
     **dict.fromkeys(["labeled_images", "unlabeled_images"], "images"),
 }
-# TensorBoard shows the first HParams that it reads, in the order of names. So they have a file of their own, which each
-# session replaces.
-HPARAMS_FILE = "events.out.tfevents.0.hparams"
 
 
 class TensorBoardWriter:
-    """Writes the TensorBoard events of one session of a run. All methods raise UserError if writing fails."""
+    """Writes the TensorBoard events of one session of a run. All methods raise OSError if writing fails."""
 
     def __init__(self, path: Path, step: int) -> None:
         """Open a new event file.
@@ -55,56 +48,36 @@ class TensorBoardWriter:
         Args:
             path: the run directory.
             step: completed steps: TensorBoard hides what an earlier session wrote after it.
+
+        Raises:
+            UserError: if it cannot be written.
         """
         self.path = path
         self.is_new_run = not any(path.glob("events.out.tfevents.*"))
         with explain_os_errors(path):
             self._writer = SummaryWriter(str(path), purge_step=step + 1 if step else 0)
-        self._settings: dict[str, Any] = {}
 
-    def start(self, settings: Mapping[str, Any], descriptions: Mapping[str, str]) -> None:
-        """Show the settings on the HParams page, and the descriptions of the method's curves, by name, as a text."""
-        # torch would turn True into 1.
-        self._settings = {key: value if type(value) in (int, float) else str(value) for key, value in settings.items()}
-        self._write_hparams(finished=False)
+    def start(self, descriptions: Mapping[str, str]) -> None:
+        """Show the descriptions of the method's curves, by name, as a text."""
         if self.is_new_run:
             rows = [f"| {name} | {text} |" for name, text in {**DESCRIPTIONS, **descriptions}.items()]
-            with explain_os_errors(self.path):
-                self._writer.add_text("curves", "\n".join(["| curve | meaning |", "| --- | --- |", *rows]), 0)
-
-    def finish(self) -> None:
-        """Mark the run as finished on the HParams page."""
-        self._write_hparams(finished=True)
-
-    def _write_hparams(self, finished: bool) -> None:
-        _, start, end = hparams(self._settings, {})
-        content = BytesIO()
-        records = RecordWriter(content)
-        records.write(Event(file_version="brain.Event:2").SerializeToString())
-        for summary in [start, end] if finished else [start]:
-            # Before step 0, from which on a new session purges what was there.
-            records.write(Event(step=-1, summary=summary).SerializeToString())
-        write_atomically(self.path / HPARAMS_FILE, content.getvalue())
+            self._writer.add_text("curves", "\n".join(["| curve | meaning |", "| --- | --- |", *rows]), 0)
 
     def scalars(self, values: Mapping[str, Any], step: int) -> None:
         """Add a point to the curve of each number in ``values``."""
-        with explain_os_errors(self.path):
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    tag = name if "/" in name else f"{GROUPS.get(name, 'train')}/{name}"
-                    self._writer.add_scalar(tag, value, step)
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                tag = name if "/" in name else f"{GROUPS.get(name, 'train')}/{name}"
+                self._writer.add_scalar(tag, value, step)
 
     def image(self, tag: str, image: Image.Image, step: int) -> None:
         """Add an image."""
-        with explain_os_errors(self.path):
-            self._writer.add_image(tag, np.asarray(image), step, dataformats="HWC")
+        self._writer.add_image(tag, np.asarray(image), step, dataformats="HWC")
 
     def flush(self) -> None:
         """Write all events to the file."""
-        with explain_os_errors(self.path):
-            self._writer.flush()
+        self._writer.flush()
 
     def close(self) -> None:
         """Write all events to the file and close it."""
-        with explain_os_errors(self.path):
-            self._writer.close()
+        self._writer.close()

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mixmatch.files import explain_os_errors
 from mixmatch.runs.directory import LockedRun
 from mixmatch.runs.plots import plot_confusion_matrix, plot_mixed_batch, plot_views
 from mixmatch.runs.progress import HistoryEntry, Progress
@@ -65,7 +66,8 @@ class RunWriter:
     def __exit__(self, *exception: object) -> None:
         if self._enabled:
             self._thread.shutdown()
-            self._board.close()
+            with explain_os_errors(self._run.path):
+                self._board.close()
 
     def wait(self) -> None:
         """Return when everything is written.
@@ -76,14 +78,10 @@ class RunWriter:
         if self._enabled:
             self._last_task.result()
 
-    def start(self, settings: Mapping[str, Any], descriptions: Mapping[str, str]) -> None:
-        """Show settings, and descriptions of the method's curves, by name, in TensorBoard."""
-        settings, descriptions = dict(settings), dict(descriptions)
-        self._submit(lambda: self._board.start(settings, descriptions))
-
-    def finish(self) -> None:
-        """Show in TensorBoard that the run is finished."""
-        self._submit(lambda: self._board.finish())
+    def start(self, descriptions: Mapping[str, str]) -> None:
+        """Show descriptions of the method's curves, by name, in TensorBoard."""
+        descriptions = dict(descriptions)
+        self._submit(lambda: self._board.start(descriptions))
 
     def scalars(self, values: Mapping[str, Any], step: int) -> None:
         """Add a point to TensorBoard's curve of each number in ``values``."""
@@ -149,7 +147,8 @@ class RunWriter:
 
         def run() -> None:
             previous.result()  # raises if anything before has failed
-            task()
+            with explain_os_errors(self._run.path):
+                task()
 
         self._last_task = self._thread.submit(run)
 

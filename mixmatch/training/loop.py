@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixmatch.config import Config, PseudoLabelSettings, TrainSettings, hyperparameters
+from mixmatch.config import Config, PseudoLabelSettings, TrainSettings
 from mixmatch.distributed import SINGLE_PROCESS, DistributedContext
 from mixmatch.errors import Stopped, TimeUp, short_tracebacks
 from mixmatch.inference import Classifier, save_model
@@ -146,7 +146,7 @@ def train_run(
         with RunWriter(run, trainer.step, num_steps, distributed.is_main, keep) as writer:
             for line in session.messages:
                 console.print(line)
-            writer.start(hyperparameters(config), trainer.method.descriptions)
+            writer.start(trainer.method.descriptions)
             select_execution_mode(trainer, modes, console.warn, console.status)
             pending.at_once = False
             with console.bar(trainer.step, num_steps):
@@ -155,7 +155,6 @@ def train_run(
                 for callback in session.callbacks:
                     for line in callback.finish(trainer.step, writer):
                         console.print(line)
-            writer.finish()
             writer.wait()
 
         # Save the network and the results.
