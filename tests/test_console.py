@@ -16,7 +16,7 @@ from tests.helpers import ROOT, SMALL
 
 # In processes of their own: pytest configures logging.
 PRINT = """
-import logging, sys, threading
+import logging, sys
 from mixmatch.output import log, print_log_unless_configured
 def run(name, quiet):
     with print_log_unless_configured(quiet):
@@ -54,24 +54,6 @@ def test_records_go_to_the_handlers_of_the_program_alone(tmp_path):
     configure = "logging.basicConfig(level='INFO', filename='log.txt', format='%(levelname)s %(message)s')\n"
     assert printed_by(f"{PRINT}{configure}run('a', False)", tmp_path) == ("", "")
     assert (tmp_path / "log.txt").read_text().splitlines()[0] == "INFO a: step 1"
-
-
-def test_each_thread_prints_or_is_quiet(tmp_path):
-    threads = """
-inside, ended = threading.Barrier(2), threading.Event()
-def quiet():
-    with print_log_unless_configured(True):
-        inside.wait()
-        log.warning("hidden")
-    ended.set()
-thread = threading.Thread(target=quiet)
-thread.start()
-with print_log_unless_configured():
-    inside.wait()
-    ended.wait()
-    log.info("after the other ended")
-"""
-    assert printed_by(PRINT + threads, tmp_path) == ("after the other ended\n", "")
 
 
 @pytest.mark.slow
