@@ -197,11 +197,11 @@ def test_a_method_without_guesses_trains_and_a_wrong_declaration_is_an_error(reg
 
 
 @pytest.mark.parametrize(
-    "mistake", [{"loss_names": ("loss_labeled", "loss")}, {"schedules": lambda self, step: {"loss": 1.0}}]
+    "mistake", [{"loss_names": ("loss_labeled", "test_loss")}, {"schedules": lambda self, step: {"test_loss": 1.0}}]
 )
 def test_a_method_with_a_metric_of_the_run_is_refused(registries, mistake):
     METHODS["no_guesses"] = type("Wrong", (NoGuesses,), mistake)
-    with pytest.raises(UserError, match="no_guesses names a loss or schedule 'loss', which the run has"):
+    with pytest.raises(UserError, match="no_guesses names a loss or schedule 'test_loss', which the run has"):
         make_toy_trainer(method="no_guesses")
 
 

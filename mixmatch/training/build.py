@@ -17,7 +17,7 @@ from mixmatch.methods import METHODS
 from mixmatch.methods.base import Method, MethodContext
 from mixmatch.models import build_network
 from mixmatch.runs.progress import Progress
-from mixmatch.training.metrics import RESERVED_NAMES
+from mixmatch.runs.tensorboard import DESCRIPTIONS
 from mixmatch.training.precision import choose_precision
 from mixmatch.training.trainer import Trainer
 
@@ -94,7 +94,8 @@ def check_method(method: Method[Any], config: Config, num_unlabeled: int) -> Non
             "data: no unlabeled images are left; add some, or use method=supervised, fewer labels, or "
             "data.labeled_as_unlabeled=true"
         )
-    reserved = RESERVED_NAMES.intersection([*method.loss_names, *method.schedules(0)])
+    of_run = {*DESCRIPTIONS, "step", "steps", "correct", "known", "guesses"}
+    reserved = of_run.intersection([*method.loss_names, *method.schedules(0)])
     if reserved:
         raise UserError(
             f"method: {config.method} names a loss or schedule {min(reserved)!r}, which the run has; use another name"

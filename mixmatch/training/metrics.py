@@ -10,18 +10,6 @@ from mixmatch.evaluation import effective_num_classes
 from mixmatch.methods.base import Loss
 from mixmatch.methods.losses import one_hot
 
-# A method's losses and schedules must have other names.
-RESERVED_NAMES = {"step", "steps", "steps_per_second", "lr", "loss", "guess_accuracy", "max_class_frequency"}
-RESERVED_NAMES |= {
-    "effective_num_classes",
-    "validation_accuracy",
-    "test_accuracy",
-    "confidence",
-    "correct",
-    "known",
-    "guesses",
-}
-
 
 class RunningMetrics:
     """Sums over steps.
