@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from mixmatch.config.strict_yaml import read_yaml
 from mixmatch.errors import UserError, describe_error
 from mixmatch.files import explain_os_errors, write_atomically
+from mixmatch.runs.directory import RunDirectory
 from mixmatch.runs.results import RunResults
 
 
@@ -59,18 +60,15 @@ def save_record(run: Path, results: RunResults, file: Path) -> None:
     Raises:
         UserError: if the run cannot be read or the file cannot be written.
     """
-    try:
-        history = [json.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
-        names = [name for name, value in history[-1].items() if not isinstance(value, list)]
-        record = ResultRecord(
-            run=run.name,
-            date=time.strftime("%Y-%m-%d", time.gmtime()),
-            config=read_yaml(run / "config.yml"),
-            results=results,
-            metrics={name: [_round(entry.get(name)) for entry in history] for name in names},
-        )
-    except (OSError, ValueError, LookupError, AttributeError) as error:
-        raise UserError(f"{run}: cannot be read ({describe_error(error)}); remove it to train it again") from None
+    history = [entry.model_dump() for entry in RunDirectory(run).read_metrics()]
+    names = [name for entry in history[-1:] for name, value in entry.items() if not isinstance(value, list)]
+    record = ResultRecord(
+        run=run.name,
+        date=time.strftime("%Y-%m-%d", time.gmtime()),
+        config=read_yaml(run / "config.yml"),
+        results=results,
+        metrics={name: [_round(entry.get(name)) for entry in history] for name in names},
+    )
     with explain_os_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")):

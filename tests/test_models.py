@@ -43,7 +43,7 @@ def test_depth_must_be_6n_plus_4(override):
 
 
 def test_width_must_give_whole_channels():
-    with pytest.raises(UserError, match="whole number"):
+    with pytest.raises(UserError, match=r"model.width: must be a multiple of 0\.0625"):
         load_config(None, ["model.width=1.01"])
 
 

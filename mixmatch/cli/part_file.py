@@ -42,20 +42,11 @@ class Prediction:
     pages: int = 1  # 2: the file has several pages, of which the first was used
     problem: str = ""  # why the file could not be read
 
-    @property
-    def confidence(self) -> float:
-        """The largest probability."""
-        return max(self.probabilities)
-
 
 class PartFile:
     """A part file that no other process uses.
 
     When the block ends without an exception, its predictions are removed, and so is a file without others.
-
-    Attributes:
-        path: of the part file.
-        files: to classify. Those with a prediction are done.
     """
 
     def __init__(self, path: Path, files: Sequence[ListedFile], model: str) -> None:

@@ -37,13 +37,6 @@ class Summary:
         """Number of files that could be read."""
         return len(self.labels) - self.labels.count(UNREADABLE)
 
-    def add(self, prediction: Prediction, label: int) -> None:
-        """Add a row."""
-        self.labels.append(label)
-        self.num_multi_page += prediction.pages > 1
-        if prediction.problem and len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(f"{prediction.file.path}: {prediction.problem}")
-
 
 def write_table(
     file: BinaryIO,
@@ -56,10 +49,13 @@ def write_table(
     table = csv.writer(text, lineterminator="\n")
     table.writerow([*PREDICTION_COLUMNS, *map(csv_text, classes)])
     for prediction in predictions:
-        uncertain = not prediction.problem and prediction.confidence < min_confidence
+        uncertain = not prediction.problem and max(prediction.probabilities) < min_confidence
         label = UNCERTAIN if uncertain else prediction.label
         table.writerow(to_row(prediction, label, classes))
-        summary.add(prediction, label)
+        summary.labels.append(label)
+        summary.num_multi_page += prediction.pages > 1
+        if prediction.problem and len(summary.problems) < MAX_PROBLEMS:
+            summary.problems.append(f"{prediction.file.path}: {prediction.problem}")
     text.detach()  # flushes without closing
     return summary
 

@@ -94,7 +94,7 @@ def write_predictions(
     """
     start = time.monotonic()
     check_outputs(outputs, model.classes)
-    files = list_files(images, model.classes, outputs.table)
+    files = list(progress_bar(find_files(images, model.classes, outputs.table), desc="listing"))
     if not files:
         raise UserError(f"{', '.join(map(str, images[:3]))}: no files found; give files or folders of pictures")
     is_pipe = outputs.table.exists() and not outputs.table.is_file()  # or a device, such as /dev/stdout
@@ -149,8 +149,8 @@ def predict_with_part_file(model: Classifier, files: Sequence[ListedFile], outpu
     return len(remaining), summary
 
 
-def list_files(paths: Sequence[Path], classes: Sequence[str], table: Path) -> list[ListedFile]:
-    """Return each file, in folders too, with the class that the nearest folder names, and its name in the table.
+def find_files(paths: Sequence[Path], classes: Sequence[str], table: Path) -> Iterator[ListedFile]:
+    """Yield each file, in folders too, with the class that the nearest folder names, and its name in the table.
 
     Folders are looked at up to the given one, or that of a given file. Names are relative to the folder if only one is
     given, so that the table is a labels file of that folder; otherwise they are the given paths. A former table is
@@ -159,17 +159,14 @@ def list_files(paths: Sequence[Path], classes: Sequence[str], table: Path) -> li
     Raises:
         UserError: if a folder cannot be read.
     """
-    files = progress_bar(_find_files(paths, classes), desc="listing")
-    return [file for file in files if os.path.abspath(file.path) != os.path.abspath(table)]
-
-
-def _find_files(paths: Sequence[Path], classes: Sequence[str]) -> Iterator[ListedFile]:
     numbers = {name: number for number, name in enumerate(classes)}
     for path in paths:
         is_folder = path.is_dir()
         folder = path if is_folder else path.parent
         top = os.path.basename(os.path.abspath(folder))
         for file in find_images(path) if is_folder else [path]:
+            if os.path.abspath(file) == os.path.abspath(table):
+                continue
             below = file.relative_to(folder)
             names = (to_nfc(part) for part in (top, *below.parts[:-1]))
             labels = [numbers[name] for name in names if name in numbers]

@@ -1,12 +1,14 @@
 """A data set for training, with its split: which images are labeled, unlabeled and held out."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from mixmatch.data.dataset import ImageData
 from mixmatch.data.memory import choose_place
 from mixmatch.data.split import Split
-from mixmatch.data.stored_images import Images, StoredImages, select, size_in_bytes, to_memory
+from mixmatch.data.stored_images import Images, StoredImages, select, to_memory
 
 
 class DeviceDataset:
@@ -44,7 +46,7 @@ class DeviceDataset:
             UserError: if there is no room for the images.
         """
         self.device, self.num_classes, self.version = device, len(data.classes), 0
-        num_bytes = size_in_bytes(data.images) + (0 if data.test_images is None else size_in_bytes(data.test_images))
+        num_bytes = sum(math.prod(images.shape) for images in (data.images, data.test_images) if images is not None)
         stored = isinstance(data.images, StoredImages)
         self.place = choose_place(keep_on, num_bytes, device, stored, num_processes)
 
@@ -89,11 +91,3 @@ class DeviceDataset:
         remaining = ~torch.isin(self.split_unlabeled, self.pseudo_index)
         without_label = ~torch.isin(self.split_unlabeled, self.labeled)
         self.unlabeled = self.split_unlabeled[remaining] if without_label.any() else self.split_unlabeled
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the pseudo-labels, for a checkpoint."""
-        return {"index": self.pseudo_index, "labels": self.pseudo_labels}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Restore the pseudo-labels."""
-        self.set_pseudo_labels(state["index"], state["labels"])

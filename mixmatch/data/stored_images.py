@@ -1,5 +1,6 @@
 """Images in a file, for data sets that are larger than memory, and reading ahead of what needs them."""
 
+import copy
 import hashlib
 import os
 from collections import deque
@@ -72,8 +73,7 @@ class StoredImages:
 
     def select(self, index: Sequence[int]) -> "StoredImages":
         """Return some of the images, without reading them."""
-        selected = StoredImages.__new__(StoredImages)
-        selected.path, selected._file = self.path, self._file
+        selected = copy.copy(self)
         selected.rows, selected.digests = self.rows[index], self.digests[index]
         selected.shape = (len(selected.rows), *self.shape[1:])
         return selected
@@ -125,11 +125,6 @@ def select(images: Images, index: Sequence[int]) -> Images:
     if isinstance(images, StoredImages):
         return images.select(index)
     return images[index.start : index.stop] if isinstance(index, range) else images[index]
-
-
-def size_in_bytes(images: Images) -> int:
-    """Return the bytes of all images, uint8."""
-    return int(np.prod(images.shape))
 
 
 def to_memory(images: Images, device: torch.device) -> Tensor:

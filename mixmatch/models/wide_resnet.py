@@ -19,7 +19,7 @@ class WideResNetSettings(NetworkSettings):
     depth: int = Field(
         28, description="of wide_resnet: convolutions on the longest path of three scales, 6n + 4: 10, 16, 22, ..."
     )
-    width: Annotated[float, Field(gt=0, le=64)] = Field(
+    width: Annotated[float, Field(gt=0, le=64, multiple_of=1 / 16)] = Field(
         2, description="of wide_resnet: widening factor; 16, 32, 64, ... times so many channels"
     )
     scales: Annotated[int, Field(ge=1, le=8)] = Field(
@@ -33,13 +33,6 @@ class WideResNetSettings(NetworkSettings):
         if not 10 <= depth <= MAX_DEPTH or (depth - 4) % 6:
             raise ValueError(f"must be 6n + 4: 10, 16, 22, 28, ... up to {MAX_DEPTH}")
         return depth
-
-    @field_validator("width")
-    @classmethod
-    def _whole_channels(cls, width: float) -> float:
-        if not float(16 * width).is_integer():
-            raise ValueError("16 * width must be a whole number of channels")
-        return width
 
     def display_name(self) -> str:
         """Return the usual name: WRN-28-2."""

@@ -49,13 +49,9 @@ class RunDirectory:
         self.results_file = path / "results.json"
         self.model_file = path / "model.safetensors"
 
-    def has_results(self) -> bool:
-        """Return whether the run was finished once."""
-        return self.results_file.exists()
-
     def has_begun(self) -> bool:
         """Return whether there is anything to continue: a checkpoint or results."""
-        return bool(self._steps()) or self.has_results()
+        return bool(self._steps()) or self.results_file.exists()
 
     def newest_step(self) -> int:
         """Return the step of the newest checkpoint, 0 if there is none."""

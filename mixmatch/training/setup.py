@@ -87,7 +87,7 @@ def prepare(
     checkpoint = distributed.broadcast_from_main(run.load_newest)
     if start is not None:
         checkpoint = start.state, start.progress
-    elif checkpoint is None and distributed.broadcast_from_main(run.has_results):
+    elif checkpoint is None and distributed.broadcast_from_main(run.results_file.exists):
         raise UserError(f"{run.path}: is finished, but has no checkpoint to continue; use another --run-dir")
     progress = Progress() if checkpoint is None else checkpoint[1]
     split = distributed.broadcast_from_main(lambda: find_split(run, config, data, start, progress.start_step))

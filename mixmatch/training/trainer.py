@@ -330,7 +330,7 @@ class Trainer:
         state |= {f"optimizer.{name}": value for name, value in save_optimizer(self.optimizer, self.parameters).items()}
         state |= {f"method.{name}": value for name, value in self.method.state.items()}
         state |= {f"head.{name}": value for name, value in self.method.head.state_dict().items()}
-        state |= {f"pseudo.{name}": value for name, value in self.dataset.state().items()}
+        state |= {"pseudo.index": self.dataset.pseudo_index, "pseudo.labels": self.dataset.pseudo_labels}
         return state | {"metrics": self.metrics.sums}
 
     def load_state(self, state: dict[str, Tensor], step: int) -> None:
@@ -352,5 +352,5 @@ class Trainer:
         with torch.no_grad():
             copy_tensors(ours, theirs)
         load_optimizer(self.optimizer, self.parameters, optimizer)
-        self.dataset.load_state(pseudo)
+        self.dataset.set_pseudo_labels(pseudo["index"], pseudo["labels"])
         self._launch = None  # a recorded step reads the former optimizer's tensors

@@ -24,8 +24,7 @@ from mixmatch.errors import single_line
 
 FILES_AT_ONCE = 128
 THUMBNAIL_SIZE = 8
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
-WHITE_IS_ZERO, UNSIGNED = 0, 1  # their values
+WHITE_IS_ZERO, UNSIGNED = 0, 1  # values of TIFF tags
 
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
 if HAS_HEIF:
@@ -245,7 +244,8 @@ def to_eight_bits(image: Image.Image, white: float | None) -> Image.Image:
     """
     tags: Any = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     bits, sample_format = (
-        _first(tags.get(tag, default)) for tag, default in ((BITS_PER_SAMPLE, 16), (SAMPLE_FORMAT, 1))
+        int(np.ravel(tags.get(tag, default))[0])
+        for tag, default in ((TiffImagePlugin.BITSPERSAMPLE, 16), (TiffImagePlugin.SAMPLEFORMAT, UNSIGNED))
     )
     values = np.asarray(image)
     if image.format == "TIFF" and image.mode == "I" and bits == 32 and sample_format == UNSIGNED:
@@ -262,14 +262,10 @@ def to_eight_bits(image: Image.Image, white: float | None) -> Image.Image:
             "white; set data.white"
         )
     scaled = values.astype(np.float64) * (255 / white)
-    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
         scaled = 255 - scaled
     gray = Image.fromarray(np.rint(scaled.clip(0, 255)).astype(np.uint8))
     if "transparency" in image.info:
         gray.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
     gray.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
     return gray
-
-
-def _first(value: Any) -> int:  # noqa: ANN401 - TIFF tags have any type
-    return int(value[0] if isinstance(value, tuple) else value)
