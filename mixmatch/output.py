@@ -50,7 +50,9 @@ def print_log(quiet: bool = False) -> Iterator[None]:
 
 def print_log_unless_configured(quiet: bool = False) -> AbstractContextManager[None]:
     """Print log records, or drop them if ``quiet``, unless they are printed or handled at INFO already."""
-    return nullcontext() if log.hasHandlers() and log.isEnabledFor(logging.INFO) else print_log(quiet)
+    printed = any(isinstance(handler, PrintHandler) for handler in log.handlers)  # perhaps only warnings
+    configured = log.hasHandlers() and log.isEnabledFor(logging.INFO)
+    return nullcontext() if printed or configured else print_log(quiet)
 
 
 def shows_bars() -> bool:

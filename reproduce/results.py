@@ -61,7 +61,9 @@ def save_record(run: Path, results: RunResults, file: Path) -> None:
         UserError: if the run cannot be read or the file cannot be written.
     """
     history = [entry.model_dump() for entry in RunDirectory(run).read_metrics()]
-    names = [name for entry in history[-1:] for name, value in entry.items() if not isinstance(value, list)]
+    if not history:
+        raise UserError(f"{run}: has no metrics.jsonl; remove it to train it again")
+    names = [name for name, value in history[-1].items() if not isinstance(value, list)]
     record = ResultRecord(
         run=run.name,
         date=time.strftime("%Y-%m-%d", time.gmtime()),

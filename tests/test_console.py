@@ -48,6 +48,11 @@ def test_without_logging_configured_records_are_printed(tmp_path):
 
 def test_quiet_prints_nothing(tmp_path):
     assert printed_by(f"{PRINT}run('a', True)", tmp_path) == ("", "")
+    command = (
+        "from mixmatch.output import print_log\nwith print_log():\n    log.setLevel('WARNING')\n    run('a', True)\n"
+    )
+    out, error = printed_by(PRINT + command, tmp_path)  # as a command with --quiet
+    assert out == "" and error.startswith("warning: ")
 
 
 def test_records_go_to_the_handlers_of_the_program_alone(tmp_path):

@@ -257,7 +257,7 @@ def test_copies_by_class_are_made_once_and_never_overwrite(photos, command, tmp_
         assert (copies / row["class"].strip("'") / copy).read_bytes() == (source / folder / name).read_bytes()
     assert "other files" not in capsys.readouterr().err
     assert command(source / "a", "--copy-by-class", copies) == 0  # those of b stay
-    assert f"note: {copies} also has 20 other files, such as copies by another network\n" in capsys.readouterr().err
+    assert f"note: {copies} also has 20 other files, such as of another network\n" in capsys.readouterr().err
     with pytest.raises(UserError):
         copy_to_class_folder(copies, "cat", tmp_path / "gone.png")
     assert not list((copies / "cat").iterdir())
@@ -520,7 +520,7 @@ def test_another_command_keeps_the_predictions_of_an_interrupted_one(
     assert command("--output", out / "p.csv", "new") == 0
     printed = capsys.readouterr().out
     assert "continuing" not in printed
-    assert f"note: {part} keeps 24 predictions of another command, which was interrupted\n" in printed
+    assert f"note: {part} keeps 24 predictions of an interrupted command; repeat that, or remove them\n" in printed
     monkeypatch.chdir(tmp_path)
     assert "24 of 40 files are done" in finish("new")[0]
 

@@ -419,9 +419,11 @@ def test_a_stage_of_a_run_that_ended_early_has_the_settings_of_its_table(tmp_pat
     rows = [{"label": "stage", "stage": ["select=none"]}]
     table = write_table(tmp_path / "small.yml", set=settings, control=None, rows=rows)
     assert command(tmp_path, table, "--quiet") == 0
+    printed = capsys.readouterr().out
+    assert "Trained with other settings" not in printed and "\nstep " not in printed and "\ndone: " not in printed
     records = records_of(tmp_path)
-    assert {records[f"digits-20-seed{seed}"].results.steps for seed in (1, 2)} != {12}
-    assert "Trained with other settings" not in capsys.readouterr().out
+    steps = {records[f"digits-20-seed{seed}"].results.steps for seed in (1, 2)}
+    assert len(steps) == 2 and min(steps) < 12
     (group,) = group_runs([read_run(tmp_path / "runs" / f"digits-20-seed{seed}-control") for seed in (1, 2)])
     assert len(group.runs) == 2
 

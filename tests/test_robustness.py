@@ -149,7 +149,9 @@ def test_the_run_directory_alone_restarts_a_run_killed_before_its_first_checkpoi
 
 def test_a_run_that_was_to_be_longer_is_finished_at_its_old_length(copy):
     config = (copy / "config.yml").read_text()
-    (copy / "config.yml").write_text(config.replace("steps: 12\n", "steps: 24\n", 1))
+    longer = config.replace("steps: 12\n", "steps: 24\n", 1).replace("eval_every: 6\n", "eval_every: 7\n", 1)
+    assert longer.count("7\n") > config.count("7\n")
+    (copy / "config.yml").write_text(longer)
     assert again(copy) == 0
     assert (copy / "config.yml").read_text() == config
 

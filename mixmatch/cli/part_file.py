@@ -83,17 +83,10 @@ class PartFile:
 
     def __exit__(self, exception: object, *_: object) -> None:
         """Close the file, and remove it if it is not needed."""
-        others = {key for (key,) in self._database.execute("select file from predictions")}.difference(self._keys)
-        others = {
-            key for key in others if key == _key(os.fsdecode(key.partition(b"\0")[0]))
-        }  # of files as they are now
-        if others and exception is None:
-            with suppress(sqlite3.Error), self._database:  # a full disk: they stay
-                self._database.executemany("delete from predictions where file = ?", [(key,) for key in self._keys])
-            log.info(f"note: {self.path} keeps {len(others):,} predictions of another command, which was interrupted")
+        with suppress(sqlite3.Error):  # a full disk: the file stays as it is
+            if exception is None or not self.num_done:
+                self._remove_done()
         self._database.close()
-        if not others and (exception is None or not self.num_done):
-            self.path.unlink(missing_ok=True)
 
     @property
     def num_done(self) -> int:
@@ -134,6 +127,18 @@ class PartFile:
         for file, key in zip(self.files, self._keys, strict=True):
             (prediction,) = self._database.execute(query, (self._model, key)).fetchone()
             yield Prediction(file, *json.loads(prediction))
+
+    def _remove_done(self) -> None:
+        """Remove the predictions for ``files``, and the file unless it has some for others, as they are now."""
+        others = {key for (key,) in self._database.execute("select file from predictions")}.difference(self._keys)
+        others = {key for key in others if key == _key(os.fsdecode(key.partition(b"\0")[0]))}
+        if not others:
+            self.path.unlink(missing_ok=True)
+            return
+        with self._database:
+            self._database.executemany("delete from predictions where file = ?", [(key,) for key in self._keys])
+        count = f"{len(others):,} predictions of an interrupted command"
+        log.info(f"note: {self.path} keeps {count}; repeat that, or remove them")
 
     def _open(self) -> None:
         try:

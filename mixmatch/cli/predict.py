@@ -89,11 +89,11 @@ def export_and_predict(options: Namespace) -> None:
             export_onnx(model, options.export, options.export_uint8)
             print(f"{options.export}: written")
         if options.images:
-            write_predictions(model, options.images, outputs, labeled_files(source))
+            write_predictions(model, options.images, outputs, *labeled_files(source))
 
 
-def labeled_files(path: Path) -> set[str] | None:
-    """Return the real paths of the pictures that a run was trained on with their labels; None if some are not there.
+def labeled_files(path: Path) -> tuple[set[str], bool]:
+    """Return the real paths of the pictures that a run was trained on with their labels, and if all are there.
 
     Args:
         path: the run directory, or a model file in it.
@@ -107,5 +107,5 @@ def labeled_files(path: Path) -> set[str] | None:
         split, root = load_split(run.split_file), run.read_config().data.root
         paths = [Path(root, split.files[number]) for number in split.labeled] if split.files else []
     except (UserError, IndexError):  # IndexError: a damaged split
-        return None
-    return {os.path.realpath(path) for path in paths} if all(path.exists() for path in paths) else None
+        return set(), False
+    return {os.path.realpath(path) for path in paths}, all(path.exists() for path in paths)

@@ -76,7 +76,11 @@ def to_row(prediction: Prediction, label: int, classes: Sequence[str]) -> list[s
 
 
 def print_summary(
-    files: Sequence[ListedFile], summary: Summary, classes: Sequence[str], trained_on: Collection[str] | None
+    files: Sequence[ListedFile],
+    summary: Summary,
+    classes: Sequence[str],
+    trained_on: Collection[str],
+    knows_all: bool,
 ) -> None:
     """Print the accuracy on files whose class is known, and how many are uncertain, unreadable, or of several pages.
 
@@ -84,18 +88,22 @@ def print_summary(
         files: the files.
         summary: of their predictions.
         classes: names.
-        trained_on: real paths of files that do not count for the accuracy; None if they are not known.
+        trained_on: real paths of files that do not count for the accuracy.
+        knows_all: whether these are all that the network was trained on.
     """
     known = [
         (file, file.true_label, label)
         for file, label in zip(files, summary.labels, strict=True)
         if file.true_label is not None and label not in (UNREADABLE, UNCERTAIN)
     ]
-    labels = [(true, label) for file, true, label in known if os.path.realpath(file.path) not in (trained_on or ())]
+    labels = [(true, label) for file, true, label in known if os.path.realpath(file.path) not in trained_on]
     if labels:
         print(describe_accuracy(labels, classes))
-        if trained_on is None:
-            print("note: too high, if the network was trained on some of them; its images are not where they were")
+        if not knows_all:
+            print(
+                "note: the network may have been trained on some of these files; its split.json, or some of the images"
+            )
+            print("  named there, are missing, and then the accuracy is too high")
     if len(labels) < len(known):
         print(f"not part of the accuracy, because the network was trained on them: {len(known) - len(labels)} files")
     if num_uncertain := summary.labels.count(UNCERTAIN):

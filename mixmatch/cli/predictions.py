@@ -78,7 +78,11 @@ def check_outputs(outputs: Outputs, classes: Sequence[str]) -> None:
 
 
 def write_predictions(
-    model: Classifier, images: Sequence[Path], outputs: Outputs, trained_on: Collection[str] | None = ()
+    model: Classifier,
+    images: Sequence[Path],
+    outputs: Outputs,
+    trained_on: Collection[str] = (),
+    knows_all: bool = True,
 ) -> None:
     """Classify image files, write the results, and print the accuracy on files whose class is known.
 
@@ -86,7 +90,8 @@ def write_predictions(
         model: from ``load_model``.
         images: files and folders.
         outputs: what to write.
-        trained_on: real paths that do not count for the accuracy; None if they are not known.
+        trained_on: real paths that do not count for the accuracy.
+        knows_all: whether these are all that the network was trained on.
 
     Raises:
         UserError: if no file could be read, or something cannot be written.
@@ -107,7 +112,7 @@ def write_predictions(
     else:
         num_new, summary = predict_with_part_file(model, files, outputs)
     with redirect_stdout(sys.stderr if is_pipe else sys.stdout):
-        print_summary(files, summary, model.classes, trained_on)
+        print_summary(files, summary, model.classes, trained_on, knows_all)
         if not summary.num_images:
             raise UserError(f"no image could be read; see the column problem in {outputs.table}")
         rate = f", {num_new / max(time.monotonic() - start, 1e-9):.0f} per second" * bool(num_new)
@@ -220,10 +225,10 @@ def write_copies(model: Classifier, files: Sequence[ListedFile], summary: Summar
         for file, label in progress_bar(zip(files, summary.labels, strict=True), len(files), desc="copying"):
             if label not in (UNREADABLE, UNCERTAIN):
                 copies.add(copy_to_class_folder(outputs.copies, model.classes[label], Path(file.path)))
-        found = {path for name in model.classes for path in class_folder(outputs.copies, name).glob("*")}
-        if others := found - copies:
-            note = f"note: {outputs.copies} also has {len(others)} other files, such as copies by another network"
-            print(note, file=sys.stderr)
+        found = {path for name in model.classes for path in class_folder(outputs.copies, name).glob("[!.]*")}
+        if others := len(found - copies):
+            files_there = f"{others} other file{'s' * (others > 1)}"
+            print(f"note: {outputs.copies} also has {files_there}, such as of another network", file=sys.stderr)
 
 
 def copy_to_class_folder(folder: Path, name: str, file: Path) -> Path:

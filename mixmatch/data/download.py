@@ -4,11 +4,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from mixmatch.data.dataset import DataSettings
 from mixmatch.data.memory import check_memory
 from mixmatch.errors import UserError, describe_error
+from mixmatch.output import log
 
 
 def check_download(num_images: int, side: int, channels: int, settings: DataSettings) -> None:
@@ -36,19 +37,22 @@ def explain_download_errors(
     Raises:
         UserError: if the data set cannot be read or downloaded.
     """
+    lock = FileLock(folder / ".download.lock")
     try:
-        with redirect_stdout(None):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".download.lock")
-            with suppress(OSError, NotImplementedError):  # of a folder that cannot be written, files are only read
-                lock.acquire()
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError, NotImplementedError):  # of a folder that cannot be written, files are only read
             try:
-                yield
-            finally:
-                lock.release()
+                lock.acquire(timeout=1)
+            except Timeout:
+                log.info(f"{folder}: waiting for another command, which downloads or reads {title}")
+                lock.acquire()
+        with redirect_stdout(None):
+            yield
     except Exception as error:  # a corrupt pickle, archive or MAT-file can raise nearly anything
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or describe_error(error)
         urls = ", ".join(f"{url} (MD5 {md5})" for url, md5 in files)
         raise UserError(
             f"{folder}: cannot read or download {title} ({reason}); put {urls} into this folder{advice}"
         ) from error
+    finally:
+        lock.release()

@@ -63,7 +63,7 @@ def make_split(data: ImageData, settings: DataSettings, seed: int, labeled_as_un
     among the 4000, and the validation set is the same. A group goes to validation as a whole, until each class has the
     number of validation images asked for; surplus images of these groups are unused. If the data set has folds of
     ``num_labeled`` images, the fold of the seed is labeled. Validation images of the data set's own are kept. With
-    ``ImageData.authors_split`` the labeled images are those of the authors' split with this seed.
+    ``ImageData.authors_split`` the labeled images are those of the authors' split with this seed, above 0.
 
     Args:
         data: images of unknown class (-1) only serve as unlabeled.

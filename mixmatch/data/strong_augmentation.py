@@ -1,7 +1,7 @@
 """Strong augmentation: FixMatch's RandAugment and Cutout, for a whole batch on the device.
 
 Its 14 operations and their ranges are those of the paper's table 12 (arXiv:2001.07685). They work on integer
-pixel values, 0 to 255, as Pillow's do. Each image gets two or more, one after the other. Every operation is applied to
+pixel values, 0 to 255, as Pillow's do. Each image gets some, one after the other. Every operation is applied to
 the whole batch in four stages (affine map, sharpness, color, lookup table), each of which changes only the images with
 that operation.
 """

@@ -19,8 +19,8 @@ class WideResNetSettings(NetworkSettings):
     depth: int = Field(
         28, description="of wide_resnet: convolutions on the longest path of three scales, 6n + 4: 10, 16, 22, ..."
     )
-    width: Annotated[float, Field(gt=0, le=64, multiple_of=1 / 16)] = Field(
-        2, description="of wide_resnet: widening factor; 16, 32, 64, ... times so many channels"
+    width: Annotated[float, Field(ge=1 / 16, le=64, multiple_of=1 / 16)] = Field(
+        2, description="of wide_resnet: widening factor, a multiple of 1/16; 16, 32, 64, ... times so many channels"
     )
     scales: Annotated[int, Field(ge=1, le=8)] = Field(
         3,

@@ -60,7 +60,9 @@ def _start_of(stage: RunDirectory) -> tuple[int, str]:
     results = stage.read_results()
     if results is None:
         checkpoint = stage.load_newest()
-        start_step, parent_method = (checkpoint[1].start_step, checkpoint[1].parent_method) if checkpoint else (0, "")
+        if checkpoint is None:
+            raise UserError(f"{stage.path}: has no checkpoint to continue; {OTHER_DIRECTORY}")
+        start_step, parent_method = checkpoint[1].start_step, checkpoint[1].parent_method
     else:  # it may have no checkpoints any more
         of_stage = results.pseudo_label
         start_step, parent_method = (of_stage.start_step, of_stage.parent_method) if of_stage else (0, "")

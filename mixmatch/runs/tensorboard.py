@@ -52,7 +52,6 @@ class TensorBoardWriter:
         Raises:
             UserError: if it cannot be written.
         """
-        self.path = path
         self.is_new_run = not any(path.glob("events.out.tfevents.*"))
         with explain_os_errors(path):
             self._writer = SummaryWriter(str(path), purge_step=step + 1 if step else 0)

@@ -123,9 +123,9 @@ def train_run(
             if moved:
                 distributed.broadcast_from_main(lambda: check_split(run, config, device, console))
             if distributed.is_main:
-                before = run.read_config()  # its length may have been raised, and is lowered again
-                length = before.train.model_copy(update={"steps": config.train.steps})
-                run.write_config(before.model_copy(update={"data": stored.data, "train": length}))
+                # One that was to be longer, which is not so any more, has no results of its length.
+                kept = stored if run.read_results() is None else run.read_config()
+                run.write_config(kept.model_copy(update={"data": stored.data}))
             console.print(f"{path} is finished: {summarize(results)}")
             return results
 

@@ -232,7 +232,9 @@ def read_labels(file: Path, root: Path, notes: list[str]) -> dict[str, LabelRow]
                 if row.class_name and not is_folder_name(row.class_name):
                     raise UserError(f"{where}: class {row.class_name!r} is not a valid folder name; rename it")
                 name = from_csv_text(cells[columns.index("file")])
-                path = _path_below(root, name if os.path.lexists(root / name) else values["file"])  # spaces may belong
+                path = _path_below(root, values["file"])
+                if name != values["file"] and os.path.lexists(root / name):  # spaces belong to it
+                    path = _path_below(root, name)
                 earlier = rows.setdefault(path, row)
                 if earlier[1:] != row[1:]:
                     raise UserError(f"{file}: {path} has different values in lines {earlier.line} and {row.line}")
