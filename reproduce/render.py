@@ -42,7 +42,7 @@ def render(table: Table, file: Path | None = None) -> str:
         outdated += [f"{label} ({', '.join(keys)})"] if keys else []
     if outdated:
         parts.append(
-            f"Trained with other settings: {'; '.join(outdated)}. To train these again, remove their run directories."
+            f"Trained with earlier settings, which differ in: {'; '.join(outdated)}."
         )
     return "\n\n".join(parts)
 

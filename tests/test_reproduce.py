@@ -401,16 +401,15 @@ def test_records_of_another_config_are_marked_until_trained_again(done, tmp_path
     values = {"set": [*read_table(done / "small.yml").set, "train.lr=0.01"], "seeds": [1]}
     table = write_table(tmp_path / "small.yml", **values)
     text = render(read_table(table), tmp_path / "records.jsonl")
-    assert "\nTrained with other settings: supervised (train.lr); " in text
-    assert text.endswith(". To train these again, remove their run directories.")
+    assert "\nTrained with earlier settings, which differ in: supervised (train.lr); " in text
     assert command(tmp_path, "--list", "--tables", tmp_path) == 0
     assert "4 of 4 runs, 4 with another config" in capsys.readouterr().out
     assert command(tmp_path, table, "--quiet") == 0
-    assert "Trained with other settings" not in render(read_table(table), tmp_path / "records.jsonl")
+    assert "Trained with earlier settings" not in render(read_table(table), tmp_path / "records.jsonl")
     assert records_of(tmp_path)["digits-20-seed1"].config["train"]["lr"] == 0.01
     values["set"] += ["train.log_every=7", "train.checkpoint_every=11"]  # without an effect on results
     table = write_table(tmp_path / "small.yml", **values)
-    assert "Trained with other settings" not in render(read_table(table), tmp_path / "records.jsonl")
+    assert "Trained with earlier settings" not in render(read_table(table), tmp_path / "records.jsonl")
 
 
 @pytest.mark.slow
@@ -420,7 +419,7 @@ def test_a_stage_of_a_run_that_ended_early_has_the_settings_of_its_table(tmp_pat
     table = write_table(tmp_path / "small.yml", set=settings, control=None, rows=rows)
     assert command(tmp_path, table, "--quiet") == 0
     printed = capsys.readouterr().out
-    assert "Trained with other settings" not in printed and "\nstep " not in printed and "\ndone: " not in printed
+    assert "Trained with earlier settings" not in printed and "\nstep " not in printed and "\ndone: " not in printed
     records = records_of(tmp_path)
     steps = {records[f"digits-20-seed{seed}"].results.steps for seed in (1, 2)}
     assert len(steps) == 2 and min(steps) < 12
