@@ -163,7 +163,7 @@ def load_model(path: Path | str, device: str = "cpu", best: bool = False) -> Cla
     Raises:
         UserError: if the model does not exist or is corrupt.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     checkpoint = RunDirectory.of_checkpoint(path)
     if path.is_file() and checkpoint is None:
         if best:
@@ -190,7 +190,9 @@ def save_model(classifier: Classifier, path: Path) -> None:
     Raises:
         UserError: if it cannot be written.
     """
-    save_tensors(path, classifier.network.state_dict(), _metadata(classifier))
+    # Without copies, a weight of several layers could not be saved under each of its names.
+    weights = {name: value.clone() for name, value in classifier.network.state_dict().items()}
+    save_tensors(path, weights, _metadata(classifier))
 
 
 def fingerprint(classifier: Classifier) -> str:

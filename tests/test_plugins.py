@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from mixmatch.cli import pseudo_label, train
 from mixmatch.cli.common import import_file
@@ -194,6 +195,29 @@ def test_a_method_without_guesses_trains_and_a_wrong_declaration_is_an_error(reg
     METHODS["no_guesses"] = type("Wrong", (NoGuesses,), {"guesses_labels": True})
     with pytest.raises(ValueError, match="set guesses_labels = False"):
         make_toy_trainer(method="no_guesses").train_step()
+
+
+def test_a_weight_of_two_layers_is_saved_under_both_names(tmp_path, registries):
+    import_file(PLUGIN)
+
+    class Tied(MODELS["tiny"]):
+        def __init__(self, settings, num_classes, shape):
+            super().__init__(settings, num_classes, shape)
+            width = settings.channels
+            self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+            self.second.weight = self.first.weight
+
+        def embed(self, x, num_batches=1, update_statistics=True):
+            return self.second(self.first(super().embed(x, num_batches, update_statistics)))
+
+    MODELS["tied"] = Tied
+    settings = [setting for setting in SETTINGS if not setting.startswith(("model.network", "train.steps"))]
+    settings += ["model.network=tied", "train.steps=20"]
+    assert train.main(["--run-dir", str(tmp_path / "run"), *settings]) == 0
+    ema = final(tmp_path / "run")[0]["ema.first.weight"]
+    for source in (tmp_path / "run", tmp_path / "run" / "model.safetensors"):
+        network = load_model(source).network
+        assert network.second.weight is network.first.weight and torch.equal(network.first.weight, ema)
 
 
 @pytest.mark.parametrize(

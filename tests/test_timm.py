@@ -326,6 +326,15 @@ def test_only_the_last_layer_is_trained_while_frozen(method, precision):
     assert any("running_mean" in name for name in changed)
 
 
+def test_thawed_layers_join_fused_sgd():
+    trainer = trainer_of({"freeze_steps": 2}, train={"batch_size": 4, "optimizer": "sgd"})
+    for group in trainer.optimizer.param_groups:
+        group["fused"] = True  # as on a GPU, where it wants momentum of all parameters or of none
+    for _ in range(3):
+        trainer.train_step()
+    assert all("momentum_buffer" in trainer.optimizer.state[parameter] for parameter in trainer.parameters.values())
+
+
 def test_a_linear_probe_trains_the_last_layer_alone():
     trainer = trainer_of({"freeze_steps": "all"}, train={"batch_size": 4})
     before = snapshot(trainer)

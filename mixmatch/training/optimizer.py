@@ -1,7 +1,7 @@
 """The optimizers of the ``train`` section: Adam, AdamW, SGD with momentum and step decay, or Muon."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -152,11 +152,6 @@ def load_optimizer(optimizer: Optimizer, parameters: Mapping[str, Tensor], entri
                 raise ValueError(f"optimizer.{name}.{key} has shape {tuple(value.shape)}, {value.dtype}")
             if key != "step":  # in the memory format of the parameter
                 values[key] = torch.empty_like(parameters[name]).copy_(value)
-    if isinstance(optimizer, torch.optim.SGD) and state:
-        # A parameter that has joined, such as the head of a stage's method, starts at zero; fused SGD wants all.
-        for name, weight in parameters.items():
-            if weight.requires_grad:
-                state.setdefault(name, {"momentum_buffer": torch.zeros_like(weight)})
     names = {parameter: name for name, parameter in parameters.items()}
     ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.load_state_dict(
@@ -165,6 +160,15 @@ def load_optimizer(optimizer: Optimizer, parameters: Mapping[str, Tensor], entri
             "param_groups": optimizer.state_dict()["param_groups"],
         }
     )
+    join_others(optimizer, parameters.values())
+
+
+def join_others(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
+    """Start parameters that join those with momentum, such as thawed ones, at zero: fused SGD wants all or none."""
+    if isinstance(optimizer, torch.optim.SGD) and optimizer.state:
+        for parameter in parameters:
+            if parameter.requires_grad:
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
 def _state_keys(optimizer: Optimizer, parameter: Tensor) -> set[str]:

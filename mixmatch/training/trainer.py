@@ -27,6 +27,7 @@ from mixmatch.training.metrics import RunningMetrics
 from mixmatch.training.optimizer import (
     copy_tensors,
     group_parameters,
+    join_others,
     learning_rate,
     load_optimizer,
     make_optimizer,
@@ -242,6 +243,7 @@ class Trainer:
             for network in (self.model, self.compute_model, self.ema_model):
                 network.freeze(frozen)
             self.ema_model.requires_grad_(False)
+            join_others(self.optimizer, self.parameters.values())
             self._launch = None
 
     @contextmanager
@@ -326,7 +328,7 @@ class Trainer:
     def state(self) -> dict[str, Tensor]:
         """Return every tensor that training changes, by name."""
         state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        state |= {f"ema.{name}": value for name, value in self.ema_model.named_parameters()}
+        state |= {f"ema.{name}": value for name, value in self.ema_model.named_parameters(remove_duplicate=False)}
         state |= {f"optimizer.{name}": value for name, value in save_optimizer(self.optimizer, self.parameters).items()}
         state |= {f"method.{name}": value for name, value in self.method.state.items()}
         state |= {f"head.{name}": value for name, value in self.method.head.state_dict().items()}
