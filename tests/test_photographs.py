@@ -130,7 +130,7 @@ def test_a_labels_file_can_move(flat, tmp_path, monkeypatch, capsys):
     moved.write_text(moved.read_text().replace("cat-0.png,cat", "cat-0.png,dog"))
     assert train(flat, tmp_path / "run", f"data.labels={moved}") == 0  # the run is finished
     assert train(flat, tmp_path / "run", f"data.labels={moved.rename(table)}") == 2
-    assert "same files, but their pixels or classes changed" in capsys.readouterr().err
+    assert "pixels or classes changed, perhaps by data.image_size or data.fit" in capsys.readouterr().err
 
 
 # Labels files
@@ -640,7 +640,7 @@ def test_a_run_refuses_changed_photographs(photos, tmp_path, capsys):
     assert split["files"][:7] == [*(f"train/cat/{i}.png" for i in range(6)), "train/dog/0.png"]
     make_image(0, 78).save(photos / "train" / "cat" / "0.png")
     assert train(photos, tmp_path / "run", "train.steps=14") == 2
-    assert "same files, but their pixels or classes changed" in capsys.readouterr().err
+    assert "pixels or classes changed, perhaps by data.image_size or data.fit" in capsys.readouterr().err
     make_image(0, 77).save(photos / "train" / "cat" / "new.png")
     (photos / "unlabeled" / "0.png").unlink()
     (photos / "unlabeled" / "1.png").unlink()

@@ -578,5 +578,5 @@ def test_a_stage_continues_without_its_parent_and_keeps_its_settings(parent, tmp
 def test_a_stage_that_could_not_be_trained_is_refused_before_the_run(tmp_path, capsys, check):
     settings = [*SMALL, "method=supervised", "data.num_labeled=all", "pseudo_label.enabled=true"]
     assert train.main([*check, "--run-dir", str(tmp_path / "run"), *settings, "pseudo_label.method=softmatch"]) == 2
-    assert "no unlabeled images are left" in capsys.readouterr().err
+    assert "no unlabeled images are left; use pseudo_label.method=supervised" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -376,11 +376,20 @@ def test_a_start_without_a_checkpoint_does_not_block_another_config(tmp_path, mo
 
 
 @pytest.mark.slow
-def test_a_split_file_can_be_given(tmp_path):
+def test_a_split_file_can_be_given(tmp_path, capsys):
     assert run(tmp_path / "first", "seed=5") == 0
     split = tmp_path / "first" / "split.json"
     assert run(tmp_path / "second", f"data.split_file={split}") == 0
     assert (tmp_path / "second" / "split.json").read_text() == split.read_text()
+    labeled = json.loads(split.read_text())["labeled"]
+    for number, (override, among) in enumerate((("auto", True), ("true", True), ("false", False))):
+        settings = [f"data.split_file={split}", "method=fixmatch", f"data.labeled_as_unlabeled={override}"]
+        assert run(tmp_path / str(number), *settings) == 0
+        unlabeled = json.loads((tmp_path / str(number) / "split.json").read_text())["unlabeled"]
+        assert ({*labeled} <= {*unlabeled}) == among and sorted({*unlabeled}) == unlabeled
+    capsys.readouterr()
+    assert run(tmp_path / "other", f"data.split_file={split}", "data.num_validation=30") == 2
+    assert "data.num_validation: is 30, but data.split_file has 50 validation images" in capsys.readouterr().err
 
 
 def test_collapsed_guesses_are_warned_of_once():

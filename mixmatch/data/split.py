@@ -94,6 +94,8 @@ def make_split(data: ImageData, settings: DataSettings, seed: int, labeled_as_un
         reserved = max(num_validation[number], int(held_out[members].sum()))
         available = len(members) - reserved
         needed = 1 if settings.num_labeled == "all" else num_labeled[number]
+        if not len(members):
+            raise UserError(f"data: class {name!r} has no labeled image; label some, or remove the class")
         if available < needed:
             raise UserError(
                 f"data.num_labeled: class {name!r} has {len(members)} images, {reserved} of them for validation, but "
@@ -308,7 +310,7 @@ def read_split(path: Path, data: ImageData) -> Split:
         changes = _compare(split.classes, data.classes, "their order changed")
         raise UserError(f"{path}: is of other classes than the present ones ({changes}); {ACTION}")
     if split.fingerprint != data.fingerprint():
-        changes = _compare(split.files, data.files, "same files, but their pixels or classes changed")
+        changes = _compare(split.files, data.files, "pixels or classes changed, perhaps by data.image_size or data.fit")
         raise UserError(f"{path}: is of other images than the present ones ({changes}); {ACTION}")
     labels = data.labels.numpy()
     for indices in (split.labeled, split.unlabeled, split.validation):

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mixmatch.errors import UserError, single_line
 from mixmatch.models.base import ImageShape, Network, NetworkSettings
 from mixmatch.models.batch_norm import BatchNorm
+from mixmatch.settings import PathText
 
 _global_generator = threading.RLock()  # timm samples initial weights with PyTorch's global generator
 
@@ -33,7 +34,7 @@ class TimmSettings(NetworkSettings):
         description="of timm: a network, such as convnext_tiny.in12k_ft_in1k; what follows the point names its weights",
     )
     pretrained: bool = Field(True, description="of timm: start from the weights that timm downloads")
-    weights: str | None = Field(
+    weights: PathText | None = Field(
         None, description="of timm: start from this file of weights instead of a download: .safetensors or .pth"
     )
     drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -276,7 +277,7 @@ class TimmNetwork(Network):
             raise UserError(
                 f"model.pretrained: the weights of {architecture} cannot be downloaded "
                 f"({type(error).__name__}: {single_line(error)[:200]}); set model.weights to a file of them, or "
-                "model.pretrained=false"
+                "use --config folder, which needs none"
             ) from None
         finally:
             log.setLevel(level)

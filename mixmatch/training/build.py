@@ -61,7 +61,7 @@ def make_trainer(
         device,
     )
     method = METHODS[config.method](config.method_settings, context)
-    check_method(method, config, len(split.unlabeled))
+    check_method(method, config, len(split.unlabeled), of_stage=progress.start_step > 0)
     precision = progress.precision or distributed.broadcast_from_main(
         lambda: choose_precision(config.train.precision, device, network, data.shape)
     )
@@ -83,17 +83,17 @@ def make_stage_method(config: Config, trainer: Trainer) -> Method[Any]:
         UserError: if it cannot be trained on the images.
     """
     method = METHODS[config.method](config.method_settings, trainer.method.context)
-    check_method(method, config, len(trainer.dataset.split_unlabeled))
+    check_method(method, config, len(trainer.dataset.split_unlabeled), of_stage=True)
     return method
 
 
-def check_method(method: Method[Any], config: Config, num_unlabeled: int) -> None:
+def check_method(method: Method[Any], config: Config, num_unlabeled: int, of_stage: bool) -> None:
     """Raise UserError if a method cannot be trained on the images of a run, or names a metric as the run does."""
     if method.num_views and not num_unlabeled:
-        raise UserError(
-            "data: no unlabeled images are left; add some, or use method=supervised, fewer labels, or "
-            "data.labeled_as_unlabeled=true"
-        )
+        advice = "add some, or use method=supervised, fewer labels, or data.labeled_as_unlabeled=true"
+        if of_stage:
+            advice = "use pseudo_label.method=supervised, or continue another run with data.labeled_as_unlabeled=true"
+        raise UserError(f"data: no unlabeled images are left; {advice}")
     of_run = {*DESCRIPTIONS, "step", "steps", "correct", "known", "guesses"}
     reserved = of_run.intersection([*method.loss_names, *method.schedules(0)])
     if reserved:

@@ -5,6 +5,7 @@ from pathlib import Path
 from mixmatch.config import Config
 from mixmatch.data import ImageData
 from mixmatch.data.split import Split
+from mixmatch.models import NetworkSettings
 from mixmatch.runs.progress import Progress
 
 
@@ -33,6 +34,15 @@ def describe_run(config: Config, data: ImageData, split: Split) -> str:
         f"{0 if data.test_labels is None else len(data.test_labels)} test images; "
         f"{config.model.display_name()}, {config.train.steps} steps"
     )
+
+
+def describe_frozen(settings: NetworkSettings) -> list[str]:
+    """Return a note if layers of a network with random weights are not trained."""
+    names = ("freeze_layers", "freeze_steps", "freeze_batch_norm")
+    frozen = [f"model.{name}" for name in names if getattr(settings, name)]
+    if not frozen:
+        return []
+    return [f"note: {', '.join(frozen)}: made for pretrained weights, but these are random; set to 0 or false"]
 
 
 def describe_unmeasured(config: Config, data: ImageData, split: Split) -> list[str]:

@@ -30,6 +30,7 @@ from mixmatch.training.console import Console
 from mixmatch.training.device import describe_environment
 from mixmatch.training.evaluators import Accuracy, CollapseWarning, LabeledAccuracy
 from mixmatch.training.messages import (
+    describe_frozen,
     describe_imbalance,
     describe_resume,
     describe_run,
@@ -110,7 +111,7 @@ def prepare(
         if config.init_from is not None:
             messages += load_weights(config.init_from, trainer, data.classes, distributed)
         else:
-            messages += load_pretrained(trainer, config.model, distributed)
+            messages += load_pretrained(trainer, config.model, distributed) or describe_frozen(config.model)
     progress.environment, progress.precision = environment, precision
 
     num_labeled_classes = effective_num_classes(trainer.dataset.class_frequencies().tolist())
@@ -193,6 +194,7 @@ def find_split(run: RunDirectory, config: Config, data: ImageData, start: StageS
         UserError: if it is invalid or does not fit the images.
     """
     settings, test_fingerprint = config.data, data.test_fingerprint()
+    of_method = METHODS[config.method].labeled_as_unlabeled
     if start is not None:
         split = read_split(start.split_file, data)
     elif run.has_begun() and (run.split_file.exists() or start_step):
@@ -204,8 +206,17 @@ def find_split(run: RunDirectory, config: Config, data: ImageData, start: StageS
                 f"data.num_labeled: is {settings.num_labeled}, but data.split_file labels {len(split.labeled)} images; "
                 f"set data.num_labeled={len(split.labeled)}"
             )
+        if settings.num_validation not in (0, "auto", len(split.validation)):
+            raise UserError(
+                f"data.num_validation: is {settings.num_validation}, but data.split_file has {len(split.validation)} "
+                "validation images; set data.num_validation=auto"
+            )
+        unlabeled = {*split.unlabeled} - {*split.labeled}
+        if settings.labeled_as_unlabeled is True or (settings.labeled_as_unlabeled == "auto" and of_method):
+            unlabeled |= {*split.labeled}
+        split = replace(split, unlabeled=sorted(unlabeled))
     else:
-        split = make_split(data, settings, config.seed, METHODS[config.method].labeled_as_unlabeled)
+        split = make_split(data, settings, config.seed, of_method)
     if split.test_fingerprint not in (None, test_fingerprint):
         raise UserError(f"{run.path}: its test images have changed; restore them, or predict the new ones")
     return replace(split, test_fingerprint=test_fingerprint)
