@@ -58,14 +58,19 @@ class Interrupted(KeyboardInterrupt):
 
 
 def short_tracebacks(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function that users call: tracebacks of UserError do not show the frames of this package."""
+    """Decorate a function that users call: tracebacks of the errors above do not show the frames of this package.
+
+    A notebook keeps the last error, and frames would keep the trainer with its images.
+    """
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
-        except UserError as error:
-            raise error.with_traceback(None) from None
+        except (UserError, Diverged, TimeUp, Stopped) as error:
+            last = error
+        last.__context__ = last.__cause__ = None
+        raise last.with_traceback(None)
 
     return call
 

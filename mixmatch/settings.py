@@ -1,16 +1,18 @@
 """The base class of every section of the config, value ranges that keys share, and messages about invalid values."""
 
 import difflib
+import os.path
 from collections.abc import Collection, Iterator, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 Count = Annotated[int, Field(ge=1, le=2**53)]
 CountOrZero = Annotated[int, Field(ge=0, le=2**53)]
 Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 Alpha = Annotated[float, Field(ge=1e-3, le=1e3)]  # of Beta(alpha, alpha)
 
 

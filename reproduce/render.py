@@ -41,9 +41,7 @@ def render(table: Table, file: Path | None = None) -> str:
         keys = dict.fromkeys(text.partition(" ")[0] for text in differing)
         outdated += [f"{label} ({', '.join(keys)})"] if keys else []
     if outdated:
-        parts.append(
-            f"Trained with earlier settings, which differ in: {'; '.join(outdated)}."
-        )
+        parts.append(f"Trained with earlier settings, which differ in: {'; '.join(outdated)}.")
     return "\n\n".join(parts)
 
 

@@ -190,6 +190,19 @@ def test_a_key_that_holds_text_takes_it_as_it_is_written(tmp_path, name):
     assert load_config(tmp_path / "stored.yml") == config
 
 
+def test_paths_of_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_config("folder", ["data.root=~/pictures", "data.cache=~/cache", "init_from=~/runs/a"])
+    assert (config.data.root, config.data.cache) == ("/home/me/pictures", "/home/me/cache")
+    assert config.init_from == "/home/me/runs/a"
+
+
+def test_another_kind_of_data_set_has_another_root():
+    assert load_config("folder", ["data.dataset=cifar10"]).data.root == "data"
+    assert load_config("folder", ["data.dataset=cifar10", "data.root=x"]).data.root == "x"
+    assert load_config("folder", ["name=x"]).data.root == "data/my-photographs"
+
+
 def test_null_is_text_only_where_a_key_needs_text():
     config = load_config("folder", ["data.root=null", "init_from=null", "data.labels=~", "data.split_file=a #b"])
     assert config.data.root == "null" and config.init_from is None

@@ -1,5 +1,6 @@
 """The Python interface: config, train, load, predict; in the main thread and in others."""
 
+import gc
 import json
 import shutil
 import signal
@@ -16,6 +17,7 @@ from PIL import Image
 import mixmatch
 from mixmatch.data import load_data
 from mixmatch.errors import Stopped
+from mixmatch.training.trainer import Trainer
 from tests.factories import make_toy_trainer
 from tests.helpers import ROOT, SMALL, assert_same_run, final, run, signal_after
 
@@ -188,13 +190,20 @@ def test_a_pseudo_label_stage_follows_if_the_config_enables_it(tmp_path):
     assert (tmp_path / "run" / "results.json").exists() and (tmp_path / "run-top-0.1" / "results.json").exists()
 
 
+def count_trainers():
+    gc.collect()
+    return sum(type(thing) is Trainer for thing in gc.get_objects())
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_a_call_and_the_same_call_continues(tmp_path, monkeypatch, number):
     config, path = mixmatch.load_config(None, SMALL), tmp_path / "run"
     handler = signal.getsignal(number)
     signal_after(monkeypatch, 7, number)
+    before = count_trainers()
     with pytest.raises(Stopped) as stopped:
         mixmatch.train(config, path, quiet=True)
+    assert count_trainers() == before  # a notebook keeps the last error, which must not keep the trainer
     assert not isinstance(stopped.value, Exception)  # a loop over runs that catches Exception ends
     shown_in_notebooks = [f"stopped by {number.name} at step 7; start it again to continue"]
     assert stopped.value._render_traceback_() == shown_in_notebooks

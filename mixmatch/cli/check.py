@@ -135,7 +135,11 @@ def measure(trainer: Trainer, steps: int, config: Config, console: Console) -> s
     modes = list_execution_modes(config.train, device, steps)
     select_execution_mode(trainer, modes, console.warn, console.status)
 
+    first = trainer.step
+
     def step() -> None:
+        if trainer.step == first + steps:  # of a short run
+            trainer.step = first
         trainer.train_step()
         trainer.read_metrics()  # waits for the device, and raises if the loss is not finite
 

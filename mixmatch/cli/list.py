@@ -24,12 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def print_names(options: Namespace) -> None:
     """Print the names of configs, data sets, methods and networks."""
     from mixmatch.config import config_names
-    from mixmatch.config.load import find_config
+    from mixmatch.config.load import CONFIGS
     from mixmatch.data import DATASETS
     from mixmatch.methods import METHODS
     from mixmatch.models import MODELS
 
-    files = {name: find_config(name) for name in sorted(config_names(), key=lambda name: ("/" in name, name))}
+    files = {name: CONFIGS / f"{name}.yml" for name in sorted(config_names(), key=lambda name: ("/" in name, name))}
     configs = {name: file.read_text(encoding="utf-8").lstrip("# ") for name, file in files.items()}
     print_section("configs: --config NAME", configs)
     print_section("data sets: data.dataset=NAME", dict.fromkeys(DATASETS))

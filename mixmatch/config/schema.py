@@ -15,7 +15,7 @@ from mixmatch.data import DATASETS, DataSettings
 from mixmatch.errors import UserError, describe_error
 from mixmatch.methods import METHODS, Method
 from mixmatch.models import MODELS, NetworkSettings
-from mixmatch.settings import Count, CountOrZero, NonNegative, Positive, Settings, short_repr
+from mixmatch.settings import Count, CountOrZero, NonNegative, PathText, Positive, Settings, short_repr
 
 
 def _check_name(name: str) -> str:
@@ -149,7 +149,7 @@ class Config(Settings):
         "mixmatch",
         description="mixmatch, remixmatch, fixmatch, freematch, softmatch, or supervised (labeled images only)",
     )
-    init_from: str | None = Field(
+    init_from: PathText | None = Field(
         None,
         description="run directory, checkpoint file of a run, or model.safetensors, whose EMA weights initialize the "
         "network",

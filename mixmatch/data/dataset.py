@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mixmatch.data.stored_images import Images, StoredImages, digests, to_memory
 from mixmatch.errors import UserError
-from mixmatch.settings import Count, CountOrZero, Settings
+from mixmatch.settings import Count, CountOrZero, PathText, Settings
 
 Fit = Literal["crop", "pad", "stretch"]
 
@@ -25,7 +25,7 @@ class DataSettings(Settings):
         description="cifar10, cifar100, svhn, svhn_extra, stl10, mnist, fashion_mnist (downloaded), digits (bundled) "
         "or folder",
     )
-    root: str = Field(
+    root: PathText = Field(
         "data", description="directory of downloads; for folder, the one with train/<class>/, test/<class>/, unlabeled/"
     )
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = Field(
@@ -49,7 +49,7 @@ class DataSettings(Settings):
         description="test images, sampled from the labeled ones of a data set without a test set: a number as "
         "num_labeled, or a share of each class such as 0.2; the same images for every seed",
     )
-    split_file: str | None = Field(None, description="split.json to use instead of sampling a split from the seed")
+    split_file: PathText | None = Field(None, description="split.json to use instead of sampling a split from the seed")
     flip: bool | Literal["auto"] = Field(
         "auto", description="random horizontal flips; auto: for photographs, CIFAR, STL-10 and Fashion-MNIST"
     )
@@ -230,6 +230,7 @@ def check_images(data: ImageData) -> None:
         if not condition:
             raise UserError(f"data set {data.name}: {problem}")
 
+    require(len(data.classes) > 1, "needs at least two classes")
     for name in data.classes:
         require(is_folder_name(name), f"class name {name!r} is not a valid folder name")
     for field in (data.files, data.groups):

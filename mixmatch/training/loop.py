@@ -74,7 +74,7 @@ def train(
         Stopped: after a signal and a checkpoint. It is a KeyboardInterrupt, not an Exception.
         TimeUp: after the deadline and a checkpoint.
     """
-    path, settings = Path(path), config.pseudo_label
+    path, settings = Path(path).expanduser(), config.pseudo_label
     with print_log_unless_configured(quiet), catch_stop_signals() as pending:
 
         def run(config: Config, path: Path, start: StageStart | None, next_stage: Config | None = None) -> RunResults:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from mixmatch.data.dataset import MAX_PIXELS, Background, DataSettings, Decoding, Fit, White
-from mixmatch.settings import Count
+from mixmatch.settings import Count, PathText
 
 
 class FolderSettings(DataSettings):
@@ -32,7 +32,7 @@ class FolderSettings(DataSettings):
     )
     skip_unreadable: bool = Field(False, description="of folder: skip files that cannot be read as pictures")
 
-    cache: bool | Annotated[str, Field(min_length=1)] = Field(
+    cache: bool | Annotated[PathText, Field(min_length=1)] = Field(
         True,
         description="of folder: where decoded pictures are kept: true (.mixmatch-cache in data.root), a folder, or "
         "false (nowhere)",
