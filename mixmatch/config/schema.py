@@ -50,7 +50,7 @@ class TrainSettings(Settings):
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = Field(
         "adam",
         description="adam (weight decay after its update, as the authors), adamw (before it, as timm), sgd (with "
-        "momentum and step decay) or muon (for convolutions, whose norm it fixes; adam for the rest)",
+        "momentum and step decay) or muon (for convolutions, whose weights keep their norm; adam for the rest)",
     )
     lr: Positive = Field(0.002, description="learning rate")
     head_lr: Positive | None = Field(None, description="learning rate of the last layer; null: lr")

@@ -60,7 +60,7 @@ class MixMatchSettings(Settings):
     alpha: Alpha = Field(0.75, description="MixUp samples lambda from Beta(alpha, alpha)")
     lambda_u: NonNegative = Field(75, description="weight of the unlabeled loss after the ramp-up")
     ramp_up_steps: CountOrZero | None = Field(
-        16000, description="steps over which lambda_u rises linearly from 0; null: the whole run"
+        16000, description="steps over which lambda_u rises linearly from 0; 0: none; null: the whole run"
     )
     mixup: MixUpMode = Field(
         "joint", description="what is mixed: joint (all), labeled only, unlabeled only, separate or none"

@@ -31,13 +31,15 @@ class ReMixMatchSettings(Settings):
     temperature: Annotated[float, Field(ge=0.01, le=100)] = Field(0.5, description="T of sharpening")
     alpha: Alpha = Field(0.75, description="MixUp samples lambda from Beta(alpha, alpha)")
     lambda_u: NonNegative = Field(1.5, description="weight of the mixed unlabeled loss after the ramp-up")
-    lambda_strong: NonNegative = Field(0.5, description="weight of the loss of one unmixed strong view after it")
+    lambda_strong: NonNegative = Field(
+        0.5, description="weight of the loss of one unmixed strong view after the ramp-up"
+    )
     ramp_up_steps: CountOrZero | None = Field(
-        16000, description="steps over which both weights rise linearly from 0; null: the whole run"
+        16000, description="steps over which both weights rise linearly from 0; 0: none; null: the whole run"
     )
     lambda_rotation: NonNegative = Field(0, description="weight of the rotation loss; 0: none")
     alignment_window: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        128, description="number of last batches whose mean prediction is aligned"
+        128, description="most recent batches, whose mean prediction is used for distribution alignment"
     )
     guess_with_ema: bool = Field(False, description="guess labels with the EMA weights instead of the current ones")
 
