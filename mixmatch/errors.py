@@ -58,7 +58,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def short_tracebacks(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function that users call: tracebacks of the errors above do not show the frames of this package.
+    """Decorate a function that users call: tracebacks do not show the frames of this package, unless it has a fault.
 
     A notebook keeps the last error, and frames would keep the trainer with its images.
     """

@@ -201,6 +201,7 @@ def test_another_kind_of_data_set_has_another_root():
     assert load_config("folder", ["data.dataset=cifar10"]).data.root == "data"
     assert load_config("folder", ["data.dataset=cifar10", "data.root=x"]).data.root == "x"
     assert load_config("folder", ["name=x"]).data.root == "data/my-photographs"
+    assert load_config(None, ["data.root=x", "data.dataset=folder"]).data.root == "x"
 
 
 def test_null_is_text_only_where_a_key_needs_text():

@@ -194,6 +194,7 @@ def test_resizing_agrees_with_pillow(size):
         ({"test_labels": None}, "belong together"),
         ({"test_images": torch.zeros(1, 4, 4, 1, dtype=torch.uint8)}, "test images are"),
         ({"test_images": torch.zeros(0, 4, 4, 3, dtype=torch.uint8)}, "test images must be"),
+        ({"classes": ["a"]}, "needs at least two classes"),
         ({"classes": ["a", "b/c"]}, "'b/c' is not a valid folder name"),
         ({"files": ["a.png"]}, "one entry per training image"),
     ],

@@ -257,7 +257,7 @@ def test_copies_by_class_are_made_once_and_never_overwrite(photos, command, tmp_
         assert (copies / row["class"].strip("'") / copy).read_bytes() == (source / folder / name).read_bytes()
     assert "other files" not in capsys.readouterr().err
     assert command(source / "a", "--copy-by-class", copies) == 0  # those of b stay
-    assert f"note: {copies} also has 20 other files, such as of another network\n" in capsys.readouterr().err
+    assert f"note: {copies} also has 20 other files, such as copies by another network\n" in capsys.readouterr().err
     with pytest.raises(UserError):
         copy_to_class_folder(copies, "cat", tmp_path / "gone.png")
     assert not list((copies / "cat").iterdir())
@@ -511,7 +511,7 @@ def test_another_picture_in_the_place_of_one_that_is_done_is_classified(stop, fi
 
 
 def test_another_command_keeps_the_predictions_of_an_interrupted_one(
-    stop, command, finish, new, out, part, tmp_path, monkeypatch, capsys
+    stop, command, finish, new, out, part, trained, tmp_path, monkeypatch, capsys
 ):
     shutil.copytree(new, tmp_path / "elsewhere" / "new")  # equal relative paths, other files
     monkeypatch.chdir(tmp_path)
@@ -520,8 +520,16 @@ def test_another_command_keeps_the_predictions_of_an_interrupted_one(
     assert command("--output", out / "p.csv", "new") == 0
     printed = capsys.readouterr().out
     assert "continuing" not in printed
-    assert f"note: {part} keeps 24 predictions of an interrupted command; repeat that, or remove them\n" in printed
+    assert (
+        f"note: {part} keeps 24 predictions of an interrupted command; repeat that command, or remove this file\n"
+        in printed
+    )
     monkeypatch.chdir(tmp_path)
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    images = json.loads((other / "images.json").read_text())
+    (other / "images.json").write_text(json.dumps(images | {"fit": "stretch"}))
+    stop(0, "--run-dir", other, "new")  # nothing is done
     assert "24 of 40 files are done" in finish("new")[0]
 
 

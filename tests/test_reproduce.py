@@ -14,8 +14,9 @@ from PIL import Image
 from scipy import stats
 
 from mixmatch.config import build_config
+from mixmatch.markdown import MISSING
 from mixmatch.methods import METHODS
-from mixmatch.runs.comparison import group_runs, read_run
+from mixmatch.runs.comparison import group_runs, read_run, run_settings
 from reproduce.command import main
 from reproduce.render import forward_passes, mean_interval, render, render_into
 from reproduce.results import read_records
@@ -421,8 +422,9 @@ def test_a_stage_of_a_run_that_ended_early_has_the_settings_of_its_table(tmp_pat
     printed = capsys.readouterr().out
     assert "Trained with earlier settings" not in printed and "\nstep " not in printed and "\ndone: " not in printed
     records = records_of(tmp_path)
-    steps = {records[f"digits-20-seed{seed}"].results.steps for seed in (1, 2)}
-    assert len(steps) == 2 and min(steps) < 12
+    assert {records[f"digits-20-seed{seed}"].results.steps for seed in (1, 2)} != {12}
+    config = build_config(records["digits-20-seed1-control"].config)
+    assert run_settings(config, "mixmatch")["train.steps"] == MISSING  # with other CPUs both may end at one step
     (group,) = group_runs([read_run(tmp_path / "runs" / f"digits-20-seed{seed}-control") for seed in (1, 2)])
     assert len(group.runs) == 2
 

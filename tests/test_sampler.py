@@ -120,6 +120,11 @@ def test_the_labeled_images_of_a_seed_are_those_of_the_authors():
     assert split(1, 3, 0, False, data).labeled == [2764, 5473, 11633]
 
 
+def test_a_class_without_labels():
+    with pytest.raises(UserError, match="class 'b' has no labeled image; label some, or remove the class"):
+        split(num_labeled="all", num_validation=0, data=data_of_labels(np.array([0, 0, 2, -1]), CLASSES))
+
+
 def test_folds_are_the_labeled_images_of_their_seeds():
     folds = [[0, 1, 2, 3, 4, 5], [9, 10, 11, 12, 13, 14]]
     data = data_of_labels(LABELS, CLASSES, folds=folds)

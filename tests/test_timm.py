@@ -18,6 +18,7 @@ from mixmatch.inference import load_model
 from mixmatch.models import build_network
 from mixmatch.models.timm_network import TimmNetwork
 from mixmatch.training.execution import COMPILED
+from mixmatch.training.messages import describe_frozen
 from mixmatch.training.optimizer import group_parameters, learning_rate, make_optimizer
 from tests.factories import make_toy_trainer, toy_data
 from tests.helpers import assert_same_run, final, signal_after
@@ -324,6 +325,13 @@ def test_only_the_last_layer_is_trained_while_frozen(method, precision):
     changed = {name for name, value in frozen.items() if not torch.equal(value, after[name])}
     assert {f"model.{name}" for name, _ in trainer.model.named_parameters()} <= changed
     assert any("running_mean" in name for name in changed)
+
+
+def test_freezing_random_weights_is_noted():
+    settings = build_config({"model": {"freeze_layers": 4, "freeze_batch_norm": True}}).model
+    (note,) = describe_frozen(settings)
+    assert note.startswith("note: model.freeze_layers, model.freeze_batch_norm: for pretrained weights, but these")
+    assert not describe_frozen(build_config({}).model)
 
 
 def test_thawed_layers_join_fused_sgd():

@@ -387,6 +387,8 @@ def test_a_split_file_can_be_given(tmp_path, capsys):
         assert run(tmp_path / str(number), *settings) == 0
         unlabeled = json.loads((tmp_path / str(number) / "split.json").read_text())["unlabeled"]
         assert ({*labeled} <= {*unlabeled}) == among and sorted({*unlabeled}) == unlabeled
+    assert run(tmp_path / "back", f"data.split_file={tmp_path / '0' / 'split.json'}") == 0
+    assert (tmp_path / "back" / "split.json").read_text() == split.read_text()
     capsys.readouterr()
     assert run(tmp_path / "other", f"data.split_file={split}", "data.num_validation=30") == 2
     assert "data.num_validation: is 30, but data.split_file has 50 validation images" in capsys.readouterr().err

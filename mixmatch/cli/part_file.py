@@ -83,10 +83,14 @@ class PartFile:
 
     def __exit__(self, exception: object, *_: object) -> None:
         """Close the file, and remove it if it is not needed."""
-        with suppress(sqlite3.Error):  # a full disk: the file stays as it is
-            if exception is None or not self.num_done:
-                self._remove_done()
-        self._database.close()
+        try:
+            with suppress(sqlite3.Error):  # a full disk: the file stays as it is
+                if exception is None:
+                    self._remove_done()
+                elif not self._database.execute("select 1 from predictions limit 1").fetchone():
+                    self.path.unlink(missing_ok=True)
+        finally:
+            self._database.close()
 
     @property
     def num_done(self) -> int:
@@ -138,7 +142,7 @@ class PartFile:
         with self._database:
             self._database.executemany("delete from predictions where file = ?", [(key,) for key in self._keys])
         count = f"{len(others):,} predictions of an interrupted command"
-        log.info(f"note: {self.path} keeps {count}; repeat that, or remove them")
+        log.info(f"note: {self.path} keeps {count}; repeat that command, or remove this file")
 
     def _open(self) -> None:
         try:

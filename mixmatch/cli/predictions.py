@@ -228,7 +228,7 @@ def write_copies(model: Classifier, files: Sequence[ListedFile], summary: Summar
         found = {path for name in model.classes for path in class_folder(outputs.copies, name).glob("[!.]*")}
         if others := len(found - copies):
             files_there = f"{others} other file{'s' * (others > 1)}"
-            print(f"note: {outputs.copies} also has {files_there}, such as of another network", file=sys.stderr)
+            print(f"note: {outputs.copies} also has {files_there}, such as copies by another network", file=sys.stderr)
 
 
 def copy_to_class_folder(folder: Path, name: str, file: Path) -> Path:

@@ -138,8 +138,8 @@ def _drop_keys_of_former_choices(values: dict[str, Any], overrides: dict[str, An
             former = keys.get(choice) or next(iter(registry))
             if isinstance(former, str) and former in registry and former != chosen:
                 own = registry[former].settings_type.model_fields.keys() - common.model_fields.keys()
-                if "folder" in (former, chosen):
-                    own |= {"root"}  # which is of downloads for the others
+                if former == "folder":
+                    own |= {"root"}  # of the photographs
                 values[section] = {key: value for key, value in keys.items() if key not in own}
 
 

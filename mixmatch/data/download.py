@@ -1,5 +1,6 @@
 """Helpers for data sets that torchvision downloads, verifies and reads."""
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -44,7 +45,8 @@ def explain_download_errors(
             try:
                 lock.acquire(timeout=1)
             except Timeout:
-                log.info(f"{folder}: waiting for another command, which downloads or reads {title}")
+                if os.environ.get("LOCAL_RANK", "0") == "0":  # the others wait for the first to read
+                    log.info(f"{folder}: waiting for another process, which downloads or reads {title}")
                 lock.acquire()
         with redirect_stdout(None):
             yield

@@ -39,7 +39,7 @@ class ReMixMatchSettings(Settings):
     )
     lambda_rotation: NonNegative = Field(0, description="weight of the rotation loss; 0: none")
     alignment_window: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        128, description="most recent batches, whose mean prediction is used for distribution alignment"
+        128, description="number of most recent batches whose mean prediction is used for alignment"
     )
     guess_with_ema: bool = Field(False, description="guess labels with the EMA weights instead of the current ones")
 

@@ -277,7 +277,7 @@ class TimmNetwork(Network):
             raise UserError(
                 f"model.pretrained: the weights of {architecture} cannot be downloaded "
                 f"({type(error).__name__}: {single_line(error)[:200]}); set model.weights to a file of them, or "
-                "use --config folder, which needs none"
+                "use another model.network, which starts from random weights"
             ) from None
         finally:
             log.setLevel(level)

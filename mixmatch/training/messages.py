@@ -42,7 +42,7 @@ def describe_frozen(settings: NetworkSettings) -> list[str]:
     frozen = [f"model.{name}" for name in names if getattr(settings, name)]
     if not frozen:
         return []
-    return [f"note: {', '.join(frozen)}: made for pretrained weights, but these are random; set to 0 or false"]
+    return [f"note: {', '.join(frozen)}: for pretrained weights, but these weights are random; set it to 0 or false"]
 
 
 def describe_unmeasured(config: Config, data: ImageData, split: Split) -> list[str]:
