@@ -69,9 +69,7 @@ def train_in_parallel(runs: Sequence[RunSpec], options: Namespace, deadline: flo
         Diverged: after all other runs are trained, if some diverged.
         UserError: if a job failed, after those that were running.
     """
-    finished = [
-        run for run in runs if is_finished(run, options) and (run.parent is None or is_finished(run.parent, options))
-    ]
+    finished = [run for run in runs if is_finished(run, options) and is_ready(run, options)]
     train_runs(finished, options, math.inf)  # saves their records
     waiting = [run for run in runs if run not in finished]
     jobs: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
@@ -88,7 +86,7 @@ def train_in_parallel(runs: Sequence[RunSpec], options: Namespace, deadline: flo
                 if time.monotonic() >= deadline or {*codes.values()} - {0, 1}:
                     waiting.clear()
                 free = [slot for slot in range(options.jobs) if slot not in jobs]
-                ready = (run for run in [*waiting] if run.parent is None or is_finished(run.parent, options))
+                ready = (run for run in [*waiting] if is_ready(run, options))
                 for slot, run in zip(free, ready, strict=False):  # reads no results while no slot is free
                     waiting.remove(run)
                     jobs[slot] = run.name, start_job(run, slot, options, deadline)
@@ -124,6 +122,11 @@ def start_job(run: RunSpec, slot: int, options: Namespace, deadline: float) -> s
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     return subprocess.Popen(command, env=environment)  # noqa: S603 - this program
+
+
+def is_ready(run: RunSpec, options: Namespace) -> bool:
+    """Return whether a run continues no other, or one that is finished."""
+    return run.parent is None or is_finished(run.parent, options)
 
 
 def is_finished(run: RunSpec, options: Namespace) -> bool:

@@ -164,13 +164,13 @@ def find_files(paths: Sequence[Path], classes: Sequence[str], table: Path) -> It
     Raises:
         UserError: if a folder cannot be read.
     """
-    numbers = {name: number for number, name in enumerate(classes)}
+    numbers, own_table = {name: number for number, name in enumerate(classes)}, os.path.abspath(table)
     for path in paths:
         is_folder = path.is_dir()
         folder = path if is_folder else path.parent
         top = os.path.basename(os.path.abspath(folder))
         for file in find_images(path) if is_folder else [path]:
-            if os.path.abspath(file) == os.path.abspath(table):
+            if os.path.abspath(file) == own_table:
                 continue
             below = file.relative_to(folder)
             names = (to_nfc(part) for part in (top, *below.parts[:-1]))

@@ -110,9 +110,7 @@ def make_split(data: ImageData, settings: DataSettings, seed: int, labeled_as_un
     labeled, validation = np.sort(np.concatenate(labeled_parts)), np.sort(np.concatenate(validation_parts))
     is_unlabeled = ~held_out
     is_unlabeled[validation] = False
-    if settings.labeled_as_unlabeled != "auto":
-        labeled_as_unlabeled = settings.labeled_as_unlabeled
-    if not labeled_as_unlabeled:
+    if not settings.use_labeled_as_unlabeled(labeled_as_unlabeled):
         is_unlabeled[labeled] = False
     unlabeled = np.flatnonzero(is_unlabeled)
     return Split(

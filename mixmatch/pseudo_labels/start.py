@@ -22,6 +22,7 @@ from mixmatch.errors import UserError
 from mixmatch.output import log
 from mixmatch.runs.directory import RunDirectory
 from mixmatch.runs.progress import Progress
+from mixmatch.runs.stage_results import StageResults
 
 SELECTION_KEYS = [f"pseudo_label.{name}" for name in ("select", "threshold", "fraction", "refresh_every")]
 OTHER_DIRECTORY = "use another pseudo_label.name or --output-dir"
@@ -57,18 +58,16 @@ def _start_of(stage: RunDirectory) -> tuple[int, str]:
     Raises:
         UserError: if it is an ordinary run, or has neither results nor a usable checkpoint.
     """
-    results = stage.read_results()
-    if results is None:
-        checkpoint = stage.load_newest()
-        if checkpoint is None:
-            raise UserError(f"{stage.path}: has no checkpoint to continue; {OTHER_DIRECTORY}")
-        start_step, parent_method = checkpoint[1].start_step, checkpoint[1].parent_method
-    else:  # it may have no checkpoints any more
-        of_stage = results.pseudo_label
-        start_step, parent_method = (of_stage.start_step, of_stage.parent_method) if of_stage else (0, "")
-    if not start_step:
+    start: Progress | StageResults | None
+    if results := stage.read_results():  # its checkpoints may have been deleted
+        start = results.pseudo_label
+    elif checkpoint := stage.load_newest():
+        start = checkpoint[1]
+    else:
+        raise UserError(f"{stage.path}: has no checkpoint to continue; {OTHER_DIRECTORY}")
+    if start is None or not start.start_step:
         raise UserError(f"{stage.path}: is an ordinary run, not a pseudo-label stage; {OTHER_DIRECTORY}")
-    return start_step, parent_method
+    return start.start_step, start.parent_method
 
 
 def stage_config(config: Config, start_step: int) -> Config:

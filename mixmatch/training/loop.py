@@ -123,7 +123,7 @@ def train_run(
             if moved:
                 distributed.broadcast_from_main(lambda: check_split(run, config, device, console))
             if distributed.is_main:
-                # One that was to be longer, which is not so any more, has no results of its length.
+                # If the length was raised, and is lowered again, there are no results of the stored length.
                 kept = stored if run.read_results() is None else run.read_config()
                 run.write_config(kept.model_copy(update={"data": stored.data}))
             console.print(f"{path} is finished: {summarize(results)}")

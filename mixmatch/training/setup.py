@@ -212,7 +212,7 @@ def find_split(run: RunDirectory, config: Config, data: ImageData, start: StageS
                 "validation images; set data.num_validation=auto"
             )
         unlabeled = {*split.unlabeled} - {*split.labeled}
-        if settings.labeled_as_unlabeled is True or (settings.labeled_as_unlabeled == "auto" and of_method):
+        if settings.use_labeled_as_unlabeled(of_method):
             unlabeled |= {*split.labeled}
         split = replace(split, unlabeled=sorted(unlabeled))
     else:
