@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import mixmatch
 from mixmatch.data import DATASETS, DatasetEntry, ImageData
-from mixmatch.data.folder import FolderSettings, load_folder
+from mixmatch.data.folder.dataset import read_folder
+from mixmatch.data.folder.settings import FolderSettings
 from mixmatch.data.stored_images import select
 from mixmatch.labeling.wrong_labels import predict_out_of_fold
 
@@ -48,7 +49,7 @@ def main() -> None:
             settings = [f"data.root={folder}", f"data.image_size={pixels}", "data.num_labeled=all", *options.set]
             config = mixmatch.load_config("folder", settings)
             assert isinstance(config.data, FolderSettings)
-            data = load_folder(config.data, torch.device("cpu"), True)
+            data = read_folder(config.data, torch.device("cpu"), True)
             true_labels = data.labels.numpy()
         for seed in range(options.seeds):
             labeled, given = choose_labels(true_labels, seed)

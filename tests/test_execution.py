@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -56,7 +55,7 @@ def test_a_mode_that_fails_is_skipped_with_one_line_and_the_state_stays(monkeypa
             each.train_step()
     monkeypatch.setattr(torch, "compile", broken_compiler(error))
     warnings = []
-    assert select_execution_mode(trainer, [COMPILED, EAGER], warnings.append, nullcontext) == EAGER
+    assert select_execution_mode(trainer, [COMPILED, EAGER], print, warnings.append) == EAGER
     (warning,) = warnings
     assert message in warning and "train.compile=false" in warning and "\n" not in warning
     assert_same_training(trainer, eager)
@@ -66,14 +65,14 @@ def test_a_mode_that_fails_is_skipped_with_one_line_and_the_state_stays(monkeypa
 def test_trying_a_mode_does_not_change_the_state(monkeypatch, optimizer):
     monkeypatch.setattr(torch, "compile", without_compiler)
     trainer, eager = (make_toy_trainer(train={"optimizer": optimizer}) for _ in range(2))
-    assert select_execution_mode(trainer, [COMPILED, EAGER], pytest.fail, nullcontext) == COMPILED
+    assert select_execution_mode(trainer, [COMPILED, EAGER], print, pytest.fail) == COMPILED
     assert_same_training(trainer, eager)
 
 
 def test_ctrl_c_ends_compiling(monkeypatch):
     monkeypatch.setattr(torch, "compile", broken_compiler(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        select_execution_mode(make_toy_trainer(), [COMPILED, EAGER], pytest.fail, nullcontext)
+        select_execution_mode(make_toy_trainer(), [COMPILED, EAGER], print, pytest.fail)
 
 
 def test_all_processes_use_a_mode_that_works_in_each_of_them(monkeypatch):
@@ -86,7 +85,7 @@ def test_all_processes_use_a_mode_that_works_in_each_of_them(monkeypatch):
     monkeypatch.setattr(torch, "compile", without_compiler)
     trainer, warnings = make_toy_trainer(), []
     trainer.distributed = OtherFails()
-    assert select_execution_mode(trainer, [COMPILED, EAGER], warnings.append, nullcontext) == EAGER
+    assert select_execution_mode(trainer, [COMPILED, EAGER], print, warnings.append) == EAGER
     assert "failed in another process" in warnings[0]
 
 

@@ -56,12 +56,13 @@ def test_a_container_has_less_free_memory_than_its_machine(monkeypatch):
 
 SCRIPT = """
 import sys, torch
-from mixmatch.data.folder import FolderSettings, load_folder
+from mixmatch.data.folder.dataset import read_folder
+from mixmatch.data.folder.settings import FolderSettings
 from mixmatch.data.memory import peak_memory
 from mixmatch.data.stored_images import to_memory
 settings = FolderSettings(dataset="folder", root=sys.argv[1], image_size=256, skip_unreadable=True)
 before = peak_memory()
-data = load_folder(settings, torch.device("cpu"), True)
+data = read_folder(settings, torch.device("cpu"), True)
 images = to_memory(data.images, torch.device("cpu"))
 print(len(images), (peak_memory() - before) / images.numel())
 """

@@ -25,8 +25,8 @@ from mixmatch.cli.predictions import predict_batch
 from mixmatch.config import apply_overrides, build_config
 from mixmatch.data import load_data
 from mixmatch.data.dataset import ImageSpec
-from mixmatch.data.folder import report_folder
 from mixmatch.data.folder.decode import Unreadable, decode
+from mixmatch.data.folder.report import describe_folder
 from mixmatch.errors import UserError
 from mixmatch.inference import load_model
 from mixmatch.runs.directory import RunDirectory
@@ -469,7 +469,7 @@ def test_check_describes_the_folder(photos, tmp_path, capsys):
 
 def describe(root, **settings):
     settings = build_config({"data": {"dataset": "folder", "root": str(root), "image_size": 16, **settings}}).data
-    return report_folder(settings, CPU, True)
+    return describe_folder(settings, CPU, True)
 
 
 def scene(seed, size=(60, 40)):

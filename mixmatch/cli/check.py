@@ -133,7 +133,7 @@ def measure(trainer: Trainer, steps: int, config: Config, console: Console) -> s
     """Return how long ``steps`` steps and their evaluations take, from a few of them."""
     device = trainer.device
     modes = list_execution_modes(config.train, device, steps)
-    select_execution_mode(trainer, modes, console.warn, console.status)
+    select_execution_mode(trainer, modes, console.print, console.warn)
 
     first = trainer.step
 

@@ -58,9 +58,9 @@ def write_label_page(options: Namespace) -> None:
     import torch
 
     from mixmatch.config import build_config
-    from mixmatch.data.folder import FolderSettings
     from mixmatch.data.folder.cache import CHANNELS
     from mixmatch.data.folder.dataset import count_files, list_examples, read_pictures
+    from mixmatch.data.folder.settings import FolderSettings
     from mixmatch.data.stored_images import select
     from mixmatch.inference import load_model
     from mixmatch.labeling.page import write_page

@@ -71,8 +71,8 @@ def train_or_check(options: Namespace) -> None:
     """
     from mixmatch.cli.check import check
     from mixmatch.config import load_config
-    from mixmatch.data.folder import FolderSettings
     from mixmatch.data.folder.cache import cache_folder, remove_caches
+    from mixmatch.data.folder.settings import FolderSettings
     from mixmatch.distributed import init_distributed
     from mixmatch.pseudo_labels.start import stage_path
     from mixmatch.runs.directory import RunDirectory

@@ -5,7 +5,9 @@ import torch
 from mixmatch.data.cifar import load_cifar
 from mixmatch.data.dataset import DatasetEntry, DataSettings, ImageData, check_images, resize
 from mixmatch.data.digits import load_digits
-from mixmatch.data.folder import FolderSettings, load_folder, report_folder
+from mixmatch.data.folder.dataset import read_folder
+from mixmatch.data.folder.report import describe_folder
+from mixmatch.data.folder.settings import FolderSettings
 from mixmatch.data.memory import check_memory
 from mixmatch.data.mnist import load_mnist
 from mixmatch.data.split import hold_out_test
@@ -14,7 +16,7 @@ from mixmatch.data.svhn import load_svhn
 
 __all__ = ["DATASETS", "DataSettings", "DatasetEntry", "ImageData", "load_data"]
 
-# Loaders import what they need (torchvision, Pillow, scikit-learn) when they are called.
+# Loaders import what they need (torchvision, scikit-learn) when they are called.
 DATASETS: dict[str, DatasetEntry] = {
     "cifar10": DatasetEntry(load_cifar),
     "cifar100": DatasetEntry(load_cifar),
@@ -24,7 +26,7 @@ DATASETS: dict[str, DatasetEntry] = {
     "stl10": DatasetEntry(load_stl10),
     "svhn": DatasetEntry(load_svhn),
     "svhn_extra": DatasetEntry(load_svhn),
-    "folder": DatasetEntry(load_folder, FolderSettings, report_folder),
+    "folder": DatasetEntry(read_folder, FolderSettings, describe_folder),
 }
 
 

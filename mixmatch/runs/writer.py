@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from mixmatch.files import explain_os_errors
+from mixmatch.runs.curves import DESCRIPTIONS, GROUPS
 from mixmatch.runs.directory import LockedRun
 from mixmatch.runs.plots import plot_confusion_matrix, plot_mixed_batch, plot_views
 from mixmatch.runs.progress import HistoryEntry, Progress
-from mixmatch.runs.tensorboard import TensorBoardWriter
 
 # The pictures of an evaluation take 0.4 to 0.8 s of Python, in which training hardly advances. At this interval that is
 # below 1%.
@@ -41,7 +42,7 @@ class RunWriter:
 
         Args:
             run: an existing run directory.
-            step: completed steps.
+            step: completed steps: TensorBoard hides what an earlier session wrote after it.
             num_steps: of the whole run.
             enabled: if False nothing is written: in distributed runs one process writes.
             keep_checkpoints: how many of the newest are kept; None: all.
@@ -53,7 +54,9 @@ class RunWriter:
         self._keep_checkpoints = keep_checkpoints
         if not enabled:
             return
-        self._board = TensorBoardWriter(run.path, step)
+        self._is_new_run = not any(run.path.glob("events.out.tfevents.*"))
+        with explain_os_errors(run.path):
+            self._board = SummaryWriter(str(run.path), purge_step=step + 1 if step else 0)
         self._plotted_at, self._plotted_step = -math.inf, -1
         # Tasks get NumPy arrays and contiguous tensors: computations by torch would start threads that compete with
         # training for the cores.
@@ -80,13 +83,21 @@ class RunWriter:
 
     def start(self, descriptions: Mapping[str, str]) -> None:
         """Show descriptions of the method's curves, by name, in TensorBoard."""
-        descriptions = dict(descriptions)
-        self._submit(lambda: self._board.start(descriptions))
+        if self._enabled and self._is_new_run:
+            rows = [f"| {name} | {text} |" for name, text in {**DESCRIPTIONS, **descriptions}.items()]
+            table = "\n".join(["| curve | meaning |", "| --- | --- |", *rows])
+            self._submit(lambda: self._board.add_text("curves", table, 0))
 
     def scalars(self, values: Mapping[str, Any], step: int) -> None:
         """Add a point to TensorBoard's curve of each number in ``values``."""
-        values = dict(values)
-        self._submit(lambda: self._board.scalars(values, step))
+        values = {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+        def write() -> None:
+            for name, value in values.items():
+                tag = name if "/" in name else f"{GROUPS.get(name, 'train')}/{name}"
+                self._board.add_scalar(tag, value, step)
+
+        self._submit(write)
 
     def pictures_are_due(self, step: int) -> bool:
         """Return whether pictures are plotted at this step: every ``PICTURE_SECONDS`` and at the last step."""
@@ -98,7 +109,7 @@ class RunWriter:
     def picture(self, tag: str, plot: Callable[[], Image.Image], step: int) -> None:
         """Show in TensorBoard what ``plot`` returns, which is called in the writer's thread, if pictures are due."""
         if self._enabled and self.pictures_are_due(step):
-            self._submit(lambda: self._board.image(tag, plot(), step))
+            self._submit(lambda: self._board.add_image(tag, np.asarray(plot()), step, dataformats="HWC"))
 
     def confusion(self, name: str, matrix: np.ndarray, classes: Sequence[str], step: int) -> None:
         """Show a confusion matrix, (C, C) counts with true classes in rows, in TensorBoard if pictures are due."""

@@ -16,8 +16,8 @@ from mixmatch.errors import UserError
 from mixmatch.methods import METHODS
 from mixmatch.methods.base import Method, MethodContext
 from mixmatch.models import build_network
+from mixmatch.runs.curves import DESCRIPTIONS
 from mixmatch.runs.progress import Progress
-from mixmatch.runs.tensorboard import DESCRIPTIONS
 from mixmatch.training.precision import choose_precision
 from mixmatch.training.trainer import Trainer
 

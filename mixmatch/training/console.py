@@ -1,6 +1,5 @@
 """What a run prints: log records, and a progress bar where one is shown."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -39,28 +38,6 @@ class Console:
             bar_format="{n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix} {bar}",
         ) as self._bar:
             yield
-
-    @contextmanager
-    def status(self, text: str) -> Iterator[None]:
-        """Show what takes long: with a running clock where bars are shown, else in a line."""
-        if self.hide_bars:
-            self.print(f"{text} ...")
-            yield
-            return
-        ended = threading.Event()
-        with tqdm(bar_format="{elapsed} {desc}", desc=text, leave=False) as clock:
-
-            def tick() -> None:
-                while not ended.wait(1):
-                    clock.refresh()
-
-            thread = threading.Thread(target=tick, daemon=True)
-            thread.start()
-            try:
-                yield
-            finally:
-                ended.set()
-                thread.join()
 
     def advance(self, step: int) -> None:
         """Move the bar to ``step``."""

@@ -3,13 +3,7 @@
 A mode that fails to compile or to record is skipped with one line, and the run goes on with the next mode.
 """
 
-import importlib.util
-import shutil
-import subprocess
-import sysconfig
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -64,8 +58,8 @@ def list_execution_modes(settings: TrainSettings, device: torch.device, steps_le
 def select_execution_mode(
     trainer: "Trainer",
     modes: Sequence[ExecutionMode],
+    say: Callable[[str], None],
     warn: Callable[[str], None],
-    busy: Callable[[str], AbstractContextManager[None]],
 ) -> ExecutionMode:
     """Let the trainer use the first of ``modes`` that works, and return it; its state does not change.
 
@@ -74,17 +68,17 @@ def select_execution_mode(
     Args:
         trainer: at any step.
         modes: from ``list_execution_modes``; the last one is EAGER.
+        say: called with a line before compiling and recording.
         warn: called with a line for each mode that fails.
-        busy: entered around compiling and recording, with a text.
     """
     for mode in modes:
         trainer.set_execution_mode(mode)
         if mode == EAGER:
             break
         what = "compiling" if mode.compiled else "recording"
-        with busy(f"{what} the training step ({mode.disable_flag} skips this)"):
-            # All processes must know that one failed to compile before they wait for its gradients.
-            cause = _failure(trainer, trainer.compile) or _failure(trainer, trainer.prepare)
+        say(f"{what} the training step ({mode.disable_flag} skips this) ...")
+        # All processes must know that one failed to compile before they wait for its gradients.
+        cause = _failure(trainer, trainer.compile) or _failure(trainer, trainer.prepare)
         if cause is None:
             break
         warn(f"execution mode {mode.name!r} failed: {cause}; going on without it ({mode.disable_flag} skips it)")
@@ -108,7 +102,7 @@ def _failure(trainer: "Trainer", stage: Callable[[], None]) -> str | None:
 
 
 def explain_failure(error: BaseException) -> str:
-    """Return in one line why compiling or recording failed, and what to install where that is known."""
+    """Return in one line why compiling or recording failed."""
     if isinstance(error, torch.OutOfMemoryError):
         return "not enough GPU memory; lower train.batch_size"
     # A broken capture raises an error of its own; the cause was raised before.
@@ -117,12 +111,4 @@ def explain_failure(error: BaseException) -> str:
     # Compilers print pages: the line with "error:", else the first one.
     lines = [line for line in str(error).splitlines() if line.strip()] or [""]
     text = single_line(next((line for line in lines if "error:" in line), lines[0]))[:200]
-    from_compiler = isinstance(error, FileNotFoundError | subprocess.CalledProcessError) or "ompiler" in text
-    text = f"{type(error).__name__}: {text}"
-    if "riton" in text and importlib.util.find_spec("triton") is None:
-        return f"{text}; install Triton (pip install triton)"
-    if from_compiler and not any(map(shutil.which, ("cc", "gcc", "g++", "clang"))):
-        return f"{text}; install a C compiler (such as gcc)"
-    if from_compiler and not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        return f"{text}; install Python's headers (such as python3-dev)"
-    return text
+    return f"{type(error).__name__}: {text}"

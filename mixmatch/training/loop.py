@@ -147,7 +147,7 @@ def train_run(
             for line in session.messages:
                 console.print(line)
             writer.start(trainer.method.descriptions)
-            select_execution_mode(trainer, modes, console.warn, console.status)
+            select_execution_mode(trainer, modes, console.print, console.warn)
             pending.at_once = False
             with console.bar(trainer.step, num_steps):
                 console.set_postfix(_short_accuracies(session.progress.history[-1:]))
