@@ -523,5 +523,6 @@ def test_the_published_ablations_are_the_papers():
         assert published == [f"{100 - error:.2f}" for error in errors[labels]]
     digits, cifar10 = (plan(read_table(TABLES / f"ablation-{data}.yml")) for data in ("digits", "cifar10"))
     for ours, papers in zip(digits, cifar10, strict=True):
-        changes = {"temperature": {0.5: 0.3, 1.0: 1.0}[papers[3].config.mixmatch.temperature], "ramp_up_steps": 600}
+        temperature = {0.5: 0.3, 1.0: 1.0}[papers[3].config.mixmatch.temperature]
+        changes = {"temperature": temperature, "ramp_up_steps": 600, "lambda_u": 75}
         assert ours[3].config.mixmatch == papers[3].config.mixmatch.model_copy(update=changes)

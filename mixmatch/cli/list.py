@@ -29,8 +29,7 @@ def print_names(options: Namespace) -> None:
     from mixmatch.methods import METHODS
     from mixmatch.models import MODELS
 
-    files = {name: CONFIGS / f"{name}.yml" for name in sorted(config_names(), key=lambda name: ("/" in name, name))}
-    configs = {name: file.read_text(encoding="utf-8").lstrip("# ") for name, file in files.items()}
+    configs = {name: (CONFIGS / f"{name}.yml").read_text(encoding="utf-8").lstrip("# ") for name in config_names()}
     print_section("configs: --config NAME", configs)
     print_section("data sets: data.dataset=NAME", dict.fromkeys(DATASETS))
     print_section("methods: method=NAME", {name: method.__doc__ for name, method in METHODS.items()})

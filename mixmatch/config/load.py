@@ -52,14 +52,13 @@ def find_config(source: Path | str) -> Path:
     if packaged.is_file() and not path.is_file():
         return packaged
     if not path.exists():
-        names = ", ".join(name for name in config_names() if "/" not in name)
-        raise UserError(f"{path}: no such file; give a YAML file or one of {names}")
+        raise UserError(f"{path}: no such file; give a YAML file or one of {', '.join(config_names())}")
     return path
 
 
 def config_names() -> list[str]:
     """Return the names of the configs of this package."""
-    return sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yml"))
+    return sorted(path.stem for path in CONFIGS.glob("*.yml"))
 
 
 @short_tracebacks
