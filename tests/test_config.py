@@ -61,6 +61,17 @@ def test_overrides_replace_values_of_the_file():
     )
 
 
+def test_later_configs_are_laid_over_earlier_ones(tmp_path):
+    config = load_config(["cifar100", "fixmatch"], ["seed=2"])
+    assert (config.data.dataset, config.model.width) == ("cifar100", 8.4375)
+    assert (config.method, config.train.lr) == ("fixmatch", 0.03)
+    assert config.run_name() == "cifar100-10000-fixmatch-seed2"
+    assert load_config(["folder", "digits"]) == load_config("digits", ["data.image_size=32"])
+    (tmp_path / "wrong.yml").write_text("train: 3\n")
+    with pytest.raises(UserError, match="train: "):
+        load_config(["digits", tmp_path / "wrong.yml"])
+
+
 def test_another_network_by_override_drops_the_keys_of_the_former_one():
     config = load_config(ROOT / "config.yml", ["model.network=resnet", "model.bn_momentum=0.5"])
     assert config.model.bn_momentum == 0.5 and config.model.network == "resnet"

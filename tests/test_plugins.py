@@ -192,9 +192,28 @@ def test_a_method_without_guesses_trains_and_a_wrong_declaration_is_an_error(reg
     trainer = make_toy_trainer(method="no_guesses")
     trainer.train_step()
     assert trainer.read_metrics().keys() == {"lr", "loss"} and "views" not in trainer.preview()
-    METHODS["no_guesses"] = type("Wrong", (NoGuesses,), {"guesses_labels": True})
-    with pytest.raises(ValueError, match="set guesses_labels = False"):
-        make_toy_trainer(method="no_guesses").train_step()
+    for mistake, message in (
+        ({"guesses_labels": True}, "returned no guesses; return Loss.*, or set guesses_labels=False"),
+        ({"loss_names": ("loss_x",)}, r"returned the terms \[\], but loss_names are \['loss_x'\]"),
+    ):
+        METHODS["no_guesses"] = type("Wrong", (NoGuesses,), mistake)
+        with pytest.raises(UserError, match=message):
+            make_toy_trainer(method="no_guesses").train_step()
+
+
+def test_the_initial_head_depends_on_the_seed_alone(registries):
+    class WithHead(NoGuesses):
+        def __init__(self, settings, context):
+            super().__init__(settings, context)
+            self.head = nn.Linear(context.num_features, 2)
+            nn.init.normal_(self.head.weight, generator=context.generator)
+
+    METHODS["no_guesses"] = WithHead
+    heads = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(len(heads))
+        heads.append(make_toy_trainer(method="no_guesses", seed=seed).method.head.weight)
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
 
 
 def test_a_weight_of_two_layers_is_saved_under_both_names(tmp_path, registries):
@@ -240,8 +259,7 @@ class Adversarial(NoGuesses):
 
     def make_examples(self, networks, batch, random):
         assert batch.x.shape[1:] == self.context.image_shape
-        self.indices = batch.x_index, batch.u_index
-        return Examples(torch.cat([batch.x, batch.u[0]]), batch.p)
+        return Examples(torch.cat([batch.x, batch.u[0]]), batch.p, extra=batch.u_index)
 
     def loss(self, network, examples, schedules):
         size = self.context.batch_size
@@ -250,7 +268,7 @@ class Adversarial(NoGuesses):
             logits = network(torch.cat([examples.images[:size], examples.images[size:] + noise]), num_batches=2)
             (direction,) = torch.autograd.grad(logits[size:].logsumexp(dim=1).sum(), noise, retain_graph=True)
         guesses = logits[size:].softmax(dim=1)
-        self.state["last"][self.indices[1]] = guesses.detach()
+        self.state["last"][examples.extra] = guesses.detach()
         return Loss(logits.logsumexp(dim=1).mean() + direction.abs().mean(), {}, guesses)
 
 
@@ -263,7 +281,7 @@ def test_a_method_takes_gradients_in_its_loss_and_remembers_images(registries):
     assert all(torch.equal(before[name], value) for name, value in trainer.state().items())
     for _ in range(2):
         trainer.train_step()
-    x_index, u_index = trainer.method.indices
+    x_index, u_index = trainer.indices.x_index, trainer.indices.u_index
     assert torch.isin(x_index, trainer.dataset.split_labeled).all()
     assert torch.isin(u_index, trainer.dataset.split_unlabeled).all()
     assert (trainer.method.state["last"][u_index].sum(dim=1) - 1).abs().max() < 1e-5

@@ -26,9 +26,10 @@ def make_parser(default_config: Path | None = None) -> Parser:
     parser.add_argument(
         "--config",
         type=Path,
+        action="append",
         metavar="CONFIG",
-        help=f"YAML file with the keys that differ from the defaults, or a name that `{command_line('list')}` lists "
-        f"(default: the config stored in the run directory, or {fallback})",
+        help=f"YAML file with the keys that differ from the defaults, or a name that `{command_line('list')}` lists; "
+        f"can be repeated, later ones win (default: the config stored in the run directory, or {fallback})",
     )
     add_run_dir(parser, "directory of the run (default: runs/<name>[-<method>]-seed<seed>)")
     parser.add_argument(

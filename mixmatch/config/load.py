@@ -21,12 +21,12 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 @short_tracebacks
-def load_config(source: Path | str | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(source: Path | str | Sequence[Path | str] | None, overrides: Sequence[str] = ()) -> Config:
     """Return the config in a YAML file, with overrides applied.
 
     Args:
         source: a YAML file with the keys that differ from the defaults, or the name of a config of this package, such
-            as ``digits``; None for the defaults.
+            as ``digits``; several, of which later ones are laid over earlier ones; None for the defaults.
         overrides: such as ``train.lr=0.03``; the value is YAML, or text as it is written if the key holds text.
 
     Raises:
@@ -34,9 +34,17 @@ def load_config(source: Path | str | None, overrides: Sequence[str] = ()) -> Con
     """
     if isinstance(overrides, str):
         raise UserError(f"overrides: must be a list of key=value, got {short_repr(overrides)}")
-    values = {} if source is None else read_yaml(find_config(source), text_keys())
+    sources = [source] if isinstance(source, Path | str) else source or []
+    values: dict[str, Any] = {}
+    for each in sources:
+        read = read_yaml(find_config(each), text_keys())
+        sections = {key: value for key, value in read.items() if isinstance(value, dict)}
+        leaves = {f"{key}.{name}": value for key, section in sections.items() for name, value in section.items()}
+        _drop_keys_of_former_choices(values, leaves)
+        merged = {k: {**values[k], **section} for k, section in sections.items() if isinstance(values.get(k), dict)}
+        values |= read | merged
     _override(values, overrides)
-    return build_config(values, "config" if source is None or overrides else str(source))
+    return build_config(values, "config" if len(sources) != 1 or overrides else str(sources[0]))
 
 
 def find_config(source: Path | str) -> Path:

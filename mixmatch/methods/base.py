@@ -27,6 +27,7 @@ class MethodContext:
         num_images: training images, labeled and not.
         image_shape: (c, h, w).
         device: where the steps run.
+        generator: on the CPU, seeded with the run's seed, for initial weights of a head.
     """
 
     classes: Sequence[str]
@@ -37,6 +38,7 @@ class MethodContext:
     num_images: int
     image_shape: ImageShape
     device: torch.device
+    generator: Generator
 
 
 class Networks(NamedTuple):
@@ -63,6 +65,7 @@ class Examples(NamedTuple):
     images: Tensor  # (n, c, h, w)
     targets: Tensor  # (m, C) of the first m images
     guesses: Tensor | None = None  # (M, C), labels guessed for the unlabeled images, if they are before the loss
+    extra: Any = None  # tensors that the loss needs besides, such as ``batch.u_index``
 
 
 class Loss(NamedTuple):

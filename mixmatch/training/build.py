@@ -59,6 +59,7 @@ def make_trainer(
         len(data.images),
         data.shape,
         device,
+        generator,
     )
     method = METHODS[config.method](config.method_settings, context)
     check_method(method, config, len(split.unlabeled), of_stage=progress.start_step > 0)

@@ -61,7 +61,10 @@ def explain_out_of_memory(device: torch.device, config: Config | None = None) ->
             raise
         advice = "" if device.type == "cpu" else "use --device cpu, or "
         if config is not None:
-            advice = f"lower train.batch_size ({config.train.batch_size} now), model.width or data.image_size, or "
+            advice = (
+                f"lower train.batch_size ({config.train.batch_size} now), data.image_size, the unlabeled ratio, the "
+                "number of views or the size of the network, or "
+            )
         raise UserError(f"{device}: out of memory; {advice}stop other programs on the device") from None
 
 

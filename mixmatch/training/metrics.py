@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixmatch.errors import UserError
 from mixmatch.evaluation import effective_num_classes
 from mixmatch.methods.base import Loss
 from mixmatch.methods.losses import one_hot
@@ -39,12 +40,17 @@ class RunningMetrics:
         Args:
             loss: of the step.
             true_labels: (M,) int64, -1 where unknown. Only the metrics use them.
+
+        Raises:
+            UserError: if the method returned other terms than it names, or no guesses.
         """
+        if loss.terms.keys() != {*self.loss_names}:
+            raise UserError(f"method: loss returned the terms {[*loss.terms]}, but loss_names are {[*self.loss_names]}")
         sums = [torch.ones_like(loss.total), loss.total, *(loss.terms[name] for name in self.loss_names)]
         if not self.num_classes:
             return torch.stack(sums).detach()
         if loss.guesses is None:
-            raise ValueError("loss returned no guesses: set guesses_labels = False in the method")
+            raise UserError("method: loss returned no guesses; return Loss(..., guesses), or set guesses_labels=False")
         confidence, guess = loss.guesses.max(dim=1)
         sums += [confidence.mean(), (guess == true_labels).sum(), (true_labels >= 0).sum()]
         return torch.cat([torch.stack(sums), one_hot(guess, self.num_classes).sum(0)]).detach()

@@ -36,6 +36,8 @@ from mixmatch.training.optimizer import (
 )
 from mixmatch.training.precision import low_precision_copy, share_buffers
 
+LOWER_RATE = "start a new run with a lower train.lr, under another name=NAME"
+
 
 class Trainer:
     """Trains a network with a method, step by step.
@@ -292,14 +294,14 @@ class Trainer:
         """
         means = self.metrics.read()
         if not math.isfinite(means["loss"]):
-            raise Diverged(f"the loss is not finite at step {self.step}; lower train.lr")
+            raise Diverged(f"the loss is not finite at step {self.step}; {LOWER_RATE}")
         return {"lr": self.lr(), **self.method_schedules(), **means}
 
     def check_finite(self) -> None:
         """Raise Diverged if any weight is not finite."""
         norms = torch._foreach_norm([*self.parameters.values(), *self.ema_model.parameters()])
         if not torch.stack(norms).isfinite().all():
-            raise Diverged(f"a weight is not finite at step {self.step}; lower train.lr")
+            raise Diverged(f"a weight is not finite at step {self.step}; {LOWER_RATE}")
 
     def preview(self) -> dict[str, Tensor]:
         """Return the examples of the next step, for pictures; the state stays as it is.
