@@ -16,7 +16,7 @@ from mixmatch.config import build_config, load_config
 from mixmatch.errors import UserError
 from mixmatch.inference import load_model
 from mixmatch.models import build_network
-from mixmatch.models.timm_network import TimmNetwork
+from mixmatch.models.timm_network import ForwardPass, TimmNetwork, convert_layers
 from mixmatch.training.execution import COMPILED
 from mixmatch.training.messages import describe_frozen
 from mixmatch.training.optimizer import group_parameters, learning_rate, make_optimizer
@@ -430,6 +430,16 @@ def test_paths_are_dropped_as_the_rate_says_and_repeatably():
 def test_dropout_is_off():
     network = make("vgg11", size=32)
     assert all(module.p == 0 for module in network.modules() if isinstance(module, nn.Dropout))
+    ghost = make("ghostnet_100", size=32).train()  # calls the function
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(ghost(x), ghost(x))
+
+
+def test_no_path_is_dropped_by_default():
+    with torch.device("meta"):
+        backbone = timm.create_model("swin_tiny_patch4_window7_224")
+    assert any(isinstance(module, timm.layers.DropPath) and module.drop_prob for module in backbone.modules())
+    assert convert_layers(backbone, settings_of("swin_tiny_patch4_window7_224"), ForwardPass()) == 0
 
 
 @pytest.mark.parametrize("architecture", ["test_nfnet", "test_vit", "test_efficientnet"])

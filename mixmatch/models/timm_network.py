@@ -175,7 +175,7 @@ class TimmNetwork(Network):
             raise UserError(f"model.architecture: {settings.architecture} returns no features of an image; use another")
         self.backbone = self._create()
         self.forward_pass = ForwardPass()
-        self.num_paths = convert_layers(self.backbone, settings.bn_momentum, self.forward_pass)
+        self.num_paths = convert_layers(self.backbone, settings, self.forward_pass)
         # Compiled code takes no generators. This takes seconds to import, so it is no decorator.
         self.sample_uniform = torch.compiler.disable(sample_uniform) if self.num_paths else sample_uniform
         self.dense = nn.Linear(features.shape[1], num_classes)
@@ -321,8 +321,10 @@ def sample_uniform(rows: int, columns: int, device: torch.device, generator: Gen
     return torch.rand(rows, columns, device=device, generator=generator)
 
 
-def convert_layers(network: nn.Module, bn_momentum: float, forward_pass: ForwardPass) -> int:
+def convert_layers(network: nn.Module, settings: TimmSettings, forward_pass: ForwardPass) -> int:
     """Replace the layers of timm that depend on batches or random numbers by ours, and turn dropout off.
+
+    Without ``settings.drop_path`` no path is dropped, whatever timm's default for the architecture.
 
     Returns:
         The number of layers that may drop paths.
@@ -338,15 +340,17 @@ def convert_layers(network: nn.Module, bn_momentum: float, forward_pass: Forward
         if isinstance(module, _BatchNorm):
             if not module.affine or not module.track_running_stats:
                 raise UserError(f"model.architecture: its {name} is a BatchNorm without weights or statistics")
-            replacement = ConvertedBatchNorm(module, bn_momentum, forward_pass)
+            replacement = ConvertedBatchNorm(module, settings.bn_momentum, forward_pass)
         elif isinstance(module, DropPath):
             replacement = nn.Identity()
-            if module.drop_prob:
+            if settings.drop_path and module.drop_prob:
                 replacement = StochasticDepth(module.drop_prob, num_paths, forward_pass)
                 num_paths += 1
         else:
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.p = 0.0
+            if isinstance(getattr(module, "drop_rate", None), float):
+                module.drop_rate = 0.0  # some networks call the function
             continue
         parent, _, attribute = name.rpartition(".")
         setattr(network.get_submodule(parent), attribute, replacement)
