@@ -122,11 +122,12 @@ class Classifier(nn.Module):
         Returns:
             (n, D) float32 on the network's device.
         """
-        return self._compute(_Encoder(self.network), images)
+        return self._compute(_Encoder(self.network).eval(), images)
 
     def _compute(self, module: nn.Module, images: Images | NDArray[Any]) -> Tensor:
         if isinstance(images, np.ndarray):
-            images = torch.from_numpy(np.ascontiguousarray(images))  # a mirrored view has negative strides
+            # A mirrored view has negative strides, and what Pillow holds is not writable.
+            images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
         shape = self._image_shape()
         if images.dtype != torch.uint8 or images.shape[1:] != shape:
             expected = ", ".join(map(str, shape))
@@ -146,8 +147,7 @@ class Classifier(nn.Module):
                     raise Unreadable("no pixels")
                 return decode_opened(image, spec.size, spec.channels, spec).pixels
             return decode(Path(image), spec.size, spec.channels, spec).pixels
-        # OSError, ValueError: an image that PIL has opened, but not read, or has closed.
-        except (Unreadable, OSError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # noqa: BLE001 - Pillow's plug-ins raise nearly anything
             raise UserError(f"{image}: cannot be read as a picture ({error})") from None
 
 

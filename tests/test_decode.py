@@ -359,6 +359,12 @@ def test_profiles_that_are_corrupt_or_do_not_fit_are_ignored_with_a_note(tmp_pat
 # Shapes and sizes
 
 
+def test_a_very_long_picture_keeps_a_pixel(tmp_path):
+    file = save(tmp_path, Image.new("RGB", (3000, 3), (255, 0, 0)), "long.png")
+    contained, padded = (decode(file, 30, options=Decoding(fit=fit)).pixels for fit in ("contain", "pad"))
+    assert contained.shape == (1, 30, 3) and (contained == [255, 0, 0]).all() and padded.max() == 255
+
+
 def test_shapes_are_cropped_padded_or_stretched(tmp_path):
     wide = Image.new("RGB", (60, 20), (0, 0, 255))
     wide.paste((255, 0, 0), (20, 0, 40, 20))

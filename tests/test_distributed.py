@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ from mixmatch.inference import load_model
 from mixmatch.runs.progress import Progress
 from mixmatch.training import build
 from mixmatch.training.device import choose_device
+from mixmatch.training.setup import check_same_images
 from tests.distributed_worker import STEPS, make_trainer
 from tests.factories import SPLIT, toy_data
 from tests.helpers import ROOT, SMALL, assert_same_run, process_starter, run
@@ -165,3 +167,14 @@ def test_a_run_in_two_processes_resumes_after_a_kill_and_a_signal_and_in_one_pro
     data = load_data(load_config(tmp_path / "whole" / "config.yml").data, torch.device("cpu"))
     right = load_model(tmp_path / "whole").predict_probabilities(data.test_images).argmax(1) == data.test_labels
     assert results["processes"] == 2 and results["test_accuracy"] == pytest.approx(100 * right.float().mean().item())
+
+
+def test_processes_that_read_different_images_are_an_error():
+    sent = []
+    first = SimpleNamespace(world_size=2, all_reduce_max=lambda numbers: sent.append(numbers) or numbers)
+    check_same_images(toy_data(), first)
+    second = SimpleNamespace(world_size=2, all_reduce_max=lambda numbers: [*map(max, numbers, sent[0])])
+    check_same_images(toy_data(), second)
+    for other in (toy_data(count=39), toy_data(classes=2)):
+        with pytest.raises(UserError, match="data: the processes have read different images"):
+            check_same_images(other, second)

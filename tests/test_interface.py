@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -45,6 +46,17 @@ def test_a_loaded_model_is_the_evaluated_one(trained):
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(400))
     normalized = (data.test_images.float() - model.spec.mean) / model.spec.std
     torch.testing.assert_close(model(normalized.movedim(3, 1)).softmax(dim=1), probabilities)
+
+
+def test_features_leave_the_network_as_it_is(trained):
+    model = mixmatch.load_model(trained[2])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pixels = np.asarray(Image.new("L", (8, 8)))[None, :, :, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # NumPy's view of a picture is not writable
+        features = model.embed(pixels)
+    assert features.shape[0] == 1 and not model.network.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_a_model_needs_no_data_set(trained, tmp_path):

@@ -177,16 +177,16 @@ def test_files_that_cannot_be_read_are_rows_and_the_others_are_classified(comman
     make_image(1, 2).save(new / "x.png")
     os.rename(os.fsencode(new / "x.png"), os.fsencode(new) + b"/\xff=cmd().png")
     make_image(1, 2).save(new / "line\nbreak.png", "TIFF", save_all=True, append_images=[make_image(2, 2)])
-    monkeypatch.chdir(new)
+    monkeypatch.chdir(tmp_path)
     make_image(2, 3).save("=1+1.png")
     assert command(new, "=1+1.png") == 0
     rows = read_rows(tmp_path / "p.csv")
     problems = {row["file"].split("/")[-1]: row["problem"] for row in rows if row["problem"]}
     assert set(problems) == {"bad.png", "pipe.png", "dangling.png"} and "file" in problems["pipe.png"]
-    assert len(rows) == 8 and rows[-1]["file"] == "./=1+1.png"
+    assert len(rows) == 7 and rows[-1]["file"] == "./=1+1.png"
     assert any("\\udcff=cmd().png" in row["file"] for row in rows)
     printed = capsys.readouterr().out
-    assert "3 of 8 files could not be read" in printed and f"  {new}/sub/bad.png: not a picture, damaged" in printed
+    assert "3 of 7 files could not be read" in printed and f"  {new}/sub/bad.png: not a picture, damaged" in printed
     assert "of which the first was used: 1" in printed
     (new / "sub" / "circle").unlink()
     assert command(new / "sub") == 2
@@ -202,6 +202,12 @@ def test_classes_are_named_by_folders_below_the_given_one(photos, command, tmp_p
     assert command(photos / "unlabeled", *(photos / "test" / "horizontal").iterdir()) == 0
     assert sorted({row["true_class"] for row in read_rows(tmp_path / "p.csv")}) == ["", "horizontal"]
     assert "of 6 files whose class is known" in capsys.readouterr().out
+
+
+def test_a_file_that_is_given_twice_counts_once(photos, command, tmp_path, capsys):
+    assert command(photos / "test", photos / "test" / "horizontal", *(photos / "test" / "horizontal").iterdir()) == 0
+    files = [row["file"] for row in read_rows(tmp_path / "p.csv")]
+    assert len({*files}) == len(files) == len([*(photos / "test").rglob("*.*")])
 
 
 def test_the_table_of_one_folder_is_a_labels_file(photos, command, tmp_path, capsys):

@@ -93,7 +93,9 @@ def export_and_predict(options: Namespace) -> None:
 
 
 def labeled_files(path: Path) -> tuple[set[str], bool]:
-    """Return the real paths of the pictures that a run was trained on with their labels, and if all are there.
+    """Return the real paths of the pictures that a run was trained on with their labels, and if these are all.
+
+    Those of the run whose weights it started from (``init_from``) are included.
 
     Args:
         path: the run directory, or a model file in it.
@@ -104,8 +106,10 @@ def labeled_files(path: Path) -> tuple[set[str], bool]:
     checkpoint = RunDirectory.of_checkpoint(path)
     run = checkpoint[0] if checkpoint else RunDirectory(path if path.is_dir() else path.parent)
     try:
-        split, root = load_split(run.split_file), run.read_config().data.root
-        paths = [Path(root, split.files[number]) for number in split.labeled] if split.files else []
+        split, config = load_split(run.split_file), run.read_config()
+        paths = [Path(config.data.root, split.files[number]) for number in split.labeled] if split.files else []
     except (UserError, IndexError):  # IndexError: a damaged split
         return set(), False
-    return {os.path.realpath(path) for path in paths}, all(path.exists() for path in paths)
+    before, knows_all = labeled_files(Path(config.init_from)) if config.init_from else (set[str](), True)
+    knows_all = knows_all and bool(split.files) and all(path.exists() for path in paths)
+    return before | {os.path.realpath(path) for path in paths}, knows_all

@@ -101,9 +101,8 @@ def print_summary(
         print(describe_accuracy(labels, classes))
         if not knows_all:
             print(
-                "note: the network may have been trained on some of these files; its split.json, or some of the images"
+                "note: some of these files may be training images, which cannot be told; the accuracy may be too high"
             )
-            print("  named there, are missing, and then the accuracy is too high")
     if len(labels) < len(known):
         print(f"not part of the accuracy, because the network was trained on them: {len(known) - len(labels)} files")
     if num_uncertain := summary.labels.count(UNCERTAIN):

@@ -155,7 +155,7 @@ def predict_with_part_file(model: Classifier, files: Sequence[ListedFile], outpu
 
 
 def find_files(paths: Sequence[Path], classes: Sequence[str], table: Path) -> Iterator[ListedFile]:
-    """Yield each file, in folders too, with the class that the nearest folder names, and its name in the table.
+    """Yield each file once, in folders too, with the class that the nearest folder names, and its name in the table.
 
     Folders are looked at up to the given one, or that of a given file. Names are relative to the folder if only one is
     given, so that the table is a labels file of that folder; otherwise they are the given paths. A former table is
@@ -164,14 +164,16 @@ def find_files(paths: Sequence[Path], classes: Sequence[str], table: Path) -> It
     Raises:
         UserError: if a folder cannot be read.
     """
-    numbers, own_table = {name: number for number, name in enumerate(classes)}, os.path.abspath(table)
+    numbers, left_out = {name: number for number, name in enumerate(classes)}, {os.path.abspath(table)}
     for path in paths:
         is_folder = path.is_dir()
         folder = path if is_folder else path.parent
         top = os.path.basename(os.path.abspath(folder))
         for file in find_images(path) if is_folder else [path]:
-            if os.path.abspath(file) == own_table:
+            absolute = os.path.abspath(file)
+            if absolute in left_out:
                 continue
+            left_out.add(absolute)
             below = file.relative_to(folder)
             names = (to_nfc(part) for part in (top, *below.parts[:-1]))
             labels = [numbers[name] for name in names if name in numbers]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from mixmatch.data.folder.index import (
     UNKNOWN_CLASS,
@@ -16,6 +15,7 @@ from mixmatch.data.folder.index import (
     find_images,
     has_train_folder,
     index_folder,
+    picture_suffixes,
 )
 from mixmatch.data.stored_images import Images
 from mixmatch.errors import UserError
@@ -89,7 +89,7 @@ def index_pictures(root: Path, labels: str | None = None, min_classes: int = 0) 
         if index.problems:
             raise UserError(index.problems[0])
     else:
-        index, suffixes = FolderIndex(root), Image.registered_extensions()
+        index, suffixes = FolderIndex(root), picture_suffixes()
         index.files = [file for file in find_images(root) if file.suffix.lower() in suffixes]
         index.paths = [index.relative_path(file) for file in index.files]
         index.labels, index.groups = [UNKNOWN_CLASS] * len(index.files), [""] * len(index.files)

@@ -1,5 +1,6 @@
 """Sets up a run: reads its data and checkpoint, builds the trainer. Nothing is written."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -85,6 +86,7 @@ def prepare(
     """
     with distributed.main_process_first():
         data = load_data(config.data, device, console.hide_bars)
+    check_same_images(data, distributed)
     checkpoint = distributed.broadcast_from_main(run.load_newest)
     if start is not None:
         checkpoint = start.state, start.progress
@@ -109,7 +111,7 @@ def prepare(
         messages += [f"{run.path}: {describe_run(config, data, split)} in {precision}, {environment}, images {where}"]
         messages += describe_imbalance(data, split) + describe_unmeasured(config, data, split)
         if config.init_from is not None:
-            messages += load_weights(config.init_from, trainer, data.classes, distributed)
+            messages += load_weights(config.init_from, trainer, data.classes, config.model, distributed)
         else:
             messages += load_pretrained(trainer, config.model, distributed) or describe_frozen(config.model)
     progress.environment, progress.precision = environment, precision
@@ -187,6 +189,16 @@ def check_split(run: RunDirectory, config: Config, device: torch.device, console
     read_split(run.split_file, load_data(config.data, device, console.hide_bars))
 
 
+def check_same_images(data: ImageData, distributed: DistributedContext) -> None:
+    """Raise UserError if the processes, which may be on several machines, have read different images."""
+    if distributed.world_size > 1:
+        text = f"{data.fingerprint()} {data.test_fingerprint()}"
+        number = int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
+        highest, lowest = distributed.all_reduce_max([number, -number])
+        if highest != -lowest:
+            raise UserError("data: the processes have read different images; give every machine the same files")
+
+
 def find_split(run: RunDirectory, config: Config, data: ImageData, start: StageStart | None, start_step: int) -> Split:
     """Return the split of the run or of its parent, the one that the config names, or a new one.
 
@@ -240,7 +252,9 @@ def load_checkpoint(trainer: Trainer, state: dict[str, Tensor], progress: Progre
         raise UserError(f"{path}: the checkpoint at step {progress.step} does not fit ({error})") from None
 
 
-def load_weights(source: str, trainer: Trainer, classes: list[str], distributed: DistributedContext) -> list[str]:
+def load_weights(
+    source: str, trainer: Trainer, classes: list[str], settings: NetworkSettings, distributed: DistributedContext
+) -> list[str]:
     """Start ``trainer`` from the EMA weights of another run, and return lines to print.
 
     The last layer is loaded only if the classes are the same.
@@ -249,20 +263,21 @@ def load_weights(source: str, trainer: Trainer, classes: list[str], distributed:
         source: a run directory, a checkpoint file or a model.safetensors.
         trainer: at step 0.
         classes: names.
+        settings: the ``model`` section.
         distributed: the main process reads.
 
     Raises:
         UserError: if there are no weights, or they are of another network.
     """
 
-    def read() -> tuple[dict[str, Tensor], list[str]]:
+    def read() -> tuple[dict[str, Tensor], list[str], NetworkSettings]:
         try:
             model = load_model(source)
         except UserError as error:
             raise UserError(f"init_from: {error}") from None
-        return model.network.state_dict(), model.classes
+        return model.network.state_dict(), model.classes, model.settings
 
-    weights, source_classes = distributed.broadcast_from_main(read)
+    weights, source_classes, source_settings = distributed.broadcast_from_main(read)
     ours = trainer.model.state_dict()
     last_layer = {f"dense.{name}" for name in trainer.model.dense.state_dict()}
     fitting = {
@@ -271,7 +286,11 @@ def load_weights(source: str, trainer: Trainer, classes: list[str], distributed:
         if name in ours and value.shape == ours[name].shape and (source_classes == classes or name not in last_layer)
     }
     others = [name for name in ours if name not in fitting]
-    if ours.keys() != weights.keys() or len(others) > len(ours) // 2:
+    # Shapes do not show all: padding, the scale of the input, a stride.
+    same = [
+        getattr(source_settings, key, None) == getattr(settings, key, None) for key in ("architecture", "stem_stride")
+    ]
+    if ours.keys() != weights.keys() or len(others) > len(ours) // 2 or not all(same):
         raise UserError(f"init_from: {source} is of another network; use the same model.* settings")
     set_initial_weights(trainer, fitting)
     other_classes = ", ".join(source_classes)[:200] if source_classes != classes else ""

@@ -176,6 +176,8 @@ def decode_opened(
         shown = square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     elif options.fit in ("pad", "contain"):
         shown = ImageOps.contain(image, (size, size), Image.Resampling.BICUBIC)
+        if 0 in shown.size:  # of a very long picture
+            shown = image.resize((max(1, shown.width), max(1, shown.height)), Image.Resampling.BICUBIC)
         square = ImageOps.pad(shown, (size, size)) if options.fit == "pad" else shown
     else:
         shown = square = image.resize((size, size), Image.Resampling.BICUBIC)

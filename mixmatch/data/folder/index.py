@@ -308,10 +308,15 @@ def _locate(index: FolderIndex, rows: dict[str, LabelRow], labels_file: Path) ->
     return located
 
 
+def picture_suffixes() -> set[str]:
+    """Return the endings of the names of files that Pillow can read, ``.png`` and the like."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
 def _find_by_labels(index: FolderIndex, rows: dict[str, LabelRow], labels_file: Path) -> FoundFiles:
     """Return the files with classes from a labels file. In val/ and test/, those without a class are not used."""
     found = FoundFiles([], [], [])
-    suffixes = Image.registered_extensions()
+    suffixes = picture_suffixes()
     classes = {row.class_name for row in rows.values()}
     unlisted: list[str] = []
     seen = set[str]()
