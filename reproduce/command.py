@@ -120,7 +120,11 @@ def list_tables(options: Namespace) -> str:
     """Return a line per table: its name, and how many of its runs have records, of the table's config or another."""
     lines = []
     for file in sorted(options.tables.glob("*.yml")):
-        table = read_table(file)
+        try:
+            table = read_table(file)
+        except UserError as error:  # such as a package that it needs
+            lines.append(f"{file.stem:<32} {error}")
+            continue
         records, runs = read_records(options.results or table.records_file), runs_in_order(table)
         done = [run for run in runs if run.name in records]
         outdated = sum(bool(run.differing_keys(records[run.name].config)) for run in done)

@@ -182,6 +182,9 @@ def test_the_printed_command_fits_the_run(trained, tmp_path, capsys):
     settings = [*SETTINGS, "data.num_validation=auto", f"data.root={sampled}"]
     assert train.main(["--run-dir", str(tmp_path / "auto"), *settings]) == 0
     assert "init_from" not in command_of(tmp_path / "auto") and "init_from" in command_of(run)
+    counted = [*SETTINGS, "data.num_validation=3", "train.patience=9", f"data.root={sampled}"]
+    assert train.main(["--run-dir", str(tmp_path / "counted"), *counted]) == 0
+    assert "data.num_validation=auto train.patience=null" in command_of(tmp_path / "counted", str(sampled))
     (tmp_path / "auto" / "config.yml").write_text(
         (tmp_path / "auto" / "config.yml").read_text().replace("init_from: null", "init_from: elsewhere")
     )
@@ -460,6 +463,13 @@ def test_fifty_pictures_are_labeled_by_keyboard_in_a_browser_and_trained_with(tr
     browser.refresh()
     assert browser.execute_script("return state.labels['new']") == "=1"
     browser.execute_script("delete state.labels['new']; keep()")
+    # Another picture under the name of one that was labeled.
+    labels = browser.execute_script("keep(); return state.labels")
+    replaced = next(file for file in labels if (root / file).exists())
+    Image.new("RGB", (31, 29)).save(root / replaced)
+    write_page_of(run, root, page, 55)
+    browser.refresh()
+    assert browser.execute_script("return state.labels") == {f: name for f, name in labels.items() if f != replaced}
     browser.execute_script("document.getElementById('by-confidence').value = ''")
     assert browser.execute_script("return matches(0)")
 

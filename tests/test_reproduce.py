@@ -403,8 +403,11 @@ def test_records_of_another_config_are_marked_until_trained_again(done, tmp_path
     table = write_table(tmp_path / "small.yml", **values)
     text = render(read_table(table), tmp_path / "records.jsonl")
     assert "\nTrained with earlier settings, which differ in: supervised (train.lr); " in text
+    (tmp_path / "other.yml").write_text("data: x\n")  # does not keep the others from the list
     assert command(tmp_path, "--list", "--tables", tmp_path) == 0
-    assert "4 of 4 runs, 4 with another config" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 of 4 runs, 4 with another config" in printed and f"other {' ' * 26} {tmp_path}/other.yml: " in printed
+    (tmp_path / "other.yml").unlink()
     assert command(tmp_path, table, "--quiet") == 0
     assert "Trained with earlier settings" not in render(read_table(table), tmp_path / "records.jsonl")
     assert records_of(tmp_path)["digits-20-seed1"].config["train"]["lr"] == 0.01

@@ -67,7 +67,7 @@ def write_label_page(options: Namespace) -> None:
     from mixmatch.labeling.selection import LABELS_FILE, index_pictures, select_pictures
     from mixmatch.output import log, shows_bars
     from mixmatch.runs.directory import RunDirectory
-    from mixmatch.training.device import choose_device
+    from mixmatch.training.device import choose_device, explain_out_of_memory
 
     if options.count < 1:
         raise UserError(f"--count: must be 1 or more, got {options.count}")
@@ -87,9 +87,10 @@ def write_label_page(options: Namespace) -> None:
         settings = FolderSettings(dataset="folder")
         train += ["data.dataset=folder", f"data.image_size={run.read_images().size}"]
     device = choose_device(build_config({"device": options.device}, "--device").device)
-    model = load_model(options.run, str(device), options.best)
+    with explain_out_of_memory(device):
+        model = load_model(options.run, str(device), options.best)
     if model.spec.channels != CHANNELS:
-        raise UserError(f"{options.run}: its network takes gray images; train one on a folder of pictures")
+        raise UserError(f"{options.run}: its network takes no color images; train one on a folder of pictures")
     settings = settings.model_copy(update={"image_size": model.spec.size})
     own = Path(config.data.root).resolve() if isinstance(config.data, FolderSettings) else None
     if options.folder is not None:
@@ -109,7 +110,8 @@ def write_label_page(options: Namespace) -> None:
         log.info(f"note: {note}")
     numbers = [number for number in decoded.infos if number < index.num_train - index.num_validation]
     images = select(decoded.images, range(len(numbers)))
-    selection = select_pictures(model, index, numbers, images, options.count, options.choose)
+    with explain_out_of_memory(device):
+        selection = select_pictures(model, index, numbers, images, options.count, options.choose)
     size = write_page(options.output, selection, root, settings.decoding)
 
     chosen, labeled = selection.num_chosen, selection.items[selection.num_chosen :]
@@ -121,8 +123,11 @@ def write_label_page(options: Namespace) -> None:
     has_test = len(index.files) > index.num_train
     if settings.num_test and (has_test or index.num_validation):
         train.append("data.num_test=0")
-    if settings.num_validation not in (0, "auto") and index.num_validation:
+    num_validation = config.data.num_validation
+    if num_validation not in (0, "auto") and (options.folder is not None or index.num_validation):
         train.append("data.num_validation=auto")
+        if config.train.patience is not None and not index.num_validation:
+            train.append("train.patience=null")
     # With more labels, other images are sampled for validation and testing; this run may have trained on them.
     if not settings.num_test and (index.num_validation or not settings.num_validation):
         train.append(f"init_from={options.run}")

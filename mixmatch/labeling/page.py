@@ -46,6 +46,7 @@ def write_page(page: Path, selection: Selection, folder: Path, decoding: Decodin
         entries.append(
             {
                 "file": csv_path(item.path),
+                "id": f"{item.file.stat().st_size} {picture.info.size}",  # tells another picture of the same name
                 "name": single_line(item.path),
                 "url": quote(Path(os.path.relpath(item.file, page.parent)).as_posix()),
                 "guess": item.guess,
