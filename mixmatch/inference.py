@@ -126,8 +126,9 @@ class Classifier(nn.Module):
 
     def _compute(self, module: nn.Module, images: Images | NDArray[Any]) -> Tensor:
         if isinstance(images, np.ndarray):
-            # A mirrored view has negative strides, and what Pillow holds is not writable.
-            images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they may be read-only, and are only read
+                images = torch.from_numpy(np.ascontiguousarray(images))  # a mirrored view has negative strides
         shape = self._image_shape()
         if images.dtype != torch.uint8 or images.shape[1:] != shape:
             expected = ", ".join(map(str, shape))
@@ -148,7 +149,7 @@ class Classifier(nn.Module):
                 return decode_opened(image, spec.size, spec.channels, spec).pixels
             return decode(Path(image), spec.size, spec.channels, spec).pixels
         except Exception as error:  # noqa: BLE001 - Pillow's plug-ins raise nearly anything
-            raise UserError(f"{image}: cannot be read as a picture ({error})") from None
+            raise UserError(f"{image}: cannot be read as a picture ({describe_error(error)})") from None
 
 
 @short_tracebacks

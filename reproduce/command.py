@@ -122,10 +122,11 @@ def list_tables(options: Namespace) -> str:
     for file in sorted(options.tables.glob("*.yml")):
         try:
             table = read_table(file)
+            runs = runs_in_order(table)
         except UserError as error:  # such as a package that it needs
             lines.append(f"{file.stem:<32} {error}")
             continue
-        records, runs = read_records(options.results or table.records_file), runs_in_order(table)
+        records = read_records(options.results or table.records_file)
         done = [run for run in runs if run.name in records]
         outdated = sum(bool(run.differing_keys(records[run.name].config)) for run in done)
         note = f", {outdated} with another config" if outdated else ""

@@ -184,7 +184,10 @@ def test_the_printed_command_fits_the_run(trained, tmp_path, capsys):
     assert "init_from" not in command_of(tmp_path / "auto") and "init_from" in command_of(run)
     counted = [*SETTINGS, "data.num_validation=3", "train.patience=9", f"data.root={sampled}"]
     assert train.main(["--run-dir", str(tmp_path / "counted"), *counted]) == 0
-    assert "data.num_validation=auto train.patience=null" in command_of(tmp_path / "counted", str(sampled))
+    elsewhere = shutil.copytree(sampled, tmp_path / "elsewhere")
+    assert "data.num_validation=auto train.patience=null" in command_of(tmp_path / "counted", str(elsewhere))
+    for arguments in ((), (str(sampled),)):
+        assert "num_validation" not in command_of(tmp_path / "counted", *arguments)
     (tmp_path / "auto" / "config.yml").write_text(
         (tmp_path / "auto" / "config.yml").read_text().replace("init_from: null", "init_from: elsewhere")
     )
@@ -469,7 +472,14 @@ def test_fifty_pictures_are_labeled_by_keyboard_in_a_browser_and_trained_with(tr
     Image.new("RGB", (31, 29)).save(root / replaced)
     write_page_of(run, root, page, 55)
     browser.refresh()
-    assert browser.execute_script("return state.labels") == {f: name for f, name in labels.items() if f != replaced}
+    others = {file: name for file, name in labels.items() if file != replaced}
+    assert browser.execute_script("return [state.labels, state.history]") == [others, []]
+    browser.switch_to.window(browser.window_handles[-1])  # whose page has the former picture
+    assert replaced in browser.execute_script("keep(); return state.labels")
+    browser.switch_to.window(first_tab)
+    assert replaced not in browser.execute_script("return state.labels")
+    browser.refresh()
+    assert replaced not in browser.execute_script("return state.labels")
     browser.execute_script("document.getElementById('by-confidence').value = ''")
     assert browser.execute_script("return matches(0)")
 

@@ -22,11 +22,12 @@ from mixmatch.cli import predict, pseudo_label
 from mixmatch.cli.check import plot_inputs
 from mixmatch.cli.part_file import ListedFile
 from mixmatch.cli.predictions import predict_batch
-from mixmatch.config import apply_overrides, build_config
+from mixmatch.config import apply_overrides, build_config, to_yaml
 from mixmatch.data import load_data
 from mixmatch.data.dataset import ImageSpec
 from mixmatch.data.folder.decode import Unreadable, decode
 from mixmatch.data.folder.report import describe_folder
+from mixmatch.data.split import Split
 from mixmatch.errors import UserError
 from mixmatch.inference import load_model
 from mixmatch.runs.directory import RunDirectory
@@ -97,14 +98,14 @@ def test_a_moved_folder_is_remembered_and_training_pictures_are_no_test(photos, 
         printed = capsys.readouterr().out
         assert (f"of {expected} files whose class is known" in printed) == (expected > 0)
         assert ("because the network was trained on them: 12 files" in printed) == (images != moved / "test")
-        assert "may be training images" not in printed
+        assert "are training images" not in printed
     next(moved.glob("train/*/*")).unlink()
     assert predict.main([*command, str(moved)]) == 0
     printed = capsys.readouterr().out
-    assert "was trained on them: 11 files" in printed and "may be training images" in printed
+    assert "was trained on them: 11 files" in printed and "are training images" in printed
     moved = moved.rename(tmp_path / "at last")
     assert predict.main([*command, str(moved / "test")]) == 0
-    assert "note: some of these files may be training images" in capsys.readouterr().out
+    assert "whether some of these files are training images" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -667,6 +668,16 @@ def test_a_run_and_its_stage_refuse_a_renamed_class(photos, tmp_path, capsys):
     assert "except dense.weight, dense.bias, which were of the classes cat, dog" in capsys.readouterr().out
 
 
+def test_runs_may_have_started_from_each_other(tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        split = Split("toy", "", [0], [1], [], files=[f"{name}.png", "u.png"])
+        RunDirectory(tmp_path / name).path.mkdir()
+        (tmp_path / name / "split.json").write_text(split.to_json())
+        config = build_config({"data": {"dataset": "folder", "root": "x"}, "init_from": str(tmp_path / other)})
+        (tmp_path / name / "config.yml").write_text(to_yaml(config))
+    assert {path[-5:] for path in predict.labeled_files(tmp_path / "a")[0]} == {"a.png", "b.png"}
+
+
 @pytest.mark.slow
 def test_pictures_that_the_weights_before_were_trained_on_do_not_count(photos, tmp_path, capsys):
     assert train(photos, tmp_path / "run") == 0
@@ -677,7 +688,7 @@ def test_pictures_that_the_weights_before_were_trained_on_do_not_count(photos, t
         capsys.readouterr()
         assert predict.main([*command, str(folder)]) == 0
         printed = capsys.readouterr().out
-        assert "was trained on them: 12 files" in printed and "may be training images" not in printed
+        assert "was trained on them: 12 files" in printed and "are training images" not in printed
     # Of a data set that is downloaded, no file is known.
     digits = [*SMALL, "data.dataset=digits"]
     assert main.main(["--run-dir", str(tmp_path / "digits"), *digits]) == 0
@@ -685,7 +696,7 @@ def test_pictures_that_the_weights_before_were_trained_on_do_not_count(photos, t
     folder.mkdir(parents=True)
     Image.new("L", (8, 8)).save(folder / "a.png")
     assert predict.main(["--run-dir", str(tmp_path / "digits"), *command[2:], str(folder)]) == 0
-    assert "note: some of these files may be training images" in capsys.readouterr().out
+    assert "whether some of these files are training images" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -403,7 +403,8 @@ def test_records_of_another_config_are_marked_until_trained_again(done, tmp_path
     table = write_table(tmp_path / "small.yml", **values)
     text = render(read_table(table), tmp_path / "records.jsonl")
     assert "\nTrained with earlier settings, which differ in: supervised (train.lr); " in text
-    (tmp_path / "other.yml").write_text("data: x\n")  # does not keep the others from the list
+    wrong = "data: x\nabout: x\nconfig: digits\nseeds: [1]\nrows: [{label: a, set: [model.network=nope]}]\n"
+    (tmp_path / "other.yml").write_text(wrong)  # does not keep the others from the list
     assert command(tmp_path, "--list", "--tables", tmp_path) == 0
     printed = capsys.readouterr().out
     assert "4 of 4 runs, 4 with another config" in printed and f"other {' ' * 26} {tmp_path}/other.yml: " in printed
@@ -524,6 +525,9 @@ def test_the_published_ablations_are_the_papers():
     for name, labels in (("ablation-cifar10", 250), ("ablation-digits", 250), ("ablation-cifar10-4000", 4000)):
         published = [next(iter(row.published.values())) for row in read_table(TABLES / f"{name}.yml").rows]
         assert published == [f"{100 - error:.2f}" for error in errors[labels]]
+    for name in ("ablation-cifar10", "ablation-cifar10-4000"):
+        settings = [row[3].config.mixmatch for row in plan(read_table(TABLES / f"{name}.yml"))]
+        assert {(each.lambda_u, each.ramp_up_steps) for each in settings} == {(100, 2048)}
     digits, cifar10 = (plan(read_table(TABLES / f"ablation-{data}.yml")) for data in ("digits", "cifar10"))
     for ours, papers in zip(digits, cifar10, strict=True):
         temperature = {0.5: 0.3, 1.0: 1.0}[papers[3].config.mixmatch.temperature]

@@ -123,11 +123,11 @@ def write_label_page(options: Namespace) -> None:
     has_test = len(index.files) > index.num_train
     if settings.num_test and (has_test or index.num_validation):
         train.append("data.num_test=0")
-    num_validation = config.data.num_validation
-    if num_validation not in (0, "auto") and (options.folder is not None or index.num_validation):
+    elsewhere = options.folder is not None and root.resolve() != own
+    if config.data.num_validation not in (0, "auto") and (elsewhere or index.num_validation):
         train.append("data.num_validation=auto")
-        if config.train.patience is not None and not index.num_validation:
-            train.append("train.patience=null")
+    if elsewhere and config.train.patience is not None and not index.num_validation:
+        train.append("train.patience=null")
     # With more labels, other images are sampled for validation and testing; this run may have trained on them.
     if not settings.num_test and (index.num_validation or not settings.num_validation):
         train.append(f"init_from={options.run}")
@@ -138,7 +138,7 @@ def write_label_page(options: Namespace) -> None:
     train.append(f"name={free_name(config, options.run)}")
     for path in options.imports:
         train += ["--import", str(path)]
-    if options.folder is not None and root.resolve() != own:
+    if elsewhere:
         print(f"note: this is for training on {root} alone, without the images of {options.run}")
     print(f"1. Open it in a browser, label, and save {LABELS_FILE}.")
     print(f"2. Move {LABELS_FILE} to {root}{replaced}.")

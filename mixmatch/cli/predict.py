@@ -92,13 +92,14 @@ def export_and_predict(options: Namespace) -> None:
             write_predictions(model, options.images, outputs, *labeled_files(source))
 
 
-def labeled_files(path: Path) -> tuple[set[str], bool]:
+def labeled_files(path: Path, seen: frozenset[Path] = frozenset()) -> tuple[set[str], bool]:
     """Return the real paths of the pictures that a run was trained on with their labels, and if these are all.
 
     Those of the run whose weights it started from (``init_from``) are included.
 
     Args:
         path: the run directory, or a model file in it.
+        seen: runs that started from this one; names may go round, if runs were trained again.
     """
     from mixmatch.data.split import load_split
     from mixmatch.runs.directory import RunDirectory
@@ -110,6 +111,8 @@ def labeled_files(path: Path) -> tuple[set[str], bool]:
         paths = [Path(config.data.root, split.files[number]) for number in split.labeled] if split.files else []
     except (UserError, IndexError):  # IndexError: a damaged split
         return set(), False
-    before, knows_all = labeled_files(Path(config.init_from)) if config.init_from else (set[str](), True)
+    before, knows_all, resolved = set[str](), True, run.path.resolve()
+    if config.init_from and resolved not in seen:
+        before, knows_all = labeled_files(Path(config.init_from), seen | {resolved})
     knows_all = knows_all and bool(split.files) and all(path.exists() for path in paths)
     return before | {os.path.realpath(path) for path in paths}, knows_all

@@ -101,7 +101,7 @@ def print_summary(
         print(describe_accuracy(labels, classes))
         if not knows_all:
             print(
-                "note: some of these files may be training images, which cannot be told; the accuracy may be too high"
+                "note: it is not known whether some of these files are training images; if so, the accuracy is too high"
             )
     if len(labels) < len(known):
         print(f"not part of the accuracy, because the network was trained on them: {len(known) - len(labels)} files")

@@ -46,7 +46,7 @@ def write_page(page: Path, selection: Selection, folder: Path, decoding: Decodin
         entries.append(
             {
                 "file": csv_path(item.path),
-                "id": f"{item.file.stat().st_size} {picture.info.size}",  # tells another picture of the same name
+                "id": digest(item.file.read_bytes()),  # tells another picture of the same name
                 "name": single_line(item.path),
                 "url": quote(Path(os.path.relpath(item.file, page.parent)).as_posix()),
                 "guess": item.guess,
@@ -57,14 +57,15 @@ def write_page(page: Path, selection: Selection, folder: Path, decoding: Decodin
             }
         )
     data = {
-        "folder": digest(str(folder.resolve())),  # under which the browser keeps what a person has done
+        "folder": digest(os.fsencode(folder.resolve())),  # under which the browser keeps what a person has done
         "title": f"{selection.num_chosen} of {selection.num_unlabeled} unlabeled pictures",
         "file": LABELS_FILE,
         "classes": selection.classes,
         "rows": [[csv_path(path), name, group] for path, name, group in rows],
         "items": entries,
     }
-    data["page"] = digest(json.dumps([selection.classes, rows, [(item.path, item.label) for item in selection.items]]))
+    shown = [(entry["file"], entry["label"], entry["id"]) for entry in entries]
+    data["page"] = digest(json.dumps([selection.classes, rows, shown]).encode())
     template = files("mixmatch.labeling").joinpath("page.html").read_text(encoding="utf-8")
     # A name cannot end the script element. json escapes what is not ASCII, lone surrogates too.
     text = template.replace("DATA", json.dumps(data).replace("<", "\\u003c"), 1).encode()
@@ -72,9 +73,9 @@ def write_page(page: Path, selection: Selection, folder: Path, decoding: Decodin
     return len(text)
 
 
-def digest(text: str) -> str:
-    """Return a short hash of a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def digest(content: bytes) -> str:
+    """Return a short hash."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def to_jpeg(pixels: NDArray[np.uint8]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from mixmatch.config.schema import TrainSettings
-from mixmatch.errors import single_line
+from mixmatch.errors import UserError, single_line
 from mixmatch.output import log
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ def _failure(trainer: "Trainer", stage: Callable[[], None]) -> str | None:
         stage()
         if trainer.device.type == "cuda":
             torch.cuda.synchronize(trainer.device)
+    except UserError:  # of the method
+        raise
     except Exception as error:  # noqa: BLE001 - compilers and drivers raise anything
         cause = explain_failure(error)
     if not trainer.distributed.all_reduce_max([cause is not None])[0]:

@@ -19,7 +19,7 @@ from mixmatch.errors import UserError
 from mixmatch.evaluation import effective_num_classes
 from mixmatch.inference import load_model
 from mixmatch.methods import METHODS
-from mixmatch.models import NetworkSettings
+from mixmatch.models import Network, NetworkSettings
 from mixmatch.pseudo_labels.stage import PseudoLabelStage
 from mixmatch.pseudo_labels.start import StageStart, check_stage
 from mixmatch.runs.directory import RunDirectory
@@ -196,7 +196,11 @@ def check_same_images(data: ImageData, distributed: DistributedContext) -> None:
         number = int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
         highest, lowest = distributed.all_reduce_max([number, -number])
         if highest != -lowest:
-            raise UserError("data: the processes have read different images; give every machine the same files")
+            error = UserError(
+                "data: the processes have read different images; give every machine the same files and packages"
+            )
+            error.printed_by_main = not distributed.is_main
+            raise error
 
 
 def find_split(run: RunDirectory, config: Config, data: ImageData, start: StageStart | None, start_step: int) -> Split:
@@ -270,14 +274,22 @@ def load_weights(
         UserError: if there are no weights, or they are of another network.
     """
 
-    def read() -> tuple[dict[str, Tensor], list[str], NetworkSettings]:
+    def hidden_parts(network: Network, settings: NetworkSettings) -> list[object]:
+        """Return what shapes do not show: padding and the like, a stride, the scale of the input."""
+        architecture = getattr(settings, "architecture", "").partition(".")[0]
+        saved = network.state_dict().keys()
+        others = [buffer.tolist() for name, buffer in network.named_buffers() if name not in saved]
+        return [architecture, getattr(settings, "stem_stride", None), *others]
+
+    def read() -> tuple[dict[str, Tensor], list[str], list[object]]:
         try:
             model = load_model(source)
         except UserError as error:
             raise UserError(f"init_from: {error}") from None
-        return model.network.state_dict(), model.classes, model.settings
+        return model.network.state_dict(), model.classes, hidden_parts(model.network, model.settings)
 
-    weights, source_classes, source_settings = distributed.broadcast_from_main(read)
+    weights, source_classes, source_hidden = distributed.broadcast_from_main(read)
+    hidden = hidden_parts(trainer.model, settings)
     ours = trainer.model.state_dict()
     last_layer = {f"dense.{name}" for name in trainer.model.dense.state_dict()}
     fitting = {
@@ -286,11 +298,7 @@ def load_weights(
         if name in ours and value.shape == ours[name].shape and (source_classes == classes or name not in last_layer)
     }
     others = [name for name in ours if name not in fitting]
-    # Shapes do not show all: padding, the scale of the input, a stride.
-    same = [
-        getattr(source_settings, key, None) == getattr(settings, key, None) for key in ("architecture", "stem_stride")
-    ]
-    if ours.keys() != weights.keys() or len(others) > len(ours) // 2 or not all(same):
+    if ours.keys() != weights.keys() or len(others) > len(ours) // 2 or hidden != source_hidden:
         raise UserError(f"init_from: {source} is of another network; use the same model.* settings")
     set_initial_weights(trainer, fitting)
     other_classes = ", ".join(source_classes)[:200] if source_classes != classes else ""

@@ -175,9 +175,9 @@ def decode_opened(
     if options.fit == "crop":
         shown = square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     elif options.fit in ("pad", "contain"):
-        shown = ImageOps.contain(image, (size, size), Image.Resampling.BICUBIC)
-        if 0 in shown.size:  # of a very long picture
-            shown = image.resize((max(1, shown.width), max(1, shown.height)), Image.Resampling.BICUBIC)
+        longer = max(image.size)
+        width, height = (max(1, round(side * size / longer)) for side in image.size)  # of a very long picture 1
+        shown = image.resize((width, height), Image.Resampling.BICUBIC)
         square = ImageOps.pad(shown, (size, size)) if options.fit == "pad" else shown
     else:
         shown = square = image.resize((size, size), Image.Resampling.BICUBIC)
