@@ -171,9 +171,9 @@ def test_a_run_in_two_processes_resumes_after_a_kill_and_a_signal_and_in_one_pro
 
 def test_processes_that_read_different_images_are_an_error():
     sent = []
-    first = SimpleNamespace(world_size=2, all_reduce_max=lambda numbers: sent.append(numbers) or numbers)
+    first = SimpleNamespace(world_size=2, is_main=True, all_reduce_max=lambda numbers: sent.append(numbers) or numbers)
     check_same_images(toy_data(), first)
-    second = SimpleNamespace(world_size=2, all_reduce_max=lambda numbers: [*map(max, numbers, sent[0])])
+    second = SimpleNamespace(world_size=2, is_main=True, all_reduce_max=lambda numbers: [*map(max, numbers, sent[0])])
     check_same_images(toy_data(), second)
     for other in (toy_data(count=39), toy_data(classes=2)):
         with pytest.raises(UserError, match="data: the processes have read different images"):
