@@ -737,6 +737,21 @@ def test_init_from_another_network_is_refused(photos, tmp_path, capsys, override
     assert not (tmp_path / "next").exists()
 
 
+@pytest.mark.slow
+def test_layers_without_initial_weights_are_not_frozen(photos, tmp_path, capsys):
+    assert main.main(["--run-dir", str(tmp_path / "gray"), *SMALL]) == 0
+    start = [f"init_from={tmp_path / 'gray'}", "model.freeze_layers=1"]
+    assert train(photos, tmp_path / "run", *start) == 2
+    assert "model.freeze_layers: freezes stem.weight, which init_from does not have" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_stage_by_another_method_needs_no_image_without_a_label(photos, tmp_path):
+    shutil.rmtree(photos / "unlabeled")
+    stage = ["method=fixmatch", "pseudo_label.enabled=true", "pseudo_label.method=softmatch", "pseudo_label.steps=2"]
+    assert train(photos, tmp_path / "run", "data.keep_on=disk", *stage) == 0
+
+
 # Names, rotations, and runs without held-out images
 
 

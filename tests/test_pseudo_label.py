@@ -329,7 +329,7 @@ def test_a_stage_by_another_method_belongs_to_its_parent(parent, tmp_path, capsy
     capsys.readouterr()
     assert stage(tmp_path / "run", None, *settings) == 2
     error = capsys.readouterr().err
-    assert message in error and "use another pseudo_label.name or --output-dir" in error and error.count("\n") == 1
+    assert message in error and "use another pseudo_label.name (or --output-dir" in error and error.count("\n") == 1
 
 
 @pytest.mark.slow

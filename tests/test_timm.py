@@ -18,7 +18,7 @@ from mixmatch.inference import load_model
 from mixmatch.models import build_network
 from mixmatch.models.timm_network import ForwardPass, TimmNetwork, convert_layers
 from mixmatch.training.execution import COMPILED
-from mixmatch.training.messages import describe_frozen
+from mixmatch.training.messages import describe_frozen, describe_rescaled
 from mixmatch.training.optimizer import group_parameters, learning_rate, make_optimizer
 from tests.factories import make_toy_trainer, toy_data
 from tests.helpers import assert_same_run, final, signal_after
@@ -433,6 +433,26 @@ def test_dropout_is_off():
     ghost = make("ghostnet_100", size=32).train()  # calls the function
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(ghost(x), ghost(x))
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    """Also where others will replace them: those that do not fit stay."""
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(make("test_resnet", pretrained=True).state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_muon_says_that_it_rescales_weights():
+    network = make("test_resnet")
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.constant_(module.weight, (len(module.weight) / module.weight.numel()) ** 0.5)
+    assert describe_rescaled(network) == []
+    with torch.no_grad():
+        next(module for module in network.modules() if isinstance(module, nn.Conv2d)).weight.mul_(3)
+    assert "rescales convolutions" in describe_rescaled(network)[0]
 
 
 def test_no_path_is_dropped_by_default():

@@ -208,11 +208,10 @@ class TimmNetwork(Network):
         """Sample the weights: those of the last layer as ours, the others as timm does."""
         nn.init.xavier_normal_(self.dense.weight, generator=generator)
         nn.init.zeros_(self.dense.bias)
-        if not self.settings.pretrained and self.settings.weights is None:
-            with _preserved_global_generator():
-                torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-                backbone = self._create()
-            self.backbone.load_state_dict(_without_counters(backbone.state_dict()))
+        with _preserved_global_generator():
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            backbone = self._create()
+        self.backbone.load_state_dict(_without_counters(backbone.state_dict()))
 
     def read_pretrained(self) -> dict[str, Tensor]:
         """Return the weights of the file, or of timm's download; the last layer's only if the file's fits.

@@ -68,7 +68,9 @@ class PseudoLabelStage(Callback):
         """Predict all unlabeled images, select labels, train on them from now on, and return lines to print."""
         dataset, predict = self.trainer.dataset, self.trainer.predict
         index = dataset.split_unlabeled[~torch.isin(dataset.split_unlabeled, dataset.split_labeled)]
-        probabilities = predict(dataset.images, index).cpu()
+        probabilities = torch.empty(0, dataset.num_classes)  # if all images are labeled
+        if len(index):
+            probabilities = predict(dataset.images, index).cpu()
         index = index.cpu()
         true_labels = dataset.labels.cpu()[index]
         selected, labels = select(probabilities, self.settings), probabilities.argmax(dim=1)

@@ -25,7 +25,7 @@ from mixmatch.runs.progress import Progress
 from mixmatch.runs.stage_results import StageResults
 
 SELECTION_KEYS = [f"pseudo_label.{name}" for name in ("select", "threshold", "fraction", "refresh_every")]
-OTHER_DIRECTORY = "use another pseudo_label.name or --output-dir"
+OTHER_DIRECTORY = "use another pseudo_label.name (or --output-dir of pseudo_label.py)"
 
 
 class StageStart(NamedTuple):

@@ -101,8 +101,9 @@ def check_method(method: Method[Any], config: Config, num_unlabeled: int, of_sta
         raise UserError(
             f"method: {config.method} names a loss or schedule {min(reserved)!r}, which the run has; use another name"
         )
-    if method.predicts_rotation and config.data.rotate:
-        raise UserError(f"data.rotate: {config.method} learns to predict rotations; set one of the two")
+    if method.predicts_rotation and (config.data.rotate or config.data.degrees >= 45):
+        key = "rotate" if config.data.rotate else "degrees"
+        raise UserError(f"data.{key}: {config.method} learns to predict rotations; set one of the two")
     channels = method.context.image_shape[0]
     if method.num_strong_views and channels not in (1, 3):
         raise UserError(f"data: strong augmentation needs gray or RGB images, these have {channels} channels")

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from torch import nn
+
 from mixmatch.config import Config
 from mixmatch.data import ImageData
 from mixmatch.data.split import Split
-from mixmatch.models import NetworkSettings
+from mixmatch.models import Network, NetworkSettings
 from mixmatch.runs.progress import Progress
 
 
@@ -45,6 +47,14 @@ def describe_frozen(settings: NetworkSettings) -> list[str]:
     return [f"note: {', '.join(frozen)}: for pretrained weights, but these weights are random; set it to 0 or false"]
 
 
+def describe_rescaled(network: Network) -> list[str]:
+    """Return a note if the first step of Muon gives convolutions another norm than these weights have."""
+    convolutions = [module.weight for module in network.modules() if isinstance(module, nn.Conv2d)]
+    if all(0.5 < weight.norm().item() / len(weight) ** 0.5 < 1.5 for weight in convolutions):
+        return []
+    return ["note: train.optimizer=muon rescales convolutions, which can undo the initial weights; adam and sgd do not"]
+
+
 def describe_unmeasured(config: Config, data: ImageData, split: Split) -> list[str]:
     """Return a note if neither validation nor test images will show how accurate the network is."""
     if split.validation or data.test_labels is not None:
@@ -67,7 +77,10 @@ def describe_imbalance(data: ImageData, split: Split) -> list[str]:
     fewest, most = counts.index(min(counts)), counts.index(max(counts))
     if counts[most] < 1.5 * counts[fewest]:
         return []
+    measured = "; results.json will contain balanced_accuracy and accuracy_by_class"
+    if not split.validation and data.test_labels is None:
+        measured = ""
     return [
         f"note: classes are imbalanced: {counts[fewest]} ({data.classes[fewest]}) to {counts[most]} "
-        f"({data.classes[most]}) labeled images; results.json will contain balanced_accuracy and accuracy_by_class"
+        f"({data.classes[most]}) labeled images{measured}"
     ]

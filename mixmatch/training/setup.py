@@ -33,6 +33,7 @@ from mixmatch.training.evaluators import Accuracy, CollapseWarning, LabeledAccur
 from mixmatch.training.messages import (
     describe_frozen,
     describe_imbalance,
+    describe_rescaled,
     describe_resume,
     describe_run,
     describe_unmeasured,
@@ -111,9 +112,12 @@ def prepare(
         messages += [f"{run.path}: {describe_run(config, data, split)} in {precision}, {environment}, images {where}"]
         messages += describe_imbalance(data, split) + describe_unmeasured(config, data, split)
         if config.init_from is not None:
-            messages += load_weights(config.init_from, trainer, data.classes, config.model, distributed)
+            loaded = load_weights(config.init_from, trainer, data.classes, config.model, distributed)
         else:
-            messages += load_pretrained(trainer, config.model, distributed) or describe_frozen(config.model)
+            loaded = load_pretrained(trainer, config.model, distributed)
+        messages += loaded or describe_frozen(config.model)
+        if loaded and config.train.optimizer == "muon":
+            messages += describe_rescaled(trainer.model)
     progress.environment, progress.precision = environment, precision
 
     num_labeled_classes = effective_num_classes(trainer.dataset.class_frequencies().tolist())
@@ -271,7 +275,7 @@ def load_weights(
         distributed: the main process reads.
 
     Raises:
-        UserError: if there are no weights, or they are of another network.
+        UserError: if there are no weights, they are of another network, or a layer without them would be frozen.
     """
 
     def hidden_parts(network: Network, settings: NetworkSettings) -> list[object]:
@@ -298,8 +302,12 @@ def load_weights(
         if name in ours and value.shape == ours[name].shape and (source_classes == classes or name not in last_layer)
     }
     others = [name for name in ours if name not in fitting]
+    depths = trainer.model.layer_depths() if settings.freeze_layers else {}
+    frozen = [name for name in others if depths.get(name, settings.freeze_layers) < settings.freeze_layers]
     if ours.keys() != weights.keys() or len(others) > len(ours) // 2 or hidden != source_hidden:
         raise UserError(f"init_from: {source} is of another network; use the same model.* settings")
+    if frozen:
+        raise UserError(f"model.freeze_layers: freezes {frozen[0]}, which init_from does not have; set it to 0")
     set_initial_weights(trainer, fitting)
     other_classes = ", ".join(source_classes)[:200] if source_classes != classes else ""
     return [

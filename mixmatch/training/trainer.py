@@ -36,7 +36,7 @@ from mixmatch.training.optimizer import (
 )
 from mixmatch.training.precision import low_precision_copy, share_buffers
 
-LOWER_RATE = "start a new run with a lower train.lr, under another name=NAME"
+LOWER_RATE = "start a new run with a lower train.lr (or train.head_lr, train.muon_lr), under another name=NAME"
 
 
 class Trainer:
