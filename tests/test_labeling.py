@@ -4,6 +4,8 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +24,7 @@ from mixmatch.data.folder.index import FolderIndex, index_folder
 from mixmatch.labeling.choose import CANDIDATES, CHOICES, choose
 from mixmatch.labeling.selection import index_pictures, select_pictures
 from mixmatch.labeling.wrong_labels import predict_out_of_fold
-from tests.helpers import FUZZ, SMALL
+from tests.helpers import FUZZ, ROOT, SMALL
 
 CLASSES = ('<b>&"ß', "=1", "猫")
 COLORS = [(220, 30, 30), (30, 220, 30), (30, 30, 220)]
@@ -297,6 +299,14 @@ def test_bad_input_is_one_line(trained, tmp_path, monkeypatch, capsys, arguments
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not list(tmp_path.glob("*.html"))
+
+
+@pytest.mark.slow
+def test_pictures_are_known_by_their_names_from_the_first_call_on():
+    script = "from mixmatch.data.folder.index import picture_suffixes as f; print(*sorted(f())); print(*sorted(f()))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    first, second = (line.split() for line in done.stdout.splitlines())
+    assert first == second and {".jpg", ".mpo", ".png", ".tif", ".webp"} <= {*first} and ".pdf" not in first
 
 
 @pytest.fixture

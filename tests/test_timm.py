@@ -455,6 +455,13 @@ def test_muon_says_that_it_rescales_weights():
     assert "rescales convolutions" in describe_rescaled(network)[0]
 
 
+def test_networks_whose_weights_have_the_same_shapes_are_told_apart():
+    of = {name: settings_of(name).beyond_shapes() for name in ("resnet18", "resnet18.a1_in1k", "resnet18.tv_in1k")}
+    assert of["resnet18"] == of["resnet18.a1_in1k"] == of["resnet18.tv_in1k"]
+    lite = [settings_of(name).beyond_shapes() for name in ("efficientnet_lite0", "tf_efficientnet_lite0")]
+    assert lite[0] != lite[1]
+
+
 def test_no_path_is_dropped_by_default():
     with torch.device("meta"):
         backbone = timm.create_model("swin_tiny_patch4_window7_224")

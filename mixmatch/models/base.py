@@ -42,6 +42,10 @@ class NetworkSettings(Settings):
         """Return the side in pixels of the images that the network was made for; None: any."""
         return None
 
+    def beyond_shapes(self) -> list[object]:
+        """Return what distinguishes networks whose weights have the same names and shapes."""
+        return []
+
 
 class Network(nn.Module, ABC):
     """A classifier of images.

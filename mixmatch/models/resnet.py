@@ -24,6 +24,10 @@ class ResNetSettings(NetworkSettings):
         """Return the usual name, with its layers counted, and the channels of the first group: ResNet-8-64."""
         return f"ResNet-{2 * sum(self.blocks) + 2}-{self.channels}"
 
+    def beyond_shapes(self) -> list[object]:
+        """Return the stride of the first convolution."""
+        return [self.stem_stride]
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions, each with BatchNorm, around a shortcut, which is a 1x1 one where the shape changes."""

@@ -65,6 +65,11 @@ class TimmSettings(NetworkSettings):
         """Return the side of the images that the weights were trained on."""
         return int(_pretrained_config(self.architecture).input_size[-1])
 
+    def beyond_shapes(self) -> list[object]:
+        """Return the architecture, which says how layers pad, and the scale of the input, which its weights say."""
+        config = _pretrained_config(self.architecture)
+        return [self.architecture.partition(".")[0], config.mean, config.std]
+
 
 def import_timm() -> Any:  # noqa: ANN401 - a module without types
     """Import timm.

@@ -19,7 +19,7 @@ from mixmatch.errors import UserError
 from mixmatch.evaluation import effective_num_classes
 from mixmatch.inference import load_model
 from mixmatch.methods import METHODS
-from mixmatch.models import Network, NetworkSettings
+from mixmatch.models import NetworkSettings
 from mixmatch.pseudo_labels.stage import PseudoLabelStage
 from mixmatch.pseudo_labels.start import StageStart, check_stage
 from mixmatch.runs.directory import RunDirectory
@@ -278,22 +278,14 @@ def load_weights(
         UserError: if there are no weights, they are of another network, or a layer without them would be frozen.
     """
 
-    def hidden_parts(network: Network, settings: NetworkSettings) -> list[object]:
-        """Return what shapes do not show: padding and the like, a stride, the scale of the input."""
-        architecture = getattr(settings, "architecture", "").partition(".")[0]
-        saved = network.state_dict().keys()
-        others = [buffer.tolist() for name, buffer in network.named_buffers() if name not in saved]
-        return [architecture, getattr(settings, "stem_stride", None), *others]
-
     def read() -> tuple[dict[str, Tensor], list[str], list[object]]:
         try:
             model = load_model(source)
         except UserError as error:
             raise UserError(f"init_from: {error}") from None
-        return model.network.state_dict(), model.classes, hidden_parts(model.network, model.settings)
+        return model.network.state_dict(), model.classes, model.settings.beyond_shapes()
 
-    weights, source_classes, source_hidden = distributed.broadcast_from_main(read)
-    hidden = hidden_parts(trainer.model, settings)
+    weights, source_classes, source_beyond = distributed.broadcast_from_main(read)
     ours = trainer.model.state_dict()
     last_layer = {f"dense.{name}" for name in trainer.model.dense.state_dict()}
     fitting = {
@@ -304,7 +296,7 @@ def load_weights(
     others = [name for name in ours if name not in fitting]
     depths = trainer.model.layer_depths() if settings.freeze_layers else {}
     frozen = [name for name in others if depths.get(name, settings.freeze_layers) < settings.freeze_layers]
-    if ours.keys() != weights.keys() or len(others) > len(ours) // 2 or hidden != source_hidden:
+    if ours.keys() != weights.keys() or len(others) > len(ours) // 2 or source_beyond != settings.beyond_shapes():
         raise UserError(f"init_from: {source} is of another network; use the same model.* settings")
     if frozen:
         raise UserError(f"model.freeze_layers: freezes {frozen[0]}, which init_from does not have; set it to 0")

@@ -310,8 +310,8 @@ def _locate(index: FolderIndex, rows: dict[str, LabelRow], labels_file: Path) ->
 
 def picture_suffixes() -> set[str]:
     """Return the endings of the names of files that Pillow can read, ``.png`` and the like."""
-    kinds = {*Image.OPEN, "MPO"}  # which is opened as JPEG
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds}
+    suffixes = Image.registered_extensions()  # before Image.OPEN is read: it loads Pillow's plug-ins
+    return {suffix for suffix, kind in suffixes.items() if kind in Image.OPEN or kind == "MPO"}  # opened as JPEG
 
 
 def _find_by_labels(index: FolderIndex, rows: dict[str, LabelRow], labels_file: Path) -> FoundFiles:
