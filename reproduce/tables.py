@@ -111,7 +111,7 @@ class RunSpec:
         config = build_config({**stored, "name": self.config.name})
         if self.parent is None:
             return differing_keys(config, self.config, WITHOUT_EFFECT)
-        settings, start_step = self.parent.config.train, config.train.steps - config.pseudo_label.steps
+        settings, start_step = self.parent.config.train, config.train.steps - (config.pseudo_label.steps or 0)
         expected = stage_config(self.config, settings.steps if settings.patience is None else start_step)
         keys = differing_pseudo_label_keys(config, expected, self.parent.config.method)
         return differing_keys(config, expected, WITHOUT_EFFECT) + keys

@@ -14,12 +14,13 @@ from PIL import Image
 
 from mixmatch.cli import pseudo_label, train
 from mixmatch.cli.common import import_file
-from mixmatch.config import PseudoLabelSettings
+from mixmatch.config import PseudoLabelSettings, build_config
 from mixmatch.data import DATASETS
 from mixmatch.data.split import Split
 from mixmatch.pseudo_labels.calibration import expected_calibration_error
 from mixmatch.pseudo_labels.rules import describe_selection, select, to_csv
 from mixmatch.pseudo_labels.stage import PseudoLabelStage
+from mixmatch.pseudo_labels.start import stage_config
 from mixmatch.runs.comparison import group_runs, read_run
 from mixmatch.runs.directory import LockedRun
 from mixmatch.runs.progress import Progress
@@ -192,6 +193,12 @@ def rows(path):
 
 def pseudo_labels(path):
     return final(path)[0]["pseudo.index"]
+
+
+@pytest.mark.parametrize(("steps", "of_stage"), [(300, 300), (1_048_576, 65_536)])
+def test_a_stage_is_as_long_as_its_run_by_default(steps, of_stage):
+    config = stage_config(build_config({"train": {"steps": steps}}), steps)
+    assert config.train.steps == steps + of_stage and config.pseudo_label.steps == of_stage
 
 
 @pytest.mark.slow

@@ -114,15 +114,16 @@ def plot_inputs(trainer: Trainer, classes: list[str]) -> bytes:
 def estimate_time(trainer: Trainer, config: Config, console: Console) -> None:
     """Try steps of the run, and of its pseudo-label stage if that has another method, and print how long all take."""
     stage, steps = config.pseudo_label, config.train.steps - trainer.step
-    if stage.enabled and stage.method is None:
-        steps += stage.steps
+    settings = stage_config(config, config.train.steps)
+    steps_of_stage = (settings.train.steps - config.train.steps) * stage.enabled
+    if stage.method is None:
+        steps += steps_of_stage
     console.print(measure(trainer, steps, config, console))
     if stage.enabled and stage.method is not None:
-        settings = stage_config(config, config.train.steps)
         method = make_stage_method(settings, trainer)
         parts = trainer.dataset, trainer.sampler, trainer.augmenter, trainer.model
         stage_trainer = Trainer(config.train, *parts, method, trainer.precision)
-        console.print(f"pseudo-label stage: {measure(stage_trainer, stage.steps, settings, console)}")
+        console.print(f"pseudo-label stage: {measure(stage_trainer, steps_of_stage, settings, console)}")
     memory = f"{peak_memory() / 1e9:.1f} GB"
     if trainer.device.type == "cuda":
         memory += f", and {torch.cuda.max_memory_reserved(trainer.device) / 1e9:.1f} GB on {trainer.device}"

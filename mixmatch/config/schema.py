@@ -118,7 +118,9 @@ class PseudoLabelSettings(Settings):
     )
     threshold: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="minimum confidence for select=threshold")
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="fraction of each class for select=top")
-    steps: Count = Field(65536, description="steps of the stage, after those of the run")
+    steps: Count | None = Field(
+        None, description="steps of the stage, after those of the run; null: as many again, up to 65,536"
+    )
     refresh_every: Count | None = Field(
         None, description="steps between selections, each among all unlabeled images; null: select once"
     )

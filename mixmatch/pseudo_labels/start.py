@@ -25,6 +25,7 @@ from mixmatch.runs.progress import Progress
 from mixmatch.runs.stage_results import StageResults
 
 SELECTION_KEYS = [f"pseudo_label.{name}" for name in ("select", "threshold", "fraction", "refresh_every")]
+MAX_DEFAULT_STEPS = 65_536
 OTHER_DIRECTORY = "use another pseudo_label.name (or --output-dir of pseudo_label.py)"
 
 
@@ -78,12 +79,13 @@ def stage_config(config: Config, start_step: int) -> Config:
         start_step: the parent's last step.
     """
     settings = config.pseudo_label
-    train = {"steps": start_step + settings.steps, "lr_schedule": settings.lr_schedule or config.train.lr_schedule}
+    steps = settings.steps or min(start_step, MAX_DEFAULT_STEPS)
+    train = {"steps": start_step + steps, "lr_schedule": settings.lr_schedule or config.train.lr_schedule}
     return config.model_copy(
         update={
             "method": settings.method or config.method,
             "train": config.train.model_copy(update=train),
-            "pseudo_label": settings.model_copy(update={"enabled": False, "name": None}),
+            "pseudo_label": settings.model_copy(update={"enabled": False, "name": None, "steps": steps}),
         }
     )
 
@@ -211,5 +213,5 @@ def check_stage(path: Path, stored: Config, config: Config, start_step: int, par
     differing = differing_pseudo_label_keys(stored, config, parent_method)
     if differing:
         raise UserError(f"{path}: is a stage with other settings: {', '.join(differing)}; {OTHER_DIRECTORY}")
-    if config.train.steps != start_step + stored.pseudo_label.steps:
+    if config.train.steps != start_step + (stored.pseudo_label.steps or 0):
         raise UserError(f"{path}: train.steps and pseudo_label.steps of a pseudo-label stage cannot be changed")
