@@ -237,7 +237,7 @@ def train_settings(**values):
     return build_config({"train": values}).train
 
 
-@pytest.mark.parametrize("architecture", ["test_vit", "test_resnet", "test_convnext"])
+@pytest.mark.parametrize("architecture", ["test_vit", "test_resnet", "test_convnext", "test_efficientnet"])
 def test_layer_decay_and_weight_decay_are_those_of_timm(architecture):
     from timm.optim import param_groups_layer_decay
 
@@ -265,8 +265,7 @@ def test_layer_decay_and_weight_decay_are_those_of_timm(architecture):
         name = name.removeprefix("backbone.")
         assert not name.startswith(f"{head}.")
         scale_of_theirs, decay_of_theirs = expected[name]
-        # timm counts the norm before its head as part of the last layer.
-        assert scale == pytest.approx(scale_of_theirs) or scale == pytest.approx(0.7 * scale_of_theirs), name
+        assert scale == pytest.approx(scale_of_theirs), name
         assert decay == decay_of_theirs, name
 
 

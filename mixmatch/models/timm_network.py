@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import torch
@@ -293,12 +294,10 @@ class TimmNetwork(Network):
         backbone: Any = self.backbone
         if not hasattr(backbone, "group_matcher"):
             return super().layer_depths()
-        depths: dict[str, int] = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
-        last = 1 + max(depths.values())
-        return {
-            name: last if name.startswith("dense.") else depths.get(name.removeprefix("backbone."), last - 1)
-            for name, _ in self.named_parameters()
-        }
+        names = {name.removeprefix("backbone."): name for name, _ in self.named_parameters()}
+        as_in_timm: Any = SimpleNamespace(named_parameters=lambda: names.items())
+        depths: dict[str, int] = group_parameters(as_in_timm, backbone.group_matcher(coarse=False), reverse=True)
+        return {names[name]: depth for name, depth in depths.items()}
 
     def has_weight_decay(self, name: str) -> bool:
         """Return whether weight decay applies to a parameter: not to those that timm excludes, such as positions."""
