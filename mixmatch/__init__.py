@@ -8,8 +8,8 @@
     print(results.test_accuracy, model.predict("image.png"))
 
 ``METHODS``, ``MODELS`` and ``DATASETS`` take methods, networks and data sets of your own; ``train`` takes a
-``Callback``, and raises ``UserError`` for what the user can fix, ``Stopped`` after a signal, ``Diverged`` if the loss
-does.
+``Callback``, and raises ``UserError`` for what the user can fix, ``Stopped`` after a signal, ``TimeUp`` after its
+deadline, ``Diverged`` if the loss does.
 """
 
 import importlib
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mixmatch.data import DATASETS as DATASETS
     from mixmatch.errors import Diverged as Diverged
     from mixmatch.errors import Stopped as Stopped
+    from mixmatch.errors import TimeUp as TimeUp
     from mixmatch.errors import UserError as UserError
     from mixmatch.inference import Classifier as Classifier
     from mixmatch.inference import load_model as load_model
@@ -40,6 +41,7 @@ _MODULES = {
     "Classifier": "mixmatch.inference",
     "Diverged": "mixmatch.errors",
     "Stopped": "mixmatch.errors",
+    "TimeUp": "mixmatch.errors",
     "UserError": "mixmatch.errors",
     "build_config": "mixmatch.config",
     "load_config": "mixmatch.config",

@@ -20,7 +20,7 @@ from mixmatch.data.weak_augmentation import to_float
 from mixmatch.distributed import SINGLE_PROCESS
 from mixmatch.errors import UserError, single_line
 from mixmatch.files import write_atomically
-from mixmatch.pseudo_labels.start import stage_config
+from mixmatch.pseudo_labels.start import check_stage_path, stage_config, stage_path
 from mixmatch.runs.directory import RunDirectory
 from mixmatch.runs.plots import TILE_PIXELS, class_label, plot_grid, to_png
 from mixmatch.training.build import make_stage_method
@@ -68,6 +68,8 @@ def check(config: Config, path: Path) -> None:
     with explain_out_of_memory(device, config):
         run = RunDirectory(path)
         stored_config(run, config)  # raises if the directory contains a run of another config
+        if config.pseudo_label.enabled:
+            check_stage_path(stage_path(path, config.pseudo_label), config)
         session = prepare(run, config, device, SINGLE_PROCESS, console)
         for line in session.messages:
             console.print(line)

@@ -49,7 +49,7 @@ class TrainSettings(Settings):
     )
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = Field(
         "adam",
-        description="adam (weight decay after its update, as the authors), adamw (before it, as timm), sgd (with "
+        description="adam (weight decay after its update, as the authors), adamw (PyTorch's, before it), sgd (with "
         "momentum and step decay) or muon (for convolutions, whose weights keep their norm; adam for the rest)",
     )
     lr: Positive = Field(0.002, description="learning rate")
@@ -154,7 +154,7 @@ class Config(Settings):
     init_from: PathText | None = Field(
         None,
         description="run directory, checkpoint file of a run, or model.safetensors, whose EMA weights initialize the "
-        "network",
+        "network, instead of pretrained ones",
     )
     data: DataSettings = DataSettings()
     model: NetworkSettings = NetworkSettings()

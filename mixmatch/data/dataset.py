@@ -38,8 +38,8 @@ class DataSettings(Settings):
     )
     num_validation: CountOrZero | Literal["auto"] = Field(
         0,
-        description="validation images, stratified as num_labeled; auto: one for every four of num_labeled; if that "
-        "is all, of each class 20% of the labels of the smallest; none if a class would keep fewer than 25",
+        description="validation images, stratified as num_labeled; auto: a quarter as many as num_labeled; if that is "
+        "all, from each class 20% of the labels of the smallest; none if fewer than 25 of a class would be left",
     )
     labeled_as_unlabeled: bool | Literal["auto"] = Field(
         "auto", description="use labeled images as unlabeled images too; auto: as the method's paper (not mixmatch)"

@@ -35,7 +35,7 @@ class WeakToStrong(Method[W]):
     descriptions: ClassVar = {
         "loss_labeled": "cross-entropy on labeled images",
         "loss_unlabeled": "weighted cross-entropy of strong views against the labels of weak views",
-        "label_weight": "mean weight of the pseudo-labels; with a threshold: the share of labels above it (mask rate)",
+        "label_weight": "mean weight of the pseudo-labels; with a threshold, the share above it (USB: util_ratio)",
     }
     num_views = 1
     labeled_as_unlabeled = True  # footnote 2

@@ -20,7 +20,9 @@ class FreeMatchSettings(WeakToStrongSettings):
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="lambda, decay of the running means")
     fairness: NonNegative = Field(
-        0.05, description="w_f, weight of the fairness loss; 0.01 in the paper for SVHN and the fewest labels"
+        0.05,
+        description="w_f, weight of the fairness loss; 0.01 in the paper for SVHN, and with the fewest labels of a "
+        "data set",
     )
     min_threshold: Annotated[float, Field(ge=0, le=1)] = Field(
         0, description="thresholds are at least this high; 0.9 in the paper for SVHN"

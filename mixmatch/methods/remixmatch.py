@@ -1,8 +1,8 @@
 """ReMixMatch: MixMatch with distribution alignment and augmentation anchoring.
 
 Berthelot et al., "ReMixMatch: Semi-Supervised Learning with Distribution Alignment and Augmentation Anchoring", ICLR
-2020, arXiv:1911.09785. Strong views come from RandAugment instead of CTAugment; docs/methods.md lists what else differs
-from the authors' code.
+2020, arXiv:1911.09785. Strong views come from RandAugment and Cutout instead of CTAugment; docs/methods.md lists what
+else differs from the authors' code.
 """
 
 from typing import Annotated, ClassVar

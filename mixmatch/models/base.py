@@ -27,8 +27,8 @@ class NetworkSettings(Settings):
     )
     freeze_layers: CountOrZero = Field(
         0,
-        description="layers from the input whose weights stay as they are: faster; a block of timm's is a layer; "
-        "of other networks, all but the last are one",
+        description="number of layers, from the input, that are not trained, which is faster; in networks of timm a "
+        "block is a layer, in others all but the last are one",
     )
     freeze_batch_norm: bool = Field(
         False, description="keep BatchNorm's running statistics as they are, and normalize with them in training too"
