@@ -13,9 +13,10 @@ STEPS = 50
 
 
 def make_trainer(distributed: DistributedContext) -> Trainer:
-    """Return a small trainer."""
-    sections = {"model": {"width": 0.5}, "train": {"batch_size": 8}, "mixmatch": {"ramp_up_steps": 5}}
-    return make_toy_trainer(distributed=distributed, **sections)
+    """Return a small trainer, by a method with a state and a layer of its own."""
+    method = {"num_strong_views": 1, "lambda_rotation": 0.5, "ramp_up_steps": 5, "alignment_window": 8}
+    sections = {"model": {"width": 0.5}, "train": {"batch_size": 8}, "remixmatch": method}
+    return make_toy_trainer(distributed=distributed, method="remixmatch", **sections)
 
 
 def gradients(model: torch.nn.Module) -> list[torch.Tensor]:

@@ -1,8 +1,13 @@
 """What a run prints: log records, whoever handles them, and how long it will take."""
 
 import math
+import os
+import pty
+import re
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 
 import pytest
 
@@ -32,6 +37,23 @@ class Careful(Callback):
 def run(name, quiet):
     mixmatch.train(mixmatch.load_config(None, {SMALL}), name, quiet=quiet, callbacks=[Careful()])
 """
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_a_progress_bar_below_the_lines(tmp_path, start):
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 100))
+    process = start(sys.executable, "main.py", "--run-dir", tmp_path / "run", *SMALL, stdout=end, stderr=end)
+    os.close(end)
+    printed = b""
+    with suppress(OSError):  # at its end
+        while part := os.read(terminal, 4096):
+            printed += part
+    os.close(terminal)
+    assert process.wait() == 0
+    lines = [line.rpartition("\r")[2] for line in printed.decode().split("\r\n")]
+    assert len([line for line in lines if re.match(r"step (6|12) of 12, loss ", line)]) == 2
+    assert re.search(r"\r *12/12 00:\d\d<00:00, val \d+\.\d\d%, test \d+\.\d\d% █+", printed.decode())
 
 
 def printed_by(script, folder):

@@ -14,7 +14,7 @@ import torch
 
 from mixmatch.config import build_config, load_config
 from mixmatch.data import load_data
-from mixmatch.distributed import DistributedContext, init_distributed
+from mixmatch.distributed import DistributedContext, explain_lost_process, init_distributed
 from mixmatch.errors import UserError
 from mixmatch.inference import load_model
 from mixmatch.runs.progress import Progress
@@ -167,6 +167,22 @@ def test_a_run_in_two_processes_resumes_after_a_kill_and_a_signal_and_in_one_pro
     data = load_data(load_config(tmp_path / "whole" / "config.yml").data, torch.device("cpu"))
     right = load_model(tmp_path / "whole").predict_probabilities(data.test_images).argmax(1) == data.test_labels
     assert results["processes"] == 2 and results["test_accuracy"] == pytest.approx(100 * right.float().mean().item())
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Connection closed by peer [127.0.0.1]:34567",
+        "Read error [127.0.0.1]:34567: Connection reset by peer",
+        "Timed out waiting 7200000ms for recv operation to complete",
+        "NCCL error: remote process exited or there was a network error",
+    ],
+)
+def test_a_lost_process_is_explained(message):
+    with pytest.raises(UserError, match="another process has ended; the same command"), explain_lost_process():
+        raise RuntimeError(message)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), explain_lost_process():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
 def test_processes_that_read_different_images_are_an_error():

@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
+from torch import nn
 
+from mixmatch import evaluation
 from mixmatch.cli.prediction_table import describe_accuracy
+from mixmatch.data import stored_images
+from mixmatch.data.stored_images import StoredImages
 from mixmatch.evaluation import (
     balanced_accuracy,
     class_recalls,
@@ -15,6 +19,7 @@ from mixmatch.evaluation import (
 )
 from mixmatch.methods.base import Loss
 from mixmatch.training.metrics import RunningMetrics
+from tests.helpers import CPU
 
 
 def test_predictions_are_compared_with_the_true_classes():
@@ -28,6 +33,22 @@ def test_predictions_are_compared_with_the_true_classes():
 
 def test_the_loss_of_a_class_without_probability_is_finite():
     assert 80 < evaluate_predictions(torch.tensor([[1.0, 0.0]]), torch.tensor([1])).loss < 100
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_images_of_several_batches_keep_their_order(monkeypatch, tmp_path, stored):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 1), np.uint8)
+    (tmp_path / "pixels").write_bytes(pixels.tobytes())
+    images, rows = torch.from_numpy(pixels), np.arange(40)
+    if stored:
+        images = StoredImages(tmp_path / "pixels", rows, (4, 4, 1), np.zeros((40, 16), np.uint8))
+    monkeypatch.setitem(evaluation.BATCH_PIXELS, "cpu", 3 * 16)
+    monkeypatch.setattr(stored_images, "BYTES_AT_ONCE", 7 * 16)
+    expected = torch.from_numpy(pixels.reshape(40, 16)).float() / 127.5 - 1
+    torch.testing.assert_close(evaluation.compute_outputs(nn.Flatten(), images, CPU), expected)
+    index = torch.tensor([39, 0, 5, 5, 7, 20, 21])
+    torch.testing.assert_close(evaluation.compute_outputs(nn.Flatten(), images, CPU, index), expected[index])
+    assert np.array_equal(stored_images.to_memory(images, CPU).numpy(), pixels)
 
 
 def test_balanced_accuracy_is_that_of_scikit_learn():

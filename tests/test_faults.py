@@ -117,21 +117,12 @@ def test_ctrl_c_before_training_and_a_second_ctrl_c_end_in_one_line(tmp_path, mo
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda path: path.write_bytes(path.read_bytes()[:-100]),
-        lambda path: path.write_bytes(path.read_bytes()[:5000] + b"\x01\x02" + path.read_bytes()[5002:]),
-        lambda path: path.write_bytes(b""),
-    ],
-    ids=["truncated", "changed bytes", "empty"],
-)
-def test_a_corrupt_checkpoint_is_skipped(whole, tmp_path, capsys, spoil):
+def test_a_corrupt_checkpoint_is_skipped(whole, tmp_path, capsys):
     path = tmp_path / "run"
     shutil.copytree(whole, path)
     (path / "results.json").unlink()
     newest = checkpoints(path)[-1]
-    spoil(newest)
+    newest.write_bytes(newest.read_bytes()[:5000] + b"\x01\x02" + newest.read_bytes()[5002:])
     assert run(path, "train.steps=40") == 0
     error = capsys.readouterr().err
     assert error.count(f"warning: {newest.name}") == 1 and "continuing from step 36" in error
@@ -217,9 +208,17 @@ def test_a_weight_that_is_not_finite_stops_within_a_logging_interval(tmp_path, m
     assert run(tmp_path / "run") == 0
 
 
-def test_out_of_memory_names_what_to_lower(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore lines"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:128] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_names_what_to_lower(tmp_path, monkeypatch, capsys, error):
     def full(self):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore lines")
+        raise error
 
     monkeypatch.setattr(Trainer, "train_step", full)
     assert run(tmp_path / "run") == 2

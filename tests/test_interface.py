@@ -194,14 +194,6 @@ def test_threads_build_the_same_initial_weights_as_alone():
             assert all(torch.equal(state[name], value) for name, value in alone[seed].items())
 
 
-@pytest.mark.slow
-def test_a_pseudo_label_stage_follows_if_the_config_enables_it(tmp_path):
-    settings = ["pseudo_label.enabled=true", "pseudo_label.select=top", "pseudo_label.steps=4"]
-    results = mixmatch.train(mixmatch.load_config(None, [*SMALL, *settings]), tmp_path / "run", quiet=True)
-    assert results.steps == 16 and results.pseudo_label.start_step == 12
-    assert (tmp_path / "run" / "results.json").exists() and (tmp_path / "run-top-0.1" / "results.json").exists()
-
-
 def count_trainers():
     gc.collect()
     return sum(type(thing) is Trainer for thing in gc.get_objects())

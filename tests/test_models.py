@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18
 
@@ -110,19 +109,6 @@ def test_running_statistics_change_only_when_asked(make):
     network(x, num_batches=2, update_statistics=False)
     network.eval()(x)
     assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
-
-
-def test_first_shortcut_takes_the_activated_input():
-    torch.manual_seed(0)
-    network = wide_resnet(10, 1, 4).eval()
-    first, second = network.blocks[0], network.blocks[1]
-    assert first.activate_shortcut and not second.activate_shortcut
-    # With a silent residual branch a block is its shortcut.
-    nn.init.zeros_(first.conv2.weight), nn.init.zeros_(second.conv2.weight)
-    x = torch.randn(2, 16, 8, 8)
-    active = F.leaky_relu(first.bn1(x), 0.1)
-    torch.testing.assert_close(first(x, 1, False), active)
-    torch.testing.assert_close(second(x, 1, False), second.shortcut(x))
 
 
 @pytest.mark.slow

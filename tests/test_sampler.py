@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mixmatch.data.dataset import DataSettings
 from mixmatch.data.sampler import Sampler, balanced_stream, shuffled_stream, step_seed
-from mixmatch.data.split import Split, allocate_labels, hold_out_test, read_split
+from mixmatch.data.split import allocate_labels, hold_out_test, read_split
 from mixmatch.errors import UserError
 from tests.factories import data_of_labels, make_toy_trainer, split_of, toy_data
 
@@ -256,10 +256,6 @@ def test_every_image_is_drawn_equally_often_without_dropping_any():
 
 def test_seeds_and_steps_differ():
     assert len({step_seed(seed, step) for seed in range(10) for step in range(1000)}) == 10000
-
-
-def test_split_is_plain_data():
-    assert Split(**json.loads(split().to_json())) == split()
 
 
 def with_test(num_test, labels=LABELS, **more):

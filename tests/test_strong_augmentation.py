@@ -22,7 +22,7 @@ from mixmatch.data.strong_augmentation import (
     sample_strong_params,
     strong_augment,
 )
-from mixmatch.data.weak_augmentation import to_float
+from mixmatch.data.weak_augmentation import weak_augment
 from tests.factories import make_toy_trainer
 
 PILLOW = {
@@ -37,6 +37,10 @@ PILLOW = {
     "solarize": lambda image, value: ImageOps.solarize(image, int(value)),
 }
 GEOMETRIC = [name for name in OPERATIONS if name not in PILLOW]
+# Table 12 of FixMatch's paper. Posterize keeps 4 to 8 bits, each as often: rounded down from these.
+RANGES = dict.fromkeys(("brightness", "color", "contrast", "sharpness"), (0.05, 0.95))
+RANGES |= {"posterize": (4, 9), "solarize": (0, 256), "rotate": (-30, 30)}
+RANGES |= dict.fromkeys(("shear_x", "shear_y", "translate_x", "translate_y"), (-0.3, 0.3))
 
 
 def seeded(seed=0):
@@ -54,7 +58,7 @@ def apply(name, levels, amount):
 
 
 def value_of(name, amount):
-    low, high = OPERATIONS[name]
+    low, high = RANGES.get(name, (0, 0))
     return low + amount * (high - low)
 
 
@@ -73,18 +77,6 @@ def test_pointwise_operations_are_pillows_within_a_gray_level(name, pixels, amou
     if name in ("identity", "equalize", "posterize", "solarize"):
         assert difference.max() == 0
     assert torch.equal(ours, ours.round()) and ours.min() >= 0 and ours.max() <= 255
-
-
-@pytest.mark.parametrize("name", [name for name in PILLOW if name != "identity"])
-def test_pointwise_operations_on_a_photograph_like_picture(name):
-    rows, columns = np.mgrid[:32, :32]
-    pixels = np.stack([40 + 5 * rows, 60 + 3 * columns, 90 + 2 * (rows + columns) % 100], axis=2).astype(np.uint8)
-    for amount in (0.0, 0.3, 0.7):
-        expected = to_levels(np.asarray(PILLOW[name](Image.fromarray(pixels), value_of(name, amount))))
-        ours = apply(name, to_levels(pixels), amount)
-        assert (ours - expected).abs().max() <= 1
-        assert name == "equalize" or (ours != expected).float().mean() < 0.5
-    assert not torch.equal(apply(name, to_levels(pixels), 0.0), to_levels(pixels))
 
 
 def torchvisions(name, levels, value):
@@ -109,7 +101,7 @@ def test_geometric_operations_are_torchvisions(name, channels, amount):
     value = value_of(name, amount)
     if name.startswith("translate"):  # theirs are whole pixels
         value = round(value * 20) / 20
-        low, high = OPERATIONS[name]
+        low, high = RANGES[name]
         amount = (value - low) / (high - low)
     difference = (apply(name, levels, amount) - torchvisions(name, levels, value)).abs()
     assert difference.max() <= 0.51  # ours are rounded
@@ -152,11 +144,6 @@ def test_strong_views_are_operations_and_a_cutout(num_operations):
         assert torch.equal(y, strong_augment(x, drawn))
 
 
-def test_strong_views_of_one_image_differ():
-    x = (torch.rand(1, 1, 16, 16, generator=seeded()) * 2 - 1).expand(50, 1, 16, 16)
-    assert len(strong_augment(x, sample_strong_params(50, 2, seeded(1))).flatten(1).unique(dim=0)) == 50
-
-
 def test_cutout_blanks_squares_of_up_to_half_the_side():
     blank = cutout(torch.ones(4000, 1, 32, 32), sample_strong_params(4000, 2, seeded()).cutout) < 0.5
     side = blank.any(dim=3).sum(dim=2).float()
@@ -168,16 +155,16 @@ def test_cutout_blanks_squares_of_up_to_half_the_side():
 
 def test_views_are_of_their_images_and_strong_ones_are_strong():
     images = torch.randint(0, 256, (9, 8, 8, 3), generator=seeded(), dtype=torch.uint8)
-    augmenter = Augmenter(8, flip=False, settings=DataSettings(crop_padding=0, strong_operations=3))
+    augmenter = Augmenter(8, flip=True, settings=DataSettings(crop_padding=2, strong_operations=3))
     x_index, u_index = torch.tensor([4, 2]), torch.tensor([7, 0, 3])
     params = augmenter.sample(2, 2 * 3, 2 * 3, seeded(), strong_labeled=True)
     x, u, u_strong = augmenter.apply(images, x_index, u_index, params)
-    assert params.u_strong[1].operation.shape == (3, 6)
-    plain = to_float(images)
-    assert torch.equal(u, plain[u_index].expand(2, -1, -1, -1, -1))
-    torch.testing.assert_close(x, strong_augment(plain[x_index], params.x_strong))
-    strong = strong_augment(plain[u_index].repeat(2, 1, 1, 1), params.u_strong[1])
-    torch.testing.assert_close(u_strong.flatten(0, 1), strong)
+    weak, strong = params.u_strong
+    assert strong.operation.shape == (3, 6) and not torch.equal(weak.left, params.u.left)
+    twice = u_index.repeat(2)
+    assert torch.equal(u.flatten(0, 1), weak_augment(images, twice, params.u, 2))
+    assert torch.equal(x, strong_augment(weak_augment(images, x_index, params.x, 2), params.x_strong))
+    assert torch.equal(u_strong.flatten(0, 1), strong_augment(weak_augment(images, twice, weak, 2), strong))
     for method, expected in (("remixmatch", True), ("fixmatch", False)):
         assert (make_toy_trainer(method=method)._sample()[0].x_strong is not None) == expected
 
