@@ -169,54 +169,69 @@ def test_the_page_has_what_is_to_be_labeled_and_all_labels(trained, tmp_path, ca
         (root / "labels.csv").unlink()
 
 
+@pytest.mark.parametrize(
+    ("settings", "num_validation", "num_test", "here", "elsewhere"),
+    [
+        ([], 0, 0, "init_from=RUN", "init_from=RUN"),
+        ([], 2, 5, "init_from=RUN", "init_from=RUN"),
+        (["data.num_labeled=30", "init_from=OLD"], 0, 0, "data.num_labeled=all init_from=RUN", None),
+        (["data.split_file=split.json"], 0, 0, "data.split_file=null init_from=RUN", None),
+        # With more labels, images are sampled for validation on which the run may have trained.
+        (["data.num_validation=auto"], 0, 0, "", ""),
+        (["data.num_validation=auto"], 2, 0, "init_from=RUN", "init_from=RUN"),
+        (["data.num_validation=auto", "init_from=OLD"], 0, 0, "init_from=null", "init_from=null"),
+        (["data.num_test=0.2"], 0, 0, "", ""),
+        # A folder that has what the run sampled, or has no such number.
+        (["data.num_test=0.2"], 0, 5, "data.num_test=0", "data.num_test=0"),
+        (["data.num_validation=3"], 0, 0, "", "data.num_validation=auto"),
+        (["data.num_validation=3"], 2, 0, *["data.num_validation=auto init_from=RUN"] * 2),
+        (["data.num_validation=3", "train.patience=9"], 0, 0, "", "data.num_validation=auto train.patience=null"),
+    ],
+)
+def test_the_next_run_changes_what_no_longer_fits(tmp_path, settings, num_validation, num_test, here, elsewhere):
+    settings = ["data.dataset=folder", f"data.root={tmp_path}", "data.num_labeled=all", *settings]
+    files = [Path("x")] * (10 + num_validation + num_test)
+    index = FolderIndex(tmp_path, files=files, num_train=10 + num_validation, num_validation=num_validation)
+    for root, expected in ((tmp_path, here), (tmp_path / "other", elsewhere)):
+        found = label.next_settings(load_config(None, settings), Path("RUN"), 12, root, index)
+        assert found[:2] == [f"data.root={root}", "data.labels=labels.csv"]
+        assert expected is None or found[2:] == expected.split()
+
+
+def test_the_run_after_one_on_another_data_set(tmp_path):
+    config = load_config("digits", ["data.num_labeled=20"])
+    found = label.next_settings(config, Path("RUN"), 8, tmp_path, FolderIndex(tmp_path))
+    changed = ["data.dataset=folder", "data.image_size=8", "data.num_labeled=all", "data.num_validation=auto"]
+    assert found[2:] == [*changed, "init_from=RUN"]
+
+
 @pytest.mark.slow
-def test_the_printed_command_fits_the_run(trained, tmp_path, capsys):
+def test_the_printed_command_names_the_run_and_what_it_needs(trained, tmp_path, capsys):
     run, root = trained / "runs" / "first", trained / "photos"
 
     def command_of(run, *arguments):
         assert label.main([str(run), "--output", str(tmp_path / "label.html"), *arguments]) == 0
         return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("3. "))
 
-    sampled = tmp_path / "photos"
-    shutil.copytree(root, sampled)
-    shutil.rmtree(sampled / "val")
-    # Too few labels to sample validation images now, but not with those to come.
-    settings = [*SETTINGS, "data.num_validation=auto", f"data.root={sampled}"]
-    assert train.main(["--run-dir", str(tmp_path / "auto"), *settings]) == 0
-    assert "init_from" not in command_of(tmp_path / "auto") and "init_from" in command_of(run)
-    counted = [*SETTINGS, "data.num_validation=3", "train.patience=9", f"data.root={sampled}"]
-    assert train.main(["--run-dir", str(tmp_path / "counted"), *counted]) == 0
-    elsewhere = shutil.copytree(sampled, tmp_path / "elsewhere")
-    assert "data.num_validation=auto train.patience=null" in command_of(tmp_path / "counted", str(elsewhere))
-    for arguments in ((), (str(sampled),)):
-        assert "num_validation" not in command_of(tmp_path / "counted", *arguments)
-    (tmp_path / "auto" / "config.yml").write_text(
-        (tmp_path / "auto" / "config.yml").read_text().replace("init_from: null", "init_from: elsewhere")
-    )
-    (sampled / "unlabeled" / "broken.png").write_text("")
-    assert "init_from=null data.skip_unreadable=true" in command_of(tmp_path / "auto")
-    plugin = tmp_path / "plugin.py"
+    plugin, damaged = tmp_path / "plugin.py", tmp_path / "photos"
     plugin.write_text("")
-    name = load_config(run / "config.yml").name or "first"
-    assert command_of(run, "--import", str(plugin)).endswith(f"name={name}-labeled --import {plugin}")
+    assert command_of(run, "--import", str(plugin)).endswith(f"name=first-labeled --import {plugin}")
+    shutil.copytree(root, damaged)
+    (damaged / "unlabeled" / "broken.png").write_text("")
+    assert "data.skip_unreadable=true" in command_of(run, str(damaged))
+    stage = tmp_path / "stage"
+    assert pseudo_label.main(["--run-dir", str(run), "--output-dir", str(stage), "pseudo_label.steps=2"]) == 0
+    assert command_of(stage).startswith(f"3. Train the run that {stage} continued, with data.root={root} ")
+
+
+def test_a_run_that_is_labeled_again_gets_another_name(tmp_path):
     config, newest = load_config(None, ["method=softmatch", "name=x"]), tmp_path / "x-softmatch-seed1"
-    for expected in ("x-labeled", "x-labeled-2", "x-labeled-3"):  # a run that is labeled again and again
+    for expected in ("x-labeled", "x-labeled-2", "x-labeled-3"):
         assert label.free_name(config, newest) == expected
         config = config.model_copy(update={"name": expected})
         newest = tmp_path / config.run_name()
         newest.mkdir()
     assert label.free_name(config.model_copy(update={"name": None}), tmp_path / "grün 1-seed1") == "gr-n-1-labeled"
-    # A folder that has what the run sampled.
-    shutil.rmtree(sampled / "test")
-    (sampled / "unlabeled" / "broken.png").unlink()
-    settings = [*SETTINGS, "data.num_validation=3", "data.num_test=3", f"data.root={sampled}"]
-    assert train.main(["--run-dir", str(tmp_path / "sampled"), *settings]) == 0
-    assert "data.num_" not in command_of(tmp_path / "sampled")
-    printed = command_of(tmp_path / "sampled", str(root))
-    assert "data.num_test=0 data.num_validation=auto" in printed
-    stage = tmp_path / "stage"
-    assert pseudo_label.main(["--run-dir", str(run), "--output-dir", str(stage), "pseudo_label.steps=2"]) == 0
-    assert command_of(stage).startswith(f"3. Train the run that {stage} continued, with data.root={root} ")
 
 
 @pytest.mark.slow

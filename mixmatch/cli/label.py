@@ -13,6 +13,7 @@ from mixmatch.errors import UserError
 
 if TYPE_CHECKING:
     from mixmatch.config import Config
+    from mixmatch.data.folder.index import FolderIndex
 
 
 def make_parser() -> Parser:
@@ -76,16 +77,10 @@ def write_label_page(options: Namespace) -> None:
     run = RunDirectory(options.run)
     config = run.read_config()
     settings = config.data
-    train = [f"data.labels={LABELS_FILE}"]  # what the next run changes
-    if settings.num_labeled != "all":
-        train.append("data.num_labeled=all")
-    if settings.split_file is not None:
-        train.append("data.split_file=null")
     if not isinstance(settings, FolderSettings):
         if options.folder is None:
             raise UserError(f"{options.run}: was not trained on a folder of pictures; give a FOLDER")
         settings = FolderSettings(dataset="folder")
-        train += ["data.dataset=folder", f"data.image_size={run.read_images().size}"]
     device = choose_device(build_config({"device": options.device}, "--device").device)
     with explain_out_of_memory(device):
         model = load_model(options.run, str(device), options.best)
@@ -119,26 +114,13 @@ def write_label_page(options: Namespace) -> None:
     review = f", {len(labeled)} labeled ones to review ({doubtful})" if labeled else ""
     print(f"{options.output}: {chosen} of {selection.num_unlabeled} unlabeled pictures{review}, {size / 1e6:.1f} MB")
     replaced = "; it replaces the one there, whose labels it has" if (root / LABELS_FILE).exists() else ""
-    train.insert(0, f"data.root={root}")
-    has_test = len(index.files) > index.num_train
-    if settings.num_test and (has_test or index.num_validation):
-        train.append("data.num_test=0")
-    elsewhere = options.folder is not None and root.resolve() != own
-    if config.data.num_validation not in (0, "auto") and (elsewhere or index.num_validation):
-        train.append("data.num_validation=auto")
-    if elsewhere and config.train.patience is not None and not index.num_validation:
-        train.append("train.patience=null")
-    # With more labels, other images are sampled for validation and testing; this run may have trained on them.
-    if not settings.num_test and (index.num_validation or not settings.num_validation):
-        train.append(f"init_from={options.run}")
-    elif config.init_from is not None:
-        train.append("init_from=null")
+    train = next_settings(config, options.run, model.spec.size, root, index)
     if decoded.unreadable and not settings.skip_unreadable:
         train.append("data.skip_unreadable=true")
     train.append(f"name={free_name(config, options.run)}")
     for path in options.imports:
         train += ["--import", str(path)]
-    if elsewhere:
+    if own != root.resolve():
         print(f"note: this is for training on {root} alone, without the images of {options.run}")
     print(f"1. Open it in a browser, label, and save {LABELS_FILE}.")
     print(f"2. Move {LABELS_FILE} to {root}{replaced}.")
@@ -147,6 +129,39 @@ def write_label_page(options: Namespace) -> None:
         print(f"3. Train the run that {options.run} continued, with {shlex.join(train)}; then this stage.")
     else:
         print(f"3. {command_line('train')} {shlex.join(['--config', str(run.config_file), *train])}")
+
+
+def next_settings(config: "Config", run: Path, image_size: int, root: Path, index: "FolderIndex") -> list[str]:
+    """Return what a run on the labeled pictures sets otherwise than the run before, as ``key=value``.
+
+    Args:
+        config: of the run before.
+        run: its directory.
+        image_size: of its images.
+        root: folder of the pictures.
+        index: of the folder.
+    """
+    from mixmatch.data.folder.settings import FolderSettings
+    from mixmatch.labeling.selection import LABELS_FILE
+
+    data, has_validation = config.data, index.num_validation > 0
+    of_folder = isinstance(data, FolderSettings)
+    elsewhere = not of_folder or root.resolve() != Path(data.root).resolve()
+    has_test = len(index.files) > index.num_train
+    # With more labels, other images are sampled for validation and testing; the run before may have trained on them.
+    may_continue = not of_folder or (not data.num_test and (has_validation or not data.num_validation))
+    settings = {
+        "data.dataset=folder": not of_folder,
+        f"data.image_size={image_size}": not of_folder,
+        "data.num_labeled=all": data.num_labeled != "all",
+        "data.split_file=null": data.split_file is not None,
+        "data.num_test=0": data.num_test and (has_test or has_validation),
+        "data.num_validation=auto": data.num_validation not in (0, "auto") and (elsewhere or has_validation),
+        "train.patience=null": config.train.patience is not None and elsewhere and not has_validation,
+        f"init_from={run}": may_continue,
+        "init_from=null": not may_continue and config.init_from is not None,
+    }
+    return [f"data.root={root}", f"data.labels={LABELS_FILE}", *(text for text, needed in settings.items() if needed)]
 
 
 def free_name(config: "Config", run: Path) -> str:
