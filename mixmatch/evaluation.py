@@ -54,7 +54,8 @@ def compute_outputs(
     # Shares have equal sizes: the last image is repeated where the last share would be smaller.
     padded_size = -(-len(index) // distributed.world_size) * distributed.world_size
     padded = torch.cat([index, index[-1:].expand(padded_size - len(index))])
-    batch_size = max(1, BATCH_PIXELS[device.type] // (images.shape[1] * images.shape[2]))
+    pixels = BATCH_PIXELS.get(device.type, BATCH_PIXELS["cpu"])
+    batch_size = max(1, pixels // (images.shape[1] * images.shape[2]))
     training = model.training
     model.eval()
     try:

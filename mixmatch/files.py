@@ -28,8 +28,6 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     """Turn an OSError on writing ``path`` (disk full, no permission, ...) into a UserError."""
     try:
         yield
-    except BrokenPipeError:  # path is a pipe without a reader, such as /dev/stdout: the command ends silently
-        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 

@@ -20,8 +20,7 @@ from mixmatch.config import PseudoLabelSettings, build_config
 from mixmatch.data import DATASETS, load_data
 from mixmatch.data.split import Split
 from mixmatch.inference import load_model
-from mixmatch.pseudo_labels.calibration import expected_calibration_error
-from mixmatch.pseudo_labels.rules import describe_selection, select, to_csv
+from mixmatch.pseudo_labels.rules import describe_selection, expected_calibration_error, select, to_csv
 from mixmatch.pseudo_labels.stage import PseudoLabelStage
 from mixmatch.pseudo_labels.start import stage_config
 from mixmatch.runs.comparison import group_runs, read_run

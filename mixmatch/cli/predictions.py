@@ -12,10 +12,8 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -65,18 +63,6 @@ def check_inputs(images: Sequence[Path], outputs: Outputs) -> None:
                 raise UserError(f"--copy-by-class: {outputs.copies} must be outside the input folder {path}")
 
 
-def check_outputs(outputs: Outputs, classes: Sequence[str]) -> None:
-    """Raise UserError if the copies cannot be written. They are needed when the table is complete."""
-    if outputs.copies is not None:
-        folder = next(path for path in (outputs.copies, *outputs.copies.absolute().parents) if path.exists())
-        with explain_os_errors(outputs.copies), TemporaryFile(dir=folder):
-            pass
-        for name in classes:
-            path = class_folder(outputs.copies, name)
-            if path.exists() and not path.is_dir():
-                raise UserError(f"--copy-by-class: {path} is a file; remove it, or choose another folder")
-
-
 def write_predictions(
     model: Classifier,
     images: Sequence[Path],
@@ -98,27 +84,19 @@ def write_predictions(
         Stopped: after a signal; the same command continues.
     """
     start = time.monotonic()
-    check_outputs(outputs, model.classes)
+    if outputs.table.exists() and not outputs.table.is_file():
+        raise UserError(f"--output: {outputs.table} is not a file; give another name for the CSV file")
     files = list(progress_bar(find_files(images, model.classes, outputs.table), desc="listing"))
     if not files:
         raise UserError(f"{', '.join(map(str, images[:3]))}: no files found; give files or folders of pictures")
-    is_pipe = outputs.table.exists() and not outputs.table.is_file()  # or a device, such as /dev/stdout
-    if is_pipe:
-        num_new = len(files)
-        with explain_os_errors(outputs.table), open(outputs.table, "wb") as table:
-            rows = itertools.chain.from_iterable(predict_in_batches(model, files))
-            summary = write_table(table, rows, model.classes, outputs.min_confidence)
-        write_copies(model, files, summary, outputs)
-    else:
-        num_new, summary = predict_with_part_file(model, files, outputs)
-    with redirect_stdout(sys.stderr if is_pipe else sys.stdout):
-        print_summary(files, summary, model.classes, trained_on, knows_all)
-        if not summary.num_images:
-            raise UserError(f"no image could be read; see the column problem in {outputs.table}")
-        rate = f", {num_new / max(time.monotonic() - start, 1e-9):.0f} per second" * bool(num_new)
-        print(f"{summary.num_images} image{'s' * (summary.num_images != 1)} classified{rate}: {outputs.table}")
-        if outputs.copies is not None:
-            print(f"copies by class: {outputs.copies}")
+    num_new, summary = predict_with_part_file(model, files, outputs)
+    print_summary(files, summary, model.classes, trained_on, knows_all)
+    if not summary.num_images:
+        raise UserError(f"no image could be read; see the column problem in {outputs.table}")
+    rate = f", {num_new / max(time.monotonic() - start, 1e-9):.0f} per second" * bool(num_new)
+    print(f"{summary.num_images} image{'s' * (summary.num_images != 1)} classified{rate}: {outputs.table}")
+    if outputs.copies is not None:
+        print(f"copies by class: {outputs.copies}")
 
 
 def predict_with_part_file(model: Classifier, files: Sequence[ListedFile], outputs: Outputs) -> tuple[int, Summary]:
@@ -223,26 +201,18 @@ def write_copies(model: Classifier, files: Sequence[ListedFile], summary: Summar
         UserError: if they cannot be written.
     """
     if outputs.copies is not None:
-        copies = set[Path]()
         for file, label in progress_bar(zip(files, summary.labels, strict=True), len(files), desc="copying"):
             if label not in (UNREADABLE, UNCERTAIN):
-                copies.add(copy_to_class_folder(outputs.copies, model.classes[label], Path(file.path)))
-        found = {path for name in model.classes for path in class_folder(outputs.copies, name).glob("[!.]*")}
-        if others := len(found - copies):
-            files_there = f"{others} other file{'s' * (others > 1)}"
-            print(f"note: {outputs.copies} also has {files_there}, such as copies by another network", file=sys.stderr)
+                copy_to_class_folder(outputs.copies, model.classes[label], Path(file.path))
 
 
-def copy_to_class_folder(folder: Path, name: str, file: Path) -> Path:
+def copy_to_class_folder(folder: Path, name: str, file: Path) -> None:
     """Copy a file into the folder of its class, unless that has the copy. If the name is taken, it gets a number.
 
     Args:
         folder: holds the folders of the classes.
         name: of the class.
         file: the original.
-
-    Returns:
-        The copy.
 
     Raises:
         UserError: if it cannot be read or written.
@@ -254,7 +224,7 @@ def copy_to_class_folder(folder: Path, name: str, file: Path) -> Path:
             if not target.exists():
                 break
             if filecmp.cmp(file, target, shallow=False):
-                return target
+                return
             target = target.with_name(f"{file.stem}-{number}{file.suffix}")
         temporary = target.with_name(f".{os.getpid()}.tmp")  # a killed command leaves no incomplete copy
         try:
@@ -263,7 +233,6 @@ def copy_to_class_folder(folder: Path, name: str, file: Path) -> Path:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    return target
 
 
 def class_folder(folder: Path, name: str) -> Path:

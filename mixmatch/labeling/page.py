@@ -48,7 +48,7 @@ def write_page(page: Path, selection: Selection, folder: Path, decoding: Decodin
                 "file": csv_path(item.path),
                 "id": digest(item.file.read_bytes()),  # tells another picture of the same name
                 "name": single_line(item.path),
-                "url": quote(Path(os.path.relpath(item.file, page.parent)).as_posix()),
+                "url": quote(os.fsencode(Path(os.path.relpath(item.file, page.parent)).as_posix())),
                 "guess": item.guess,
                 "confidence": round(item.confidence, 4),
                 "label": item.label,

@@ -1,4 +1,4 @@
-"""Which predictions become pseudo-labels, and how many of these are correct."""
+"""Which predictions become pseudo-labels, how many of these are correct, and how far confidence can be trusted."""
 
 import csv
 import io
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mixmatch.config import PseudoLabelSettings
 from mixmatch.files import csv_path, csv_text
-from mixmatch.runs.stage_results import LabelCounts, Selection
+from mixmatch.runs.results import LabelCounts, Selection
 
 THRESHOLDS = (0.9, 0.95, 0.97, 0.99, 0.999)  # of ScarceClassifier's table
+NUM_BINS = 15  # of the calibration error
 
 
 def select(probabilities: Tensor, settings: PseudoLabelSettings) -> Tensor:
@@ -102,3 +103,17 @@ def to_csv(
         row = [i, names[label], f"{p:.6f}", int(chosen), *known]
         writer.writerow(row + ([] if files is None else [csv_path(files[i])]))
     return text.getvalue()
+
+
+def expected_calibration_error(probabilities: Tensor, true_labels: Tensor) -> float:
+    """Return the mean of |accuracy - confidence|, in [0, 1], over bins of equal width (Guo et al., arXiv:1706.04599).
+
+    Args:
+        probabilities: (n, C), n above 0.
+        true_labels: (n,) int64, all known.
+    """
+    confidence, predicted = probabilities.double().max(dim=1)
+    correct = (predicted == true_labels).double()
+    bins = ((confidence * NUM_BINS).ceil().long() - 1).clamp(0, NUM_BINS - 1)  # bin i is (i / 15, (i + 1) / 15]
+    gaps = bins.bincount(correct - confidence, minlength=NUM_BINS)  # sum of differences in each bin
+    return gaps.abs().sum().item() / len(true_labels)

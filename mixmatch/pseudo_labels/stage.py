@@ -6,10 +6,9 @@ import torch
 
 from mixmatch.config import PseudoLabelSettings
 from mixmatch.evaluation import confusion_matrix, evaluate_predictions
-from mixmatch.pseudo_labels.calibration import expected_calibration_error
-from mixmatch.pseudo_labels.rules import describe_selection, select, to_csv
+from mixmatch.pseudo_labels.rules import describe_selection, expected_calibration_error, select, to_csv
 from mixmatch.runs.progress import Progress
-from mixmatch.runs.stage_results import Selection, StageResults
+from mixmatch.runs.results import Selection, StageResults
 from mixmatch.runs.writer import RunWriter
 from mixmatch.training.callbacks import Callback
 

@@ -22,7 +22,7 @@ from mixmatch.errors import UserError
 from mixmatch.output import log
 from mixmatch.runs.directory import RunDirectory
 from mixmatch.runs.progress import Progress
-from mixmatch.runs.stage_results import StageResults
+from mixmatch.runs.results import StageResults
 
 SELECTION_KEYS = [f"pseudo_label.{name}" for name in ("select", "threshold", "fraction", "refresh_every")]
 MAX_DEFAULT_STEPS = 65_536

@@ -134,24 +134,13 @@ def save_optimizer(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> di
 
 
 def load_optimizer(optimizer: Optimizer, parameters: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> None:
-    """Restore the state from the entries of ``save_optimizer``.
-
-    Raises:
-        ValueError: if they belong to another optimizer or network.
-    """
+    """Restore the state from the entries of ``save_optimizer``, for the same parameters and the same optimizer."""
     state: dict[str, dict[str, Tensor]] = {}
-    for name, value in entries.items():
-        parameter, _, key = name.rpartition(".")
-        state.setdefault(parameter, {})[key] = value
-    for name, values in state.items():
-        if name not in parameters or values.keys() != _state_keys(optimizer, parameters[name]):
-            raise ValueError("the optimizer state belongs to another optimizer or network")
-        for key, value in values.items():
-            expected = torch.Size() if key == "step" else parameters[name].shape
-            if value.shape != expected or not value.is_floating_point():
-                raise ValueError(f"optimizer.{name}.{key} has shape {tuple(value.shape)}, {value.dtype}")
-            if key != "step":  # in the memory format of the parameter
-                values[key] = torch.empty_like(parameters[name]).copy_(value)
+    for entry, value in entries.items():
+        name, _, key = entry.rpartition(".")
+        if key != "step":  # in the memory format of the parameter
+            value = torch.empty_like(parameters[name]).copy_(value)
+        state.setdefault(name, {})[key] = value
     names = {parameter: name for name, parameter in parameters.items()}
     ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.load_state_dict(
@@ -169,8 +158,3 @@ def join_others(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
         for parameter in parameters:
             if parameter.requires_grad:
                 optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
-
-
-def _state_keys(optimizer: Optimizer, parameter: Tensor) -> set[str]:
-    with_momentum = isinstance(optimizer, torch.optim.SGD) or (isinstance(optimizer, Muon) and parameter.dim() == 4)
-    return {"momentum_buffer"} if with_momentum else {"step", "exp_avg", "exp_avg_sq"}
