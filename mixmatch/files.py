@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from mixmatch.errors import UserError
+from mixmatch.output import log
 
 HEADER = "mixmatch"  # the one entry of the metadata: the library writes several in any order
 FORMAT_VERSION = 2
@@ -30,6 +32,30 @@ def explain_os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+@contextmanager
+def lock_file(path: Path, does: str) -> Iterator[None]:
+    """Let one process at a time into a block, and print a line if another is in it.
+
+    Args:
+        path: of the lock file, in an existing folder.
+        does: what the other process does, for the line.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # the others of a run wait for the first
+            log.info(f"{path.parent}: waiting for another process, which {does}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

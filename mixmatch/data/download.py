@@ -1,16 +1,13 @@
 """Helpers for data sets that torchvision downloads, verifies and reads."""
 
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from mixmatch.data.dataset import DataSettings
 from mixmatch.data.memory import check_memory
 from mixmatch.errors import UserError, describe_error
-from mixmatch.output import log
+from mixmatch.files import lock_file
 
 
 def check_download(num_images: int, side: int, channels: int, settings: DataSettings) -> None:
@@ -38,17 +35,12 @@ def explain_download_errors(
     Raises:
         UserError: if the data set cannot be read or downloaded.
     """
-    lock = FileLock(folder / ".download.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with suppress(OSError, NotImplementedError):  # of a folder that cannot be written, files are only read
-            try:
-                lock.acquire(timeout=1)
-            except Timeout:
-                if os.environ.get("LOCAL_RANK", "0") == "0":  # the others wait for the first to read
-                    log.info(f"{folder}: waiting for another process, which downloads or reads {title}")
-                lock.acquire()
-        with redirect_stdout(None):
+        with ExitStack() as stack:
+            with suppress(OSError):  # of a folder that cannot be written, files are only read
+                stack.enter_context(lock_file(folder / ".download.lock", f"downloads or reads {title}"))
+            stack.enter_context(redirect_stdout(None))
             yield
     except Exception as error:  # a corrupt pickle, archive or MAT-file can raise nearly anything
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or describe_error(error)
@@ -56,5 +48,3 @@ def explain_download_errors(
         raise UserError(
             f"{folder}: cannot read or download {title} ({reason}); put {urls} into this folder{advice}"
         ) from error
-    finally:
-        lock.release()

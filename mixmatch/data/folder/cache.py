@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from mixmatch.data.dataset import Decoding
 from mixmatch.data.folder.decode import THUMBNAIL_SIZE, Picture, PictureInfo
 from mixmatch.data.folder.settings import FolderSettings
 from mixmatch.data.stored_images import DIGEST_BYTES, StoredImages, digest
-from mixmatch.files import explain_os_errors
-from mixmatch.output import log
+from mixmatch.files import explain_os_errors, lock_file
 
 VERSION = 1  # of the files, and of what decoding computes
 CACHE_FOLDER = ".mixmatch-cache"
@@ -129,27 +127,18 @@ class PictureCache:
             OSError: if the cache cannot be written, here or in the block.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / f"{self.name}.lock")
         try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            log.info(f"{self.folder}: waiting for another process, which decodes pictures")
-            lock.acquire()
-        except NotImplementedError as error:  # a file system without locks
-            raise OSError(errno.ENOLCK, str(error)) from None
-        try:
-            if found.images is None and self._is_damaged():
-                _remove(file for name, file in _cache_files(self.folder) if name == self.name)
-            with closing(sqlite3.connect(self.index, timeout=60)) as database:
-                database.executescript(TABLES)
-                self._remove_old_pixels(database)
-                with open(self._pixel_file(database), "ab", buffering=0) as pixels:
-                    yield CacheWriter(self, database, pixels)
-                self._drop_unused(database)
+            with lock_file(self.folder / f"{self.name}.lock", "decodes pictures"):
+                if found.images is None and self._is_damaged():
+                    _remove(file for name, file in _cache_files(self.folder) if name == self.name)
+                with closing(sqlite3.connect(self.index, timeout=60)) as database:
+                    database.executescript(TABLES)
+                    self._remove_old_pixels(database)
+                    with open(self._pixel_file(database), "ab", buffering=0) as pixels:
+                        yield CacheWriter(self, database, pixels)
+                    self._drop_unused(database)
         except sqlite3.Error as error:
             raise OSError(errno.EIO, str(error)) from None
-        finally:
-            lock.release()
 
     def open_images(self, pixels: Path, found: Found) -> StoredImages:
         """Return the images of all files, of which those that were found can be read."""
@@ -268,7 +257,7 @@ def remove_caches(folder: Path) -> None:
     """
     with explain_os_errors(folder):
         for name, file in _cache_files(folder):
-            with FileLock(folder / f"{name}.lock"):
+            with lock_file(folder / f"{name}.lock", "decodes pictures"):
                 file.unlink(missing_ok=True)
 
 
