@@ -1,7 +1,7 @@
 """Predictions of a network on images without augmentation, and their accuracy."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +36,7 @@ def compute_outputs(
     device: torch.device,
     index: Tensor | None = None,
     distributed: DistributedContext = SINGLE_PROCESS,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Compute the outputs of a network in evaluation mode, without gradients.
 
@@ -45,6 +46,7 @@ def compute_outputs(
         device: of the model.
         index: (m,) int64, where the images are: those to predict; all by default.
         distributed: each process predicts its share and returns all.
+        forward: computes other outputs of ``model``, such as features.
 
     Returns:
         (n, D), or (m, D), float32 on ``device``.
@@ -62,7 +64,7 @@ def compute_outputs(
         with torch.no_grad():
             batch_indices = padded.chunk(distributed.world_size)[distributed.rank].split(batch_size)
             batches = (read_ahead if isinstance(images, StoredImages) else map)(images.__getitem__, batch_indices)
-            parts = [model(to_float(batch.to(device))).float() for batch in batches]
+            parts = [(forward or model)(to_float(batch.to(device))).float() for batch in batches]
             return distributed.all_gather(torch.cat(parts))[: len(index)]
     finally:
         model.train(training)

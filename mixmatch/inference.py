@@ -4,7 +4,7 @@ import importlib.util
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -114,7 +114,7 @@ class Classifier(nn.Module):
         Raises:
             ValueError: if the images have another shape or type.
         """
-        return self._compute(self.network, images).softmax(dim=1)
+        return self._compute(images, self.network).softmax(dim=1)
 
     def embed(self, images: Images | NDArray[Any]) -> Tensor:
         """Return the features from which ``network.dense`` computes logits; the rest as for ``predict_probabilities``.
@@ -122,9 +122,9 @@ class Classifier(nn.Module):
         Returns:
             (n, D) float32 on the network's device.
         """
-        return self._compute(_Encoder(self.network).eval(), images)
+        return self._compute(images, self.network.embed)
 
-    def _compute(self, module: nn.Module, images: Images | NDArray[Any]) -> Tensor:
+    def _compute(self, images: Images | NDArray[Any], forward: Callable[[Tensor], Tensor]) -> Tensor:
         if isinstance(images, np.ndarray):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they may be read-only, and are only read
@@ -135,7 +135,7 @@ class Classifier(nn.Module):
             raise ValueError(f"images must be (n, {expected}) uint8, got {tuple(images.shape)} {images.dtype}")
         device = next(self.network.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return compute_outputs(module, images, device)
+            return compute_outputs(self.network, images, device, forward=forward)
 
     def _image_shape(self) -> tuple[int, int, int]:
         return self.spec.size, self.spec.size, self.spec.channels
@@ -237,15 +237,6 @@ def _build(
     except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch without CUDA
         raise UserError(f"device: {device!r} cannot be used ({single_line(error)}); use cpu or cuda") from None
     return Classifier(network, spec, settings, precision)
-
-
-class _Encoder(nn.Module):
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network.embed(x)
 
 
 class PixelInput(nn.Module):
