@@ -63,7 +63,7 @@ class ReMixMatch(Method[ReMixMatchSettings]):
     num_views = 1
     strong_labeled = True  # algorithm 1, line 3
     labeled_as_unlabeled = True
-    collapse_hint = "start again with a longer remixmatch.ramp_up_steps or a lower remixmatch.lambda_u"
+    collapse_hint = "start again with remixmatch.guess_with_ema=true, or a longer remixmatch.ramp_up_steps"
 
     def __init__(self, settings: ReMixMatchSettings, context: MethodContext) -> None:
         super().__init__(settings, context)
