@@ -30,6 +30,8 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     """Turn an OSError on writing ``path`` (disk full, no permission, ...) into a UserError."""
     try:
         yield
+    except BrokenPipeError:  # of what is printed: the command ends silently
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 

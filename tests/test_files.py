@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from mixmatch.errors import UserError
-from mixmatch.files import DamagedFile, load_tensors, save_tensors, write_atomically
+from mixmatch.files import DamagedFile, explain_os_errors, load_tensors, save_tensors, write_atomically
 
 TENSORS = {
     "a": torch.arange(6.0).view(2, 3),
@@ -90,3 +90,10 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, mon
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def test_errors_of_writing_name_the_file_and_a_closed_stdout_does_not():
+    with pytest.raises(UserError, match="cannot be written"), explain_os_errors(Path("p.csv")):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(BrokenPipeError), explain_os_errors(Path("p.csv")):
+        raise BrokenPipeError

@@ -720,6 +720,7 @@ def test_init_from_with_another_class_replaces_the_last_layer(photos, tmp_path, 
     start = f"init_from={tmp_path / 'run'}"
     assert train(photos, tmp_path / "next", start) == 0
     assert f"initial weights from {tmp_path / 'run'}, except dense.weight, dense.bias" in capsys.readouterr().out
+    assert train(photos, tmp_path / "frozen", start, "model.freeze_layers=2") == 0  # the last layer never is
     shutil.rmtree(tmp_path / "run")
     assert train(photos, tmp_path / "next", start, "train.steps=14") == 0  # resumes without the first run
 

@@ -326,6 +326,12 @@ def test_preview_shows_the_next_batch_and_changes_nothing():
     assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("averaged", [False, True])
+def test_the_advice_after_a_collapse_is_not_what_is_set(averaged):
+    trainer = make_toy_trainer(method="remixmatch", remixmatch={"guess_with_ema": averaged})
+    assert ("guess_with_ema" in trainer.method.collapse_hint) != averaged
+
+
 def test_training_continues_exactly_from_its_state():
     trainer, other = make_toy_trainer(), make_toy_trainer()
     for _ in range(3):

@@ -49,7 +49,8 @@ def check(config: Config, path: Path) -> None:
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("--check: needs one process; start it without torchrun")
-    console, device, path = Console(), choose_device(config.device), path.resolve()
+    console, device = Console(), choose_device(config.device)
+    stage, path = stage_path(path, config.pseudo_label), path.resolve()
     report = DATASETS[config.data.dataset].report
     warnings: list[str] = []
     if report is not None:
@@ -69,7 +70,7 @@ def check(config: Config, path: Path) -> None:
         run = RunDirectory(path)
         stored_config(run, config)  # raises if the directory contains a run of another config
         if config.pseudo_label.enabled:
-            check_stage_path(stage_path(path, config.pseudo_label), config)
+            check_stage_path(stage, config)
         session = prepare(run, config, device, SINGLE_PROCESS, console)
         for line in session.messages:
             console.print(line)

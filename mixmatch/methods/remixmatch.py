@@ -63,10 +63,12 @@ class ReMixMatch(Method[ReMixMatchSettings]):
     num_views = 1
     strong_labeled = True  # algorithm 1, line 3
     labeled_as_unlabeled = True
-    collapse_hint = "start again with remixmatch.guess_with_ema=true, or a longer remixmatch.ramp_up_steps"
+    collapse_hint = "start again with a longer remixmatch.ramp_up_steps or a lower remixmatch.lambda_u"
 
     def __init__(self, settings: ReMixMatchSettings, context: MethodContext) -> None:
         super().__init__(settings, context)
+        if not settings.guess_with_ema:
+            self.collapse_hint = "start again with remixmatch.guess_with_ema=true, or a longer remixmatch.ramp_up_steps"
         self.num_strong_views = settings.num_strong_views
         self.num_batches = settings.num_strong_views + 2  # labeled, weak, strong
         self.ramp_up_steps = context.num_steps if settings.ramp_up_steps is None else settings.ramp_up_steps

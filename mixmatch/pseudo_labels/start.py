@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mixmatch.config import (
     INTERVAL_KEYS,
+    MAX_STAGE_STEPS,
     RESUMABLE_KEYS,
     Config,
     PseudoLabelSettings,
@@ -25,7 +26,6 @@ from mixmatch.runs.progress import Progress
 from mixmatch.runs.results import StageResults
 
 SELECTION_KEYS = [f"pseudo_label.{name}" for name in ("select", "threshold", "fraction", "refresh_every")]
-MAX_DEFAULT_STEPS = 65_536
 OTHER_DIRECTORY = "use another pseudo_label.name (or --output-dir of pseudo_label.py)"
 
 
@@ -79,7 +79,7 @@ def stage_config(config: Config, start_step: int) -> Config:
         start_step: the parent's last step.
     """
     settings = config.pseudo_label
-    steps = settings.steps or min(start_step, MAX_DEFAULT_STEPS)
+    steps = settings.steps or min(start_step, MAX_STAGE_STEPS)
     train = {"steps": start_step + steps, "lr_schedule": settings.lr_schedule or config.train.lr_schedule}
     return config.model_copy(
         update={

@@ -295,7 +295,11 @@ def load_weights(
     }
     others = [name for name in ours if name not in fitting]
     depths = trainer.model.layer_depths() if settings.freeze_layers else {}
-    frozen = [name for name in others if depths.get(name, settings.freeze_layers) < settings.freeze_layers]
+    frozen = [
+        name
+        for name in others
+        if name not in last_layer and depths.get(name, settings.freeze_layers) < settings.freeze_layers
+    ]
     if ours.keys() != weights.keys() or len(others) > len(ours) // 2 or source_beyond != settings.beyond_shapes():
         raise UserError(f"init_from: {source} is of another network; use the same model.* settings")
     if frozen:
