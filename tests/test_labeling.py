@@ -181,7 +181,7 @@ def test_the_page_has_what_is_to_be_labeled_and_all_labels(trained, tmp_path, ca
         (["data.num_validation=auto"], 2, 0, "init_from=RUN", "init_from=RUN"),
         (["data.num_validation=auto", "init_from=OLD"], 0, 0, "init_from=null", "init_from=null"),
         (["data.num_test=0.2"], 0, 0, "", ""),
-        # A folder that has what the run sampled, or has no such number.
+        # A folder that has what the run sampled, or not so many.
         (["data.num_test=0.2"], 0, 5, "data.num_test=0", "data.num_test=0"),
         (["data.num_validation=3"], 0, 0, "", "data.num_validation=auto"),
         (["data.num_validation=3"], 2, 0, *["data.num_validation=auto init_from=RUN"] * 2),
