@@ -11,9 +11,7 @@ import pytest
 from PIL import Image
 
 from mixmatch.cli import compare, pseudo_label
-from mixmatch.config import build_config
-from mixmatch.pseudo_labels.start import stage_config
-from mixmatch.runs.comparison import describe_seeds, group_runs, read_run, run_settings
+from mixmatch.runs.comparison import describe_seeds, group_runs, read_run
 from tests.helpers import metrics, run, signal_after
 
 BLUE, ORANGE, GREEN, RED = (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40)
@@ -159,15 +157,6 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message
     assert command(*arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
-
-
-def test_stages_of_runs_that_patience_ended_differ_only_in_lengths_that_were_set():
-    def settings_of(start, **stage):
-        values = {"train": {"patience": 3, "steps": 1000}, "pseudo_label": {"method": "softmatch", **stage}}
-        return run_settings(stage_config(build_config(values), start), "mixmatch")
-
-    assert settings_of(300) == settings_of(450) == settings_of(450, steps=450)
-    assert settings_of(300) != settings_of(300, steps=400) == settings_of(450, steps=400)
 
 
 def test_seeds_are_described_by_ranges():

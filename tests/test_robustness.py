@@ -76,8 +76,6 @@ def test_a_checkpoint_with_altered_metadata_is_skipped(copy, capsys, change):
 @pytest.mark.parametrize(
     "name, change",
     [
-        ("optimizer.stem.weight.exp_avg", lambda value: value[:1]),
-        ("optimizer.stem.weight.exp_avg", None),
         ("ema.stem.weight", lambda value: value[:1]),
         ("model.stem.weight", None),
         ("unknown", lambda value: torch.zeros(2)),

@@ -16,11 +16,10 @@ from mixmatch.config.resume import (
     differing_pseudo_label_keys,
     merge_for_resume,
 )
-from mixmatch.config.schema import MAX_STAGE_STEPS, Config, PseudoLabelSettings, TrainSettings
+from mixmatch.config.schema import Config, PseudoLabelSettings, TrainSettings
 
 __all__ = [
     "INTERVAL_KEYS",
-    "MAX_STAGE_STEPS",
     "RESUMABLE_KEYS",
     "Config",
     "PseudoLabelSettings",

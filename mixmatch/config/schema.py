@@ -100,9 +100,6 @@ class TrainSettings(Settings):
         return self
 
 
-MAX_STAGE_STEPS = 65_536  # of a stage whose length is not set
-
-
 class PseudoLabelSettings(Settings):
     """A stage that trains a run on: with its confident predictions as labels, or by another method."""
 

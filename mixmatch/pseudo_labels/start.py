@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mixmatch.config import (
     INTERVAL_KEYS,
-    MAX_STAGE_STEPS,
     RESUMABLE_KEYS,
     Config,
     PseudoLabelSettings,
@@ -26,6 +25,7 @@ from mixmatch.runs.progress import Progress
 from mixmatch.runs.results import StageResults
 
 SELECTION_KEYS = [f"pseudo_label.{name}" for name in ("select", "threshold", "fraction", "refresh_every")]
+MAX_STAGE_STEPS = 65_536  # of a stage whose length is not set
 OTHER_DIRECTORY = "use another pseudo_label.name (or --output-dir of pseudo_label.py)"
 
 

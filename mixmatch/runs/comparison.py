@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixmatch.config import INTERVAL_KEYS, MAX_STAGE_STEPS, RESUMABLE_KEYS, Config, flatten
+from mixmatch.config import INTERVAL_KEYS, RESUMABLE_KEYS, Config, flatten
 from mixmatch.data.split import load_split
 from mixmatch.errors import single_line
 from mixmatch.files import csv_text
@@ -130,12 +130,10 @@ def run_settings(config: Config, parent_method: str) -> dict[str, str]:
     settings = {"data": config.data.display_name(), **flatten(config), "stage": None}
     settings = {k: v for k, v in settings.items() if k not in IGNORED and not k.startswith("pseudo_label.")}
     if parent_method:
-        stage, steps = config.pseudo_label, config.pseudo_label.steps
-        if config.train.patience is not None:  # the parents may have ended at other steps
-            if steps == min(config.train.steps - (steps or 0), MAX_STAGE_STEPS):
-                steps = None  # as many as the parent's
-            settings["train.steps"] = None
-        settings |= {"stage": stage.method or stage.select, "parent_method": parent_method, "stage.steps": steps}
+        stage = config.pseudo_label
+        if config.train.patience is not None:
+            settings["train.steps"] = None  # the parents may have ended at other steps
+        settings |= {"stage": stage.method or stage.select, "parent_method": parent_method, "stage.steps": stage.steps}
         if stage.method is None:
             settings |= {f"stage.{key}": getattr(stage, key) for key in KEYS_BY_RULE.get(stage.select, ())}
         else:  # which settings its parent had
