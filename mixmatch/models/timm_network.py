@@ -67,7 +67,7 @@ class TimmSettings(NetworkSettings):
         return int(_pretrained_config(self.architecture).input_size[-1])
 
     def beyond_shapes(self) -> list[object]:
-        """Return the architecture, which says how layers pad, and the scale of the input, which its weights say."""
+        """Return the architecture, on which padding depends, and the input's scale, which differs between weights."""
         config = _pretrained_config(self.architecture)
         return [self.architecture.partition(".")[0], config.mean, config.std]
 

@@ -275,7 +275,7 @@ def load_weights(
         distributed: the main process reads.
 
     Raises:
-        UserError: if there are no weights, they are of another network, or a layer without them would be frozen.
+        UserError: if weights are missing or of another network, or a layer without them would be frozen.
     """
 
     def read() -> tuple[dict[str, Tensor], list[str], list[object]]:
