@@ -50,12 +50,14 @@ class Outputs:
 
 
 def check_inputs(images: Sequence[Path], outputs: Outputs) -> None:
-    """Raise UserError if an image does not exist, or an output would go over or among the images."""
+    """Raise UserError if an image does not exist, or an output would go over or among the images, or to no file."""
     check_paths_exist(images)
     resolved = [path.resolve() for path in images]
     table = outputs.table
     if table.resolve() in resolved or table.suffix.lower() in Image.registered_extensions():
         raise UserError(f"--output: {table} is an image; give another name for the CSV file")
+    if images and table.exists() and not table.is_file():
+        raise UserError(f"--output: {table} is not a file; give another name for the CSV file")
     if outputs.copies is not None:
         target = outputs.copies.resolve()
         for path in resolved:
@@ -84,8 +86,6 @@ def write_predictions(
         Stopped: after a signal; the same command continues.
     """
     start = time.monotonic()
-    if outputs.table.exists() and not outputs.table.is_file():
-        raise UserError(f"--output: {outputs.table} is not a file; give another name for the CSV file")
     files = list(progress_bar(find_files(images, model.classes, outputs.table), desc="listing"))
     if not files:
         raise UserError(f"{', '.join(map(str, images[:3]))}: no files found; give files or folders of pictures")
