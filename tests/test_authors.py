@@ -61,7 +61,7 @@ def float64():
 def context():
     frequencies = torch.full((NUM_CLASSES,), 1 / NUM_CLASSES)
     names = [str(i) for i in range(NUM_CLASSES)]
-    return MethodContext(names, frequencies, BATCH_SIZE, 100, 64, 1000, (3, 32, 32), CPU, torch.Generator())
+    return MethodContext(names, frequencies, BATCH_SIZE, 100, 64, 1000, 900, (3, 32, 32), CPU, torch.Generator())
 
 
 def make_batch(x, p, views):

@@ -50,10 +50,10 @@ def test_sharpen_survives_certainty_and_low_temperature():
 
 @pytest.mark.parametrize("momentum", [0, 0.5])
 def test_softmatch_survives_guesses_that_are_all_alike(momentum):
-    context = MethodContext("abc", torch.ones(3) / 3, 4, 10, 8, 9, (3, 8, 8), torch.device("cpu"), torch.Generator())
+    context = MethodContext("abc", torch.ones(3) / 3, 4, 10, 8, 9, 9, (3, 8, 8), torch.device("cpu"), torch.Generator())
     method = SoftMatch(SoftMatchSettings(momentum=momentum), context)
     for _ in range(200):
-        weights = method.pseudo_label_weights(torch.eye(3)[[1, 1, 1, 1]])
+        weights = method.pseudo_label_weights(torch.eye(3)[[1, 1, 1, 1]], torch.arange(4))
     assert weights.tolist() == [1] * 4
 
 
@@ -170,8 +170,8 @@ def test_ramp_up_reaches_its_maximum_after_its_steps_and_stays():
     "limits, kept", [({}, [1, 1, 1, 0]), ({"max_threshold": 0.4}, [1] * 4), ({"min_threshold": 0.8}, [0, 0, 1, 0])]
 )
 def test_thresholds_of_freematch_stay_in_their_range(limits, kept):
-    context = MethodContext("abc", torch.ones(3) / 3, 4, 10, 8, 9, (3, 8, 8), torch.device("cpu"), torch.Generator())
+    context = MethodContext("abc", torch.ones(3) / 3, 4, 10, 8, 9, 9, (3, 8, 8), torch.device("cpu"), torch.Generator())
     guesses = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.05, 0.0, 0.95], [0.1, 0.4, 0.5]])
     # Mean confidence 0.6625, mean predictions 0.2125, 0.35, 0.4375: thresholds 0.32, 0.53, 0.66.
     method = FreeMatch(FreeMatchSettings(momentum=0, **limits), context)
-    assert method.pseudo_label_weights(guesses).tolist() == kept
+    assert method.pseudo_label_weights(guesses, torch.arange(4)).tolist() == kept

@@ -4,10 +4,12 @@ import json
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from mixmatch.cli import pseudo_label, train
 from mixmatch.cli.common import import_file
@@ -15,12 +17,13 @@ from mixmatch.config import all_keys, load_config, to_yaml
 from mixmatch.errors import UserError
 from mixmatch.inference import load_model
 from mixmatch.methods import METHODS, Method
-from mixmatch.methods.base import Examples, Loss
+from mixmatch.methods.base import Examples, Loss, MethodContext
 from mixmatch.models import MODELS
 from tests.factories import make_toy_trainer
 from tests.helpers import ROOT, assert_same_curves, assert_same_run, curves, final, metrics, signal_after
 
 PLUGIN = ROOT / "tests" / "fixtures" / "plugin.py"
+FLEXMATCH = PLUGIN.with_name("flexmatch.py")
 SETTINGS = [
     "method=toy",
     "device=cpu",
@@ -195,10 +198,97 @@ def test_a_method_without_guesses_trains_and_a_wrong_declaration_is_an_error(reg
     for mistake, message in (
         ({"guesses_labels": True}, "returned no guesses; return Loss.*, or set guesses_labels=False"),
         ({"loss_names": ("loss_x",)}, r"returned the terms \[\], but loss_names are \['loss_x'\]"),
+        ({"loss": lambda *_: Loss(torch.ones(2), {})}, "returned 'total' that is not a scalar tensor; return its mean"),
+        (
+            {"guesses_labels": True, "loss": lambda *_: Loss(torch.ones(()), {}, torch.ones(2, 2))},
+            r"returned guesses \(2, 2\); they must be \(M, C\) = \(5, 3\)",
+        ),
     ):
         METHODS["no_guesses"] = type("Wrong", (NoGuesses,), mistake)
         with pytest.raises(UserError, match=message):
             make_toy_trainer(method="no_guesses").train_step()
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_state_that_is_not_changed_in_place_is_refused_at_the_first_checkpoint(registries, late):
+    class Late(NoGuesses):
+        def __init__(self, settings, context):
+            super().__init__(settings, context)
+            if not late:
+                self.state["count"] = torch.zeros(())
+
+        def make_examples(self, networks, batch, random):
+            self.state["count"] = self.state.get("count", torch.zeros(())) + 1
+            return super().make_examples(networks, batch, random)
+
+    METHODS["no_guesses"] = Late
+    trainer = make_toy_trainer(method="no_guesses")
+    trainer.train_step()
+    with pytest.raises(UserError, match=r"its state has new tensors; create it in __init__, and change it in place"):
+        trainer.state()
+
+
+def test_a_method_may_use_strong_views_alone(registries):
+    class Strong(NoGuesses):
+        num_views, num_strong_views = 0, 2
+
+        def make_examples(self, networks, batch, random):
+            assert batch.u.shape[:2] == (0, 5) and batch.u_strong.shape[:2] == (2, 5)
+            return Examples(torch.cat([batch.x, batch.u_strong[0]]), batch.p)
+
+    METHODS["no_guesses"] = Strong
+    make_toy_trainer(method="no_guesses").train_step()
+
+
+def test_a_term_more_does_not_prevent_resuming(registries):
+    METHODS["no_guesses"] = NoGuesses
+    trainer = make_toy_trainer(method="no_guesses")
+    trainer.train_step()
+    state = trainer.state()
+    METHODS["no_guesses"] = type("More", (NoGuesses,), {"loss_names": ("loss_x",)})
+    other = make_toy_trainer(method="no_guesses")
+    other.load_state(state, trainer.step)
+    assert other.metrics.sums.tolist() == [0, 0, 0] and torch.equal(
+        other.model.dense.weight, trainer.model.dense.weight
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_thresholds_of_flexmatch_are_those_of_torchssl(registries, seed):
+    """Against a list of classes and a Counter, as TorchSSL's code has them."""
+    import_file(FLEXMATCH)
+    source = torch.Generator().manual_seed(seed)
+    context = MethodContext(
+        "abc", torch.ones(3) / 3, 2, 10, 8, 12, 10, (3, 8, 8), torch.device("cpu"), torch.Generator()
+    )
+    method = METHODS["flexmatch"](METHODS["flexmatch"].settings_type(threshold=0.6), context)
+    last = [-1] * 10  # of 12 training images, two are not used unlabeled
+    for _ in range(30):
+        guesses = (2 * torch.randn(4, 3, generator=source) * torch.tensor([1.0, 2.0, 0.5])).softmax(dim=1)
+        index = torch.randperm(10, generator=source)[:4]
+        counts = Counter(last)
+        learned = [counts[c] / max(counts.values()) for c in range(3)]
+        expected = [float(p.max() >= 0.6 * learned[p.argmax()] / (2 - learned[p.argmax()])) for p in guesses]
+        assert method.pseudo_label_weights(guesses, index).tolist() == expected
+        for i, p in zip(index.tolist(), guesses, strict=True):
+            last[i] = int(p.argmax()) if p.max() >= 0.6 else last[i]
+    assert (
+        method.state["last_class"].tolist() == [*last, -1, -1]
+        and 0 < method.extra_loss(guesses, guesses)[1]["lowest_threshold"].item() < 0.6
+    )
+
+
+def test_flexmatch_trains_and_resumes(registries):
+    import_file(FLEXMATCH)
+    trainers = [make_toy_trainer(method="flexmatch", flexmatch={"threshold": 0.3}) for _ in range(2)]
+    for _ in range(4):
+        trainers[0].train_step()
+    state = {name: value.clone() for name, value in trainers[0].state().items()}
+    assert (state["method.last_class"] >= 0).any()
+    trainers[1].load_state(state, 4)
+    for trainer in trainers:
+        trainer.train_step()
+    assert_close(*(trainer.state() for trainer in trainers), rtol=0, atol=0)
 
 
 def test_the_initial_head_depends_on_the_seed_alone(registries):
@@ -214,6 +304,26 @@ def test_the_initial_head_depends_on_the_seed_alone(registries):
         torch.manual_seed(len(heads))
         heads.append(make_toy_trainer(method="no_guesses", seed=seed).method.head.weight)
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_layers_of_any_name_resume_beside_the_head_of_the_method(registries):
+    class Named(MODELS["wide_resnet"]):
+        def __init__(self, settings, num_classes, shape):
+            super().__init__(settings, num_classes, shape)
+            self.head = nn.Linear(self.dense.in_features, self.dense.in_features)
+
+        def embed(self, x, num_batches=1, update_statistics=True):
+            return self.head(super().embed(x, num_batches, update_statistics))
+
+    MODELS["named"] = Named
+    settings = {"model": {"network": "named", "depth": 10, "width": 1}, "method": "remixmatch"}
+    trainers = [make_toy_trainer(**settings, remixmatch={"lambda_rotation": 0.5}) for _ in range(2)]
+    for _ in range(2):
+        trainers[0].train_step()
+    trainers[1].load_state({name: value.clone() for name, value in trainers[0].state().items()}, 2)
+    for trainer in trainers:
+        trainer.train_step()
+    assert_close(*(trainer.state() for trainer in trainers), rtol=0, atol=0)
 
 
 def test_a_weight_of_two_layers_is_saved_under_both_names(tmp_path, registries):
@@ -240,11 +350,18 @@ def test_a_weight_of_two_layers_is_saved_under_both_names(tmp_path, registries):
 
 
 @pytest.mark.parametrize(
-    "mistake", [{"loss_names": ("loss_labeled", "test_loss")}, {"schedules": lambda self, step: {"test_loss": 1.0}}]
+    "mistake",
+    [
+        {"loss_names": ("loss_labeled", "test_loss")},
+        {"schedules": lambda self, step: {"test_loss": 1.0}},
+        {"loss_names": ("twice",), "schedules": lambda self, step: {"twice": 1.0}},
+    ],
 )
 def test_a_method_with_a_metric_of_the_run_is_refused(registries, mistake):
     METHODS["no_guesses"] = type("Wrong", (NoGuesses,), mistake)
-    with pytest.raises(UserError, match="no_guesses names a loss or schedule 'test_loss', which the run has"):
+    with pytest.raises(
+        UserError, match=r"no_guesses names a loss or schedule '(test_loss|twice)', which exists already"
+    ):
         make_toy_trainer(method="no_guesses")
 
 

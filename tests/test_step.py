@@ -362,7 +362,7 @@ def test_each_layer_has_its_own_learning_rate_and_decay():
     trainer.train_step()
     assert len([name for name in before if name.startswith("head.")]) == 2
     for name, value in trainer.parameters.items():
-        lr = 0.5 if name.startswith(("dense.", "head.")) else 0.05
+        lr = 0.5 if name.startswith(("model.dense.", "head.")) else 0.05
         decay = 1 - 0.1 * lr * (value.dim() > 1)
         torch.testing.assert_close(value.detach(), decay * (before[name] - lr * value.grad))
 

@@ -108,6 +108,7 @@ def import_file(path: Path) -> None:
         if spec is None or spec.loader is None:
             raise ImportError("the name must end in .py")
         module = importlib.util.module_from_spec(spec)
+        sys.path.append(str(path.resolve().parent))  # it may import what is next to it, as a script may
         sys.modules[spec.name] = module  # for annotations and pickle
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the file can raise anything

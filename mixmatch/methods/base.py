@@ -22,9 +22,10 @@ class MethodContext:
         classes: names of the C classes.
         class_frequencies: (C,) float64 on the CPU, of the labeled images; they sum to 1.
         batch_size: B, labeled images per step and process.
-        num_steps: length of the run.
+        num_steps: steps that the schedules are made for.
         num_features: size of the network's features (``Network.embed``).
-        num_images: training images, labeled and not.
+        num_images: training images, those for validation included: the range of ``Batch.u_index``.
+        num_unlabeled: of them the unlabeled ones, when the method begins.
         image_shape: (c, h, w).
         device: where the steps run.
         generator: on the CPU, seeded with the run's seed, for initial weights of a head.
@@ -36,6 +37,7 @@ class MethodContext:
     num_steps: int
     num_features: int
     num_images: int
+    num_unlabeled: int
     image_shape: ImageShape
     device: torch.device
     generator: Generator
@@ -64,7 +66,7 @@ class Examples(NamedTuple):
 
     images: Tensor  # (n, c, h, w)
     targets: Tensor  # (m, C) of the first m images
-    guesses: Tensor | None = None  # (M, C), labels guessed for the unlabeled images, if they are before the loss
+    guesses: Tensor | None = None  # (M, C), labels guessed for the unlabeled images, if they are before the loss; shown
     extra: Any = None  # tensors that the loss needs besides, such as ``batch.u_index``
 
 
@@ -82,11 +84,13 @@ class Method(ABC, Generic[S]):
     A step may be compiled, and recorded as a CUDA graph: it must not read device tensors back to the host. Whatever
     changes from step to step is an argument, random numbers included; ``loss`` may draw from ``network.generator``.
 
+    Attributes may also be set in ``__init__``, where they depend on the settings or the context.
+
     Attributes:
         settings_type: the section of the config with the method's name.
-        loss_names: names of the terms of the loss.
+        loss_names: names of the terms of the loss, and of other scalars that become curves.
         descriptions: of the terms and schedules, shown in TensorBoard.
-        num_views: K, weak views of each unlabeled image; 0: unlabeled images are not used.
+        num_views: K, weak views of each unlabeled image. If K and S are 0, unlabeled images are not used.
         num_strong_views: S, strongly augmented views of each.
         strong_labeled: whether the view of a labeled image is strong, too.
         labeled_as_unlabeled: whether its paper has the labeled images among the unlabeled ones.
@@ -94,7 +98,8 @@ class Method(ABC, Generic[S]):
         predicts_rotation: whether it learns to predict rotations, which ``data.rotate`` would hide.
         guesses_labels: whether ``loss`` returns guesses if there are unlabeled images.
         collapse_hint: what to change when the guessed labels go to few classes.
-        state: floating-point tensors that the method updates in place; saved in checkpoints, averaged over processes.
+        state: floating-point tensors, made in ``__init__`` and updated in place. They are saved in checkpoints, and
+            averaged over processes: what is remembered of single images is right in one process only.
         head: a module that is trained with the network, without EMA.
     """
 
@@ -115,6 +120,11 @@ class Method(ABC, Generic[S]):
         self.settings, self.context = settings, context
         self.state: dict[str, Tensor] = {}
         self.head: nn.Module = nn.Identity()
+
+    @property
+    def uses_unlabeled(self) -> bool:
+        """Whether it asks for views of unlabeled images."""
+        return self.num_views + self.num_strong_views > 0
 
     @classmethod
     def depends_on_num_steps(cls, settings: S) -> bool:

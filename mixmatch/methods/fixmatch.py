@@ -50,13 +50,18 @@ class WeakToStrong(Method[W]):
         """Count labeled images, weak and strong views, which are one forward and backward pass."""
         return 3 * (1 + 2 * self.unlabeled_ratio) * self.context.batch_size
 
-    def pseudo_label_weights(self, guesses: Tensor) -> Tensor:
-        """Map predictions on weak views (M, C) to weights (M,) in [0, 1], updating the state if there is any."""
+    def pseudo_label_weights(self, guesses: Tensor, index: Tensor) -> Tensor:
+        """Return the weights (M,) in [0, 1] of pseudo-labels, and update the state if there is any.
+
+        Args:
+            guesses: (M, C), predictions on weak views.
+            index: (M,) int64, which training images they are.
+        """
         raise NotImplementedError
 
     def make_examples(self, networks: Networks, batch: Batch, random: None) -> Examples:
         """Put labeled images, weak and strong views into one batch."""
-        return Examples(torch.cat([batch.x, batch.u[0], batch.u_strong[0]]), batch.p)
+        return Examples(torch.cat([batch.x, batch.u[0], batch.u_strong[0]]), batch.p, extra=batch.u_index)
 
     def loss(self, network: Network, examples: Examples, schedules: dict[str, Tensor]) -> Loss:
         """Label strong views with the most likely class of the weak views; return the loss of equations 3 and 4."""
@@ -64,7 +69,7 @@ class WeakToStrong(Method[W]):
         logits = network(examples.images).to(examples.targets.dtype)
         labeled, weak, strong = logits.split([size, num_unlabeled, num_unlabeled])
         guesses = weak.detach().softmax(dim=1)
-        weights = self.pseudo_label_weights(guesses)
+        weights = self.pseudo_label_weights(guesses, examples.extra)
         labels = weights[:, None] * one_hot(guesses.argmax(dim=1), guesses.shape[1])
         terms = {
             "loss_labeled": soft_cross_entropy(labeled, examples.targets),
@@ -96,6 +101,6 @@ class FixMatch(WeakToStrong[FixMatchSettings]):
 
     settings_type = FixMatchSettings
 
-    def pseudo_label_weights(self, guesses: Tensor) -> Tensor:
+    def pseudo_label_weights(self, guesses: Tensor, index: Tensor) -> Tensor:
         """Return 1 for confident predictions, else 0."""
         return (guesses.amax(dim=1) >= self.settings.threshold).to(guesses.dtype)

@@ -60,7 +60,7 @@ class FreeMatch(WeakToStrong[FreeMatchSettings]):
             "histogram": torch.full((count,), 1 / count, device=context.device),
         }
 
-    def pseudo_label_weights(self, guesses: Tensor) -> Tensor:
+    def pseudo_label_weights(self, guesses: Tensor, index: Tensor) -> Tensor:
         """Update the running means (equations 5, 6, 10); return 1 above the threshold of the class (7, 8), else 0."""
         rate = 1 - self.settings.momentum
         confidence, label = guesses.max(dim=1)

@@ -40,7 +40,7 @@ class SoftMatch(WeakToStrong[SoftMatchSettings]):
             "prediction": torch.zeros(count, device=context.device),  # the first batch sets it
         }
 
-    def pseudo_label_weights(self, guesses: Tensor) -> Tensor:
+    def pseudo_label_weights(self, guesses: Tensor, index: Tensor) -> Tensor:
         """Update the running means (equations 6 and 7); return the weights (9) of aligned guesses (8)."""
         rate = 1 - self.settings.momentum
         confidence = guesses.amax(dim=1)

@@ -34,8 +34,8 @@ class Progress(BaseModel):
     Attributes:
         step: completed steps.
         start_step: step at which the run began: 0, or in a pseudo-label stage the last step of its parent.
-        method_start_step: step at which its method began: in a stage by another method ``start_step``, else the
-            parent's.
+        method_start_step: step at which its method began: in a stage with ``pseudo_label.method`` ``start_step``, else
+            the parent's.
         parent_method: method of the parent, in a stage.
         method_num_steps: number of steps that the method's schedules are made for, in a stage; None: all steps from
             ``method_start_step`` on.

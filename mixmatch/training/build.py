@@ -57,6 +57,7 @@ def make_trainer(
         progress.method_num_steps or config.train.steps - progress.method_start_step,
         network.dense.in_features,
         len(data.images),
+        len(split.unlabeled),
         data.shape,
         device,
         generator,
@@ -90,16 +91,16 @@ def make_stage_method(config: Config, trainer: Trainer) -> Method[Any]:
 
 def check_method(method: Method[Any], config: Config, num_unlabeled: int, of_stage: bool) -> None:
     """Raise UserError if a method cannot be trained on the images of a run, or names a metric as the run does."""
-    if method.num_views and not num_unlabeled:
+    if method.uses_unlabeled and not num_unlabeled:
         advice = "add some, or use method=supervised, fewer labels, or data.labeled_as_unlabeled=true"
         if of_stage:
             advice = "use pseudo_label.method=supervised, or continue another run with data.labeled_as_unlabeled=true"
         raise UserError(f"data: no unlabeled images are left; {advice}")
-    of_run = {*DESCRIPTIONS, "step", "steps", "correct", "known", "guesses"}
-    reserved = of_run.intersection([*method.loss_names, *method.schedules(0)])
-    if reserved:
+    names = [*DESCRIPTIONS, "step", "steps", "correct", "known", "guesses", *method.loss_names, *method.schedules(0)]
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
         raise UserError(
-            f"method: {config.method} names a loss or schedule {min(reserved)!r}, which the run has; use another name"
+            f"method: {config.method} names a loss or schedule {repeated[0]!r}, which exists already; use another name"
         )
     if method.predicts_rotation and (config.data.rotate or config.data.degrees >= 45):
         key = "rotate" if config.data.rotate else "degrees"

@@ -46,11 +46,16 @@ class RunningMetrics:
         """
         if loss.terms.keys() != {*self.loss_names}:
             raise UserError(f"method: loss returned the terms {[*loss.terms]}, but loss_names are {[*self.loss_names]}")
+        for name, value in {"total": loss.total, **loss.terms}.items():
+            if not isinstance(value, Tensor) or value.dim():
+                raise UserError(f"method: loss returned {name!r} that is not a scalar tensor; return its mean")
         sums = [torch.ones_like(loss.total), loss.total, *(loss.terms[name] for name in self.loss_names)]
         if not self.num_classes:
             return torch.stack(sums).detach()
         if loss.guesses is None:
             raise UserError("method: loss returned no guesses; return Loss(..., guesses), or set guesses_labels=False")
+        if loss.guesses.shape != (shape := (len(true_labels), self.num_classes)):
+            raise UserError(f"method: loss returned guesses {tuple(loss.guesses.shape)}; they must be (M, C) = {shape}")
         confidence, guess = loss.guesses.max(dim=1)
         sums += [confidence.mean(), (guess == true_labels).sum(), (true_labels >= 0).sum()]
         return torch.cat([torch.stack(sums), one_hot(guess, self.num_classes).sum(0)]).detach()

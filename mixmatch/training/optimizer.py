@@ -138,9 +138,9 @@ def load_optimizer(optimizer: Optimizer, parameters: Mapping[str, Tensor], entri
     state: dict[str, dict[str, Tensor]] = {}
     for entry, value in entries.items():
         name, _, key = entry.rpartition(".")
-        if key != "step":  # in the memory format of the parameter
-            value = torch.empty_like(parameters[name]).copy_(value)
-        state.setdefault(name, {})[key] = value
+        # A copy; but for ``step`` in the memory format of the parameter.
+        copied = value.clone() if key == "step" else torch.empty_like(parameters[name]).copy_(value)
+        state.setdefault(name, {})[key] = copied
     names = {parameter: name for name, parameter in parameters.items()}
     ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.load_state_dict(
