@@ -565,15 +565,19 @@ def test_a_color_can_be_given_on_the_command_line():
     assert config.data.background == "#00ff00"
 
 
-@pytest.mark.parametrize("num_classes, size", [(2, 8), (10, 64), (40, 32)])
-def test_the_picture_of_inputs_fits_on_a_screen(num_classes, size):
+@pytest.mark.parametrize(
+    "num_classes, size, method", [(2, 8, "mixmatch"), (10, 64, "fixmatch"), (10, 64, "mixmatch"), (40, 32, "softmatch")]
+)
+def test_the_picture_of_inputs_fits_on_a_screen_and_has_strong_views(num_classes, size, method):
     labels = np.repeat(np.arange(num_classes), 40)
     data = data_of_labels(labels, [f"class {number}" for number in range(num_classes)])
     data = replace(data, images=torch.zeros(len(labels), size, size, 3, dtype=torch.uint8))
-    config = build_config({"model": {"depth": 10, "width": 1}, "data": {"num_labeled": 4 * num_classes}})
-    trainer = make_trainer(config, data, split_of(data, 1, 4 * num_classes, 0), CPU)
+    config = {"method": method, "model": {"depth": 10, "width": 1}, "data": {"num_labeled": 4 * num_classes}}
+    trainer = make_trainer(build_config(config), data, split_of(data, 1, 4 * num_classes, 0), CPU)
     with Image.open(io.BytesIO(plot_inputs(trainer, data.classes))) as page:
         assert 1200 <= page.width <= 1920 and 700 <= page.height <= 1080
+        gray = page.convert("L").histogram()[127:129]  # Cutout's squares in black images
+        assert (sum(gray) > 1000) == (method != "mixmatch")
 
 
 def test_check_lists_every_problem(photos, tmp_path, capsys):

@@ -32,8 +32,8 @@ from mixmatch.training.trainer import Trainer
 
 SECONDS = 5.0  # time to measure steps for
 NUM_EVALUATED = 1000  # images to measure an evaluation with
-# In the picture, which fits on a screen: 8 rows of 5 images, each with its views.
-NUM_IMAGES, NUM_LABELED, NUM_VIEWS, IMAGES_PER_ROW = 40, 30, 2, 5
+# In the picture, which fits on a screen: 8 rows of 5 images, each with two views.
+NUM_IMAGES, NUM_LABELED, IMAGES_PER_ROW = 40, 30, 5
 
 
 def check(config: Config, path: Path) -> None:
@@ -90,7 +90,10 @@ def check(config: Config, path: Path) -> None:
 
 
 def plot_inputs(trainer: Trainer, classes: list[str]) -> bytes:
-    """Return a PNG of labeled images of each class and of unlabeled images, each followed by augmented views."""
+    """Return a PNG of labeled images of each class and of unlabeled images, each followed by two augmented views.
+
+    The second view is a strong one if the method uses such views.
+    """
     dataset = trainer.dataset
     labels = dataset.labels.cpu()[dataset.split_labeled.cpu()]
     index, captions = [], list[str]()
@@ -106,12 +109,14 @@ def plot_inputs(trainer: Trainer, classes: list[str]) -> bytes:
     captions += ["unlabeled"] * len(unlabeled)
     generator = torch.Generator(dataset.device).manual_seed(step_seed(trainer.sampler.seed, 0))
     every = torch.arange(len(shown), device=dataset.device)
-    views = [trainer.augmenter.weak_views(shown, every, generator) for _ in range(NUM_VIEWS)]
-    images = torch.stack([to_float(shown), *views], dim=1).flatten(0, 1).cpu()
+    augmenter, strong = trainer.augmenter, trainer.method.num_strong_views > 0
+    weak_views = augmenter.weak_views(shown, every, generator)
+    views = (augmenter.strong_views if strong else augmenter.weak_views)(shown, every, generator)
+    images = torch.stack([to_float(shown), weak_views, views], dim=1).flatten(0, 1).cpu()
     if images.shape[-1] > TILE_PIXELS // 2:  # smaller ones are enlarged by a whole number
         images = F.interpolate(images, (TILE_PIXELS, TILE_PIXELS), mode="bilinear", antialias=True)
-    all_captions = [text for caption in captions for text in (caption, *["view"] * NUM_VIEWS)]
-    return to_png(plot_grid(images.numpy(), all_captions, columns=IMAGES_PER_ROW * (1 + NUM_VIEWS)))
+    all_captions = [text for caption in captions for text in (caption, "view", "strong view" if strong else "view")]
+    return to_png(plot_grid(images.numpy(), all_captions, columns=3 * IMAGES_PER_ROW))
 
 
 def estimate_time(trainer: Trainer, config: Config, console: Console) -> None:

@@ -67,6 +67,10 @@ class Augmenter:
         """Return a random weak view of each of the images ``index``, (n, c, h, w) in [-1, 1]."""
         return weak_augment(images, index, self._sample_weak(len(index), generator), self.padding)
 
+    def strong_views(self, images: Tensor, index: Tensor, generator: Generator) -> Tensor:
+        """Return a random strong view of each of the images ``index``, (n, c, h, w) in [-1, 1]."""
+        return strong_augment(self.weak_views(images, index, generator), self._sample_strong(len(index), generator))
+
     def apply(
         self, images: Tensor, x_index: Tensor, u_index: Tensor, params: AugmentParams
     ) -> tuple[Tensor, Tensor, Tensor]:
