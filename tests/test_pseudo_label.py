@@ -14,15 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import mixmatch
 from mixmatch.cli import pseudo_label, train
 from mixmatch.cli.common import import_file
 from mixmatch.config import PseudoLabelSettings, build_config
 from mixmatch.data import DATASETS, load_data
 from mixmatch.data.split import Split
+from mixmatch.errors import Stopped
 from mixmatch.inference import load_model
 from mixmatch.pseudo_labels.rules import describe_selection, expected_calibration_error, select, to_csv
 from mixmatch.pseudo_labels.stage import PseudoLabelStage
-from mixmatch.pseudo_labels.start import stage_config
+from mixmatch.pseudo_labels.start import find_stage, stage_config, start_stage
 from mixmatch.runs.comparison import group_runs, read_run
 from mixmatch.runs.directory import LockedRun, RunDirectory
 from mixmatch.runs.progress import Progress
@@ -320,6 +322,19 @@ def test_a_stage_does_not_continue_on_another_split(parent, tmp_path, monkeypatc
     (tmp_path / "stage" / "split.json").unlink()
     assert stage(parent, tmp_path / "stage", *SOFTMATCH) == 2
     assert f"{tmp_path / 'stage' / 'split.json'}: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_one_start_serves_several_stages_and_their_resumption(parent, tmp_path, monkeypatch):
+    config, _ = find_stage(parent, tmp_path / "a", STAGE)
+    config, start = start_stage(parent, tmp_path / "a", config)
+    signal_after(monkeypatch, 33, signal.SIGTERM)
+    with pytest.raises(Stopped):
+        mixmatch.train(config, tmp_path / "a", start=start)
+    monkeypatch.undo()
+    for name in ("a", "b"):
+        mixmatch.train(config, tmp_path / name, start=start)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
 def replace_in_config(run, old, new):

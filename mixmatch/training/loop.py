@@ -114,6 +114,8 @@ def train_run(
     console = Console(quiet, distributed.is_main)
     device = choose_device(config.device, distributed)
     with open_run(path, distributed) as run, explain_out_of_memory(device, config):
+        if distributed.broadcast_from_main(lambda: run.has_begun() and run.config_file.exists()):
+            start = None  # it goes on from its own checkpoint
         # Whether it is finished already.
         stored = distributed.broadcast_from_main(lambda: stored_config(run, config))
         results = distributed.broadcast_from_main(lambda: find_results(run, stored, config))
@@ -146,7 +148,7 @@ def train_run(
         with RunWriter(run, trainer.step, num_steps, distributed.is_main, keep) as writer:
             for line in session.messages:
                 console.print(line)
-            writer.start(trainer.method.descriptions)
+            writer.describe_curves(trainer.method.descriptions)
             select_execution_mode(trainer, modes, console.print, console.warn)
             pending.at_once = False
             with console.bar(trainer.step, num_steps):
@@ -214,6 +216,8 @@ def run_steps(
         for callback in session.callbacks:
             for line in callback.before_step(trainer.step, writer):
                 console.print(line)
+        if trainer.step == logged_step:
+            logged_at = time.monotonic()  # steps_per_second excludes evaluations, checkpoints and selections
 
         trainer.train_step()
         step = trainer.step
@@ -253,8 +257,6 @@ def run_steps(
             writer.checkpoint(trainer.state(), progress)
         for line in [] if frozen else duration.announcement(evaluating, on_cpu):
             console.print(line)
-        if step == logged_step:
-            logged_at = time.monotonic()  # steps_per_second excludes evaluations and checkpoints
 
         if (stop or time_up) and not last:
             writer.wait()

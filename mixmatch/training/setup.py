@@ -1,4 +1,4 @@
-"""Sets up a run: reads its data and checkpoint, builds the trainer. Nothing is written."""
+"""Sets up a run: reads its data and checkpoint, builds the trainer. Nothing is written to its directory."""
 
 import hashlib
 import json
@@ -90,7 +90,7 @@ def prepare(
     check_same_images(data, distributed)
     checkpoint = distributed.broadcast_from_main(run.load_newest)
     if start is not None:
-        checkpoint = start.state, start.progress
+        checkpoint = start.state, start.progress.model_copy(deep=True)
     elif checkpoint is None and distributed.broadcast_from_main(run.results_file.exists):
         raise UserError(f"{run.path}: is finished, but has no checkpoint to continue; use another --run-dir")
     progress = Progress() if checkpoint is None else checkpoint[1]
@@ -214,7 +214,8 @@ def find_split(run: RunDirectory, config: Config, data: ImageData, start: StageS
         UserError: if it is invalid or does not fit the images.
     """
     settings, test_fingerprint = config.data, data.test_fingerprint()
-    of_method = METHODS[config.method].labeled_as_unlabeled
+    if settings.labeled_as_unlabeled == "auto":
+        settings = settings.model_copy(update={"labeled_as_unlabeled": METHODS[config.method].labeled_as_unlabeled})
     if start is not None:
         split = read_split(start.split_file, data)
     elif run.has_begun() and (run.split_file.exists() or start_step):
@@ -232,11 +233,11 @@ def find_split(run: RunDirectory, config: Config, data: ImageData, start: StageS
                 "validation images; set data.num_validation=auto"
             )
         unlabeled = {*split.unlabeled} - {*split.labeled}
-        if settings.use_labeled_as_unlabeled(of_method):
+        if settings.labeled_as_unlabeled:
             unlabeled |= {*split.labeled}
         split = replace(split, unlabeled=sorted(unlabeled))
     else:
-        split = make_split(data, settings, config.seed, of_method)
+        split = make_split(data, settings, config.seed)
     if split.test_fingerprint not in (None, test_fingerprint):
         raise UserError(f"{run.path}: its test images have changed; restore them, or predict the new ones")
     return replace(split, test_fingerprint=test_fingerprint)
@@ -245,7 +246,7 @@ def find_split(run: RunDirectory, config: Config, data: ImageData, start: StageS
 def load_checkpoint(trainer: Trainer, state: dict[str, Tensor], progress: Progress, path: Path) -> None:
     """Bring ``trainer`` to a checkpoint.
 
-    At the start of a stage by another method, the checkpoint has no state of that method: it keeps its initial state.
+    At the start of a stage by a method, its state and head are new: the checkpoint's are of the parent's method.
 
     Raises:
         UserError: if the checkpoint does not fit.
