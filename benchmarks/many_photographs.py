@@ -157,7 +157,6 @@ def compare(options: argparse.Namespace) -> int:
     from mixmatch.data import load_data
     from mixmatch.data.split import make_split
     from mixmatch.data.stored_images import StoredImages
-    from mixmatch.methods import METHODS
     from mixmatch.training.build import make_trainer
     from mixmatch.training.device import choose_device
 
@@ -165,7 +164,7 @@ def compare(options: argparse.Namespace) -> int:
     device = choose_device(config.device)
     data = load_data(config.data, device)
     assert isinstance(data.images, StoredImages)
-    split = make_split(data, config.data, config.seed, METHODS[config.method].labeled_as_unlabeled)
+    split = make_split(data, config.data, config.seed)
     places = ("host", "disk") if config.data.keep_on == "auto" else (config.data.keep_on,)
     trainers = {}
     for place in places:

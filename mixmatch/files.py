@@ -102,7 +102,11 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     header = {"version": FORMAT_VERSION, "meta": meta, "sha256": checksum(tensors, json.dumps(meta))}
-    write_atomically(path, save(tensors, {HEADER: json.dumps(header)}))
+    try:
+        data = save(tensors, {HEADER: json.dumps(header)})
+    except SafetensorError as error:
+        raise UserError(f"{path}: cannot be saved ({error}); evaluate less often (train.eval_every)") from None
+    write_atomically(path, data)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

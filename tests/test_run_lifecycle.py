@@ -114,7 +114,7 @@ class Lifecycle(RuleBasedStateMachine):
         assert code in (0, None, STOPPED)
         if newest_weights(self.root / name) is not None:
             self.contents[name] = seed, "run"
-        if code == 0:
+        if code == 0 or (code == STOPPED and (self.root / name / "results.json").exists()):  # in the last step
             self.finished.add(name)
 
     @rule(name=NAMES, parent=NAMES, step=st.integers(7, 11), how=ENDS)
@@ -132,7 +132,7 @@ class Lifecycle(RuleBasedStateMachine):
         else:
             assert code in (0, None, STOPPED)
             self.contents[name] = source[0], "stage"
-        if code == 0:
+        if code == 0 or (code == STOPPED and (self.root / name / "results.json").exists()):  # in the last step
             self.finished.add(name)
 
     @rule(name=NAMES)

@@ -95,7 +95,7 @@ def test_after_a_failure_nothing_is_written_and_every_call_raises(run):
 
 def test_a_disabled_writer_writes_nothing(run):
     with RunWriter(run, 0, 100, enabled=False) as writer:
-        writer.start({})
+        writer.describe_curves({})
         writer.scalars({"loss": 1.0}, 1)
         writer.preview(preview, ["a", "b"], 1)
         writer.file("some.txt", b"")
@@ -108,7 +108,7 @@ def test_a_disabled_writer_writes_nothing(run):
 def test_tensorboard_shows_descriptions_groups_and_pictures(run):
     values = {"loss": 1.0, "mine": 2, "guesses": [0.5, 0.5], "confidence": 0.5, "test_accuracy": 90.0}
     with RunWriter(run, 0, 3) as writer:
-        writer.start({"mine": "my curve"})
+        writer.describe_curves({"mine": "my curve"})
         for step in (1, 2, 3):
             writer.scalars(values, step)
             writer.confusion("test", np.eye(2, dtype=np.int64), ["a", "b"], step)

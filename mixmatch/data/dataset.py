@@ -78,10 +78,6 @@ class DataSettings(Settings):
         "the results are the same",
     )
 
-    def use_labeled_as_unlabeled(self, of_method: bool) -> bool:
-        """Return ``labeled_as_unlabeled``, with ``of_method`` for ``auto``."""
-        return of_method if self.labeled_as_unlabeled == "auto" else self.labeled_as_unlabeled
-
     def display_name(self) -> str:
         """Return the name that runs on this data set are called by; valid as a file name."""
         return self.dataset

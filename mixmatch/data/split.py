@@ -22,7 +22,7 @@ TEST_SEED = 0  # of the test set, so that accuracies of runs with different seed
 
 IntArray = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-ACTION = "restore them, or start a new run from this one's weights with init_from=RUN"
+RESTORE_ADVICE = "restore them, or start a new run from this one's weights with init_from=RUN"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Split:
         return json.dumps({name: value for name, value in values.items() if value is not None}) + "\n"
 
 
-def make_split(data: ImageData, settings: DataSettings, seed: int, labeled_as_unlabeled: bool = False) -> Split:
+def make_split(data: ImageData, settings: DataSettings, seed: int) -> Split:
     """Sample the split that ``settings`` ask for.
 
     Labels are allocated to classes equally, or by class frequency (``ImageData.by_share``). The images of a class are
@@ -67,15 +67,14 @@ def make_split(data: ImageData, settings: DataSettings, seed: int, labeled_as_un
 
     Args:
         data: images of unknown class (-1) only serve as unlabeled.
-        settings: the ``data`` section.
+        settings: the ``data`` section; in ``labeled_as_unlabeled``, ``auto`` counts as false.
         seed: of the sampling.
-        labeled_as_unlabeled: what ``auto`` means in the settings.
 
     Raises:
         UserError: if there are not enough images.
     """
     if data.validation is not None:
-        return _split_around(data, data.validation, settings, seed, labeled_as_unlabeled)
+        return _split_around(data, data.validation, settings, seed)
     labels = data.labels.numpy()
     class_sizes = np.bincount(labels[labels >= 0], minlength=len(data.classes))
     num_labeled = _count_per_class("data.num_labeled", settings.num_labeled, data, class_sizes)
@@ -110,7 +109,7 @@ def make_split(data: ImageData, settings: DataSettings, seed: int, labeled_as_un
     labeled, validation = np.sort(np.concatenate(labeled_parts)), np.sort(np.concatenate(validation_parts))
     is_unlabeled = ~held_out
     is_unlabeled[validation] = False
-    if not settings.use_labeled_as_unlabeled(labeled_as_unlabeled):
+    if settings.labeled_as_unlabeled is not True:
         is_unlabeled[labeled] = False
     unlabeled = np.flatnonzero(is_unlabeled)
     return Split(
@@ -172,9 +171,7 @@ def hold_out_test(data: ImageData, settings: DataSettings) -> ImageData:
     )
 
 
-def _split_around(
-    data: ImageData, validation: list[int], settings: DataSettings, seed: int, labeled_as_unlabeled: bool
-) -> Split:
+def _split_around(data: ImageData, validation: list[int], settings: DataSettings, seed: int) -> Split:
     """Return the split with the validation images of the data set; the others are split as if they were alone."""
     if settings.num_validation not in (0, "auto"):
         raise UserError("data.num_validation: the data set has validation images of its own; set it to 0 or auto")
@@ -185,7 +182,7 @@ def _split_around(
         raise UserError(f"data: group {both[0]!r} is in validation and in training; move its images into one of them")
     one = select(data.images, [0])  # the images themselves have no influence
     rest = replace(data, images=one, labels=data.labels[others], files=None, groups=groups, validation=None)
-    split = make_split(rest, settings.model_copy(update={"num_validation": 0}), seed, labeled_as_unlabeled)
+    split = make_split(rest, settings.model_copy(update={"num_validation": 0}), seed)
     return replace(
         split,
         fingerprint=data.fingerprint(),
@@ -306,10 +303,10 @@ def read_split(path: Path, data: ImageData) -> Split:
     split = load_split(path)
     if split.classes not in (None, data.classes):
         changes = _compare(split.classes, data.classes, "their order changed")
-        raise UserError(f"{path}: is of other classes than the present ones ({changes}); {ACTION}")
+        raise UserError(f"{path}: is of other classes than the present ones ({changes}); {RESTORE_ADVICE}")
     if split.fingerprint != data.fingerprint():
         changes = _compare(split.files, data.files, "pixels or classes changed, perhaps by data.image_size or data.fit")
-        raise UserError(f"{path}: is of other images than the present ones ({changes}); {ACTION}")
+        raise UserError(f"{path}: is of other images than the present ones ({changes}); {RESTORE_ADVICE}")
     labels = data.labels.numpy()
     for indices in (split.labeled, split.unlabeled, split.validation):
         if len(set(indices)) < len(indices) or not set(indices) <= set(range(len(labels))):

@@ -220,7 +220,7 @@ class LockedRun(RunDirectory):
         if self._lock.is_locked:
             return
         with explain_os_errors(self.path):
-            new = not self.exists()
+            new = not self.has_config_or_checkpoint()
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             owner = self.path / ".lock-owner"
             try:
@@ -231,13 +231,13 @@ class LockedRun(RunDirectory):
                 except OSError:
                     name = "another process"
                 raise RunInUse(f"{self.path}: is in use by {name}; wait for it, or use another --run-dir") from None
-            if new and self.exists():
+            if new and self.has_config_or_checkpoint():
                 raise RunInUse(f"{self.path}: was just made by another process; run the same command again")
             for leftover in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):
                 leftover.unlink(missing_ok=True)
             write_atomically(owner, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
-    def exists(self) -> bool:
+    def has_config_or_checkpoint(self) -> bool:
         """Return whether there is a run, or a process has begun to make one."""
         return self.config_file.exists() or bool(self._steps())
 
@@ -296,7 +296,7 @@ def open_run(path: Path, distributed: DistributedContext) -> Iterator[LockedRun]
     """
     run = LockedRun(path)
     try:
-        if distributed.is_main and run.exists():
+        if distributed.is_main and run.has_config_or_checkpoint():
             run.create()
         yield run
     finally:

@@ -88,6 +88,7 @@ class RunResults(BaseModel):
         evaluations_since_best: how many there were after ``best_validation``.
         steps: completed, those of the parent of a pseudo-label stage included.
         seconds: time spent training and evaluating.
+        steps_per_second: evaluations included, unlike in metrics.jsonl.
         forward_equivalents_per_step: cost of a step in forward passes of one image, all processes together.
         flops_per_forward: of the network, for one image.
         device: name of the GPU, or ``cpu``.

@@ -32,7 +32,7 @@ class RunWriter:
     """Writes metrics, checkpoints, other files and TensorBoard's events of a run, in the order of the calls.
 
     Arguments may be changed after a call returns. If writing fails, nothing more is written and every later call
-    raises the UserError.
+    raises the same error.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class RunWriter:
         if self._enabled:
             self._last_task.result()
 
-    def start(self, descriptions: Mapping[str, str]) -> None:
+    def describe_curves(self, descriptions: Mapping[str, str]) -> None:
         """Show descriptions of the method's curves, by name, in TensorBoard."""
         if self._enabled and self._is_new_run:
             rows = [f"| {name} | {text} |" for name, text in {**DESCRIPTIONS, **descriptions}.items()]

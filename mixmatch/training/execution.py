@@ -58,7 +58,7 @@ def list_execution_modes(settings: TrainSettings, device: torch.device, steps_le
 def select_execution_mode(
     trainer: "Trainer",
     modes: Sequence[ExecutionMode],
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> ExecutionMode:
     """Let the trainer use the first of ``modes`` that works, and return it; its state does not change.
@@ -68,7 +68,7 @@ def select_execution_mode(
     Args:
         trainer: at any step.
         modes: from ``list_execution_modes``; the last one is EAGER.
-        say: called with a line before compiling and recording.
+        print_line: called with a line before compiling and recording.
         warn: called with a line for each mode that fails.
     """
     for mode in modes:
@@ -76,7 +76,7 @@ def select_execution_mode(
         if mode == EAGER:
             break
         what = "compiling" if mode.compiled else "recording"
-        say(f"{what} the training step ({mode.disable_flag} skips this) ...")
+        print_line(f"{what} the training step ({mode.disable_flag} skips this) ...")
         # All processes must know that one failed to compile before they wait for its gradients.
         cause = _failure(trainer, trainer.compile) or _failure(trainer, trainer.prepare)
         if cause is None:
