@@ -20,7 +20,7 @@ from mixmatch.data.folder.index import UNKNOWN_CLASS, FolderIndex, find_images, 
 from mixmatch.data.folder.settings import FolderSettings
 from mixmatch.errors import single_line
 
-MAX_LISTED = 20  # duplicates or groups
+MAX_LISTED = 20  # duplicates or groups that make accuracy wrong
 MAX_NAME_LENGTH = 40
 
 
@@ -119,7 +119,8 @@ def _describe_duplicates(index: FolderIndex, decoded: DecodedPictures) -> Iterat
         found.setdefault(kind, []).append(" = ".join(index.paths[n] for n in members))
     for (warns, where, advice), paths in sorted(found.items(), reverse=True):
         pictures = "1 picture exists" if len(paths) == 1 else f"{len(paths):,} pictures exist"
-        yield warns, f"{pictures} more than once {where}, exactly or nearly{advice}: {list_examples(paths, MAX_LISTED)}"
+        shown = list_examples(paths, MAX_LISTED) if warns else list_examples(paths)
+        yield warns, f"{pictures} more than once {where}, exactly or nearly{advice}: {shown}"
 
 
 def _part(index: FolderIndex, number: int) -> str:
