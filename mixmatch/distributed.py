@@ -119,7 +119,7 @@ class DistributedContext:
         return result
 
     @contextmanager
-    def main_process_first(self) -> Iterator[None]:
+    def local_main_process_first(self) -> Iterator[None]:
         """Let the first process of each machine run the block before the others."""
         if self.local_rank:
             self.all_reduce_max([0])

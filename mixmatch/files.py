@@ -1,4 +1,4 @@
-"""Atomic writes, and tensor files with a checksum."""
+"""Atomic writes, locks, tensor files with a checksum, and text in CSV files."""
 
 import hashlib
 import json

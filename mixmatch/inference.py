@@ -21,6 +21,7 @@ from mixmatch.config import build_config
 from mixmatch.data.dataset import ImageSpec
 from mixmatch.data.folder.decode import Unreadable, decode, decode_opened
 from mixmatch.data.stored_images import Images
+from mixmatch.data.weak_augmentation import to_float
 from mixmatch.errors import UserError, describe_error, short_tracebacks, single_line
 from mixmatch.evaluation import compute_outputs
 from mixmatch.files import DamagedFile, checksum, load_tensors, save_tensors, write_atomically
@@ -96,7 +97,7 @@ class Classifier(nn.Module):
                     )
             squares = [self._to_square(image) for image in several]
             pixels = np.stack(squares) if squares else np.empty((0, *self._image_shape()), np.uint8)
-        rows = self.predict_probabilities(pixels).cpu().tolist() if len(pixels) else []
+        rows = self.predict_probabilities(pixels).cpu().tolist()
         return [
             ClassPrediction(self.classes[row.index(max(row))], max(row), dict(zip(self.classes, row, strict=True)))
             for row in rows
@@ -166,9 +167,9 @@ def load_model(path: Path | str, device: str = "cpu", best: bool = False) -> Cla
     """
     path = Path(path).expanduser()
     checkpoint = RunDirectory.of_checkpoint(path)
+    if best and path.is_file():
+        raise UserError(f"best: {path} is a single network; give the run directory")
     if path.is_file() and checkpoint is None:
-        if best:
-            raise UserError(f"best: {path} is a single network; give the run directory")
         return _load_file(path, device)
     run, step = checkpoint or (RunDirectory(path), None)
     config = run.read_config()
@@ -248,8 +249,7 @@ class PixelInput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize and classify."""
-        spec = self.classifier.spec
-        logits: Tensor = self.classifier((x.permute(0, 3, 1, 2).float() - spec.mean) / spec.std)
+        logits: Tensor = self.classifier(to_float(x))
         return logits
 
 

@@ -10,6 +10,7 @@ Runs are ordinary run directories in runs/, trained by seed, then by row.
 """
 
 import math
+import shlex
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -104,7 +105,7 @@ def reproduce(options: Namespace) -> None:
     show(table, options)
     if options.run is None:
         print("complete" if complete else "not complete; the same command continues")
-        print(f"curves: tensorboard --logdir {options.runs}")
+        print(f"curves: tensorboard --logdir {shlex.quote(str(options.runs))}")
 
 
 def show(table: Table, options: Namespace) -> None:

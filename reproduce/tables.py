@@ -108,7 +108,10 @@ class RunSpec:
 
     def differing_keys(self, stored: dict[str, Any]) -> list[str]:
         """Return the keys in which the config of a trained run differs from this one."""
-        config = build_config({**stored, "name": self.config.name})
+        try:
+            config = build_config({**stored, "name": self.config.name})
+        except UserError as error:  # it has keys that there are no more
+            return [f"config ({error})"]
         if self.parent is None:
             return differing_keys(config, self.config, WITHOUT_EFFECT)
         settings, start_step = self.parent.config.train, config.train.steps - (config.pseudo_label.steps or 0)
@@ -125,7 +128,7 @@ def find_table(name: str, folder: Path = TABLES) -> Path:
     """
     file = Path(name) if name.endswith((".yml", ".yaml")) else folder / f"{name}.yml"
     if not file.exists():
-        raise UserError(f"unknown table {name!r}; --list lists the tables")
+        raise UserError(f"{file}: does not exist; --list lists the tables")
     return file
 
 

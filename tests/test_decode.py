@@ -385,6 +385,8 @@ def test_the_limit_of_pixels_is_a_setting(tmp_path):
     small = save(tmp_path, Image.new("L", (9, 9)), "y.png")
     with pytest.raises(Unreadable, match=r"has 81 pixels, more than data.max_pixels=80"):
         decode(small, 8, options=Decoding(max_pixels=80))
+    with Image.open(small) as opened, pytest.raises(Unreadable, match=r"has 81 pixels, more than data.max_pixels=80"):
+        decode_opened(opened, 8, 3, Decoding(max_pixels=80))
     assert before == Image.MAX_IMAGE_PIXELS
 
 

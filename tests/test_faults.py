@@ -125,7 +125,7 @@ def test_a_corrupt_checkpoint_is_skipped(whole, tmp_path, capsys):
     newest.write_bytes(newest.read_bytes()[:5000] + b"\x01\x02" + newest.read_bytes()[5002:])
     assert run(path, "train.steps=40") == 0
     error = capsys.readouterr().err
-    assert error.count(f"warning: {newest.name}") == 1 and "continuing from step 36" in error
+    assert error.count(f"warning: {newest.name}") == 1 and "using step 36" in error
     assert_same_run(whole, path)
     assert_same_curves(whole, path)
 

@@ -128,8 +128,9 @@ def test_a_device_that_does_not_exist_and_best_of_a_file_are_one_line(trained):
     for device in ("nope", "cuda:99"):
         with pytest.raises(mixmatch.UserError, match=f"device: '{device}' cannot be used"):
             mixmatch.load_model(trained[2], device)
-    with pytest.raises(mixmatch.UserError, match=r"best: .* is a single network; give the run directory"):
-        mixmatch.load_model(trained[2] / "model.safetensors", best=True)
+    for file in (trained[2] / "model.safetensors", next((trained[2] / "checkpoints").iterdir())):
+        with pytest.raises(mixmatch.UserError, match=r"best: .* is a single network; give the run directory"):
+            mixmatch.load_model(file, best=True)
 
 
 def test_predictions_of_paths_images_and_pixels_are_the_same(trained, tmp_path):

@@ -374,23 +374,23 @@ def test_fifty_pictures_are_labeled_by_keyboard_in_a_browser_and_trained_with(tr
         true = CLASSES[int(name().split("/")[-1][0])]
         given[name()] = true
         press(Keys.ENTER if text("guess").startswith(true) else keys[true])
-    assert text("counts") == "50 of 55 labeled"
+    assert text("counts") == "50 of 55 done"
     browser.refresh()
-    assert text("counts") == "50 of 55 labeled"  # kept by the browser
+    assert text("counts") == "50 of 55 done"  # kept by the browser
     write_page_of(run, root, tmp_path / "label.html", 60)
     browser.refresh()
-    assert text("counts") == "50 of 60 labeled"  # also if the page is written again
+    assert text("counts") == "50 of 60 done"  # also if the page is written again
     write_page_of(run, root, tmp_path / "label.html", 55)
     browser.refresh()
     repeated = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '1', repeat: true, bubbles: true}))"
     browser.execute_script(repeated)  # a key that is held
-    assert text("counts") == "50 of 55 labeled"
+    assert text("counts") == "50 of 55 done"
     press("/", "=", Keys.ESCAPE, "/", Keys.ENTER)  # nothing was searched: nothing is labeled
-    assert text("counts") == "50 of 55 labeled"
+    assert text("counts") == "50 of 55 done"
     browser.execute_script(f"state.history.push(['{[*given][-1]}', null, false])")
     last = [*given][-1]
     press(Keys.BACKSPACE)
-    assert name() == last and text("counts") == "49 of 55 labeled"
+    assert name() == last and text("counts") == "49 of 55 done"
     press(keys[given[last]])
     skipped = name()
     press(Keys.ARROW_RIGHT)

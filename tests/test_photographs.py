@@ -273,6 +273,20 @@ def test_a_labels_file_without_classes_adds_groups_to_folders(photos):
     data = load(photos, "\n".join(rows))
     assert data.groups[:6] == ["cat-0", "cat-0", "cat-1", "cat-1", "cat-2", "cat-2"] and data.groups[12:] == [""] * 5
     assert not data.notes  # the labels file itself is not among the ignored files
+    for row in ("train/cat,cat-0", "extra/x.png,cat-0"):
+        (photos / "extra").mkdir(exist_ok=True)
+        make_image(0, 1).save(photos / "extra" / "x.png")
+        with pytest.raises(
+            UserError, match=f"line 14: {row.partition(',')[0]} is a folder, hidden, in a folder that is"
+        ):
+            load(photos, "\n".join([*rows, row]))
+
+
+def test_a_file_as_folder_and_a_folder_with_an_underscore(photos, tmp_path):
+    with pytest.raises(UserError, match=r"0.png: is a file; give a folder"):
+        load(photos / "unlabeled" / "0.png")
+    config = build_config({"data": {"dataset": "folder", "root": "_my photos_"}})
+    assert config.run_name() == "my-photos-250-seed1"
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(2, 30), st.booleans())

@@ -293,9 +293,9 @@ def test_missing_trains_runs_without_records_and_those_that_they_continue(done, 
         (["labels-digits", "--list"], "--list and --render take no TABLE"),
         (["--list", "--render", "README.md"], "not allowed with argument --list"),
         ([], "TABLE: missing; --list lists the tables"),
-        (["labels-mnist"], "unknown table 'labels-mnist'; --list lists the tables"),
+        (["labels-mnist"], "labels-mnist.yml: does not exist; --list lists the tables"),
         (["labels-digits", "--seeds", "6"], "--seeds: must be among 1, 2, 3, 4, 5"),
-        (["nowhere.yml"], "unknown table 'nowhere.yml'"),
+        (["nowhere.yml"], "nowhere.yml: does not exist"),
         (["--render", "nowhere.md"], "No such file or directory: 'nowhere.md'"),
         (["labels-digits", "--jobs", "0"], "--jobs: must be at least 1"),
         (["labels-digits", "--run", "digits"], "--run: digits is no run of this table"),
@@ -409,6 +409,9 @@ def test_records_of_another_config_are_marked_until_trained_again(done, tmp_path
     printed = capsys.readouterr().out
     assert "4 of 4 runs, 4 with another config" in printed and f"other {' ' * 26} {tmp_path}/other.yml: " in printed
     (tmp_path / "other.yml").unlink()
+    stored = (tmp_path / "records.jsonl").read_text()
+    (tmp_path / "records.jsonl").write_text(stored.replace('"lr":', '"former_rate":'))
+    assert "differ in: supervised (config); " in render(read_table(table), tmp_path / "records.jsonl")
     assert command(tmp_path, table, "--quiet") == 0
     assert "Trained with earlier settings" not in render(read_table(table), tmp_path / "records.jsonl")
     assert records_of(tmp_path)["digits-20-seed1"].config["train"]["lr"] == 0.01

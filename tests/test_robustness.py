@@ -70,7 +70,7 @@ def test_a_checkpoint_with_altered_metadata_is_skipped(copy, capsys, change):
     save_tensors(newest, tensors, {} if change is None else meta | change)
     (copy / "results.json").unlink()
     assert again(copy) == 0
-    assert "continuing from step" in capsys.readouterr().err
+    assert "using step" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ NUM_IMAGES, NUM_LABELED, IMAGES_PER_ROW = 40, 30, 5
 
 
 def check(config: Config, path: Path) -> None:
-    """Print what training would, and how long it would take. Only a picture of the network's inputs is written.
+    """Print what training would, and how long it would take. Nothing but caches and a picture of its inputs is written.
 
     Args:
         config: of the run.
@@ -185,7 +185,8 @@ def check_disk(trainer: Trainer, settings: TrainSettings, folder: Path) -> None:
     """Print the size of the checkpoints, and raise UserError if the disk is too small."""
     copies = -(-settings.steps // settings.checkpoint_every)
     if settings.keep_checkpoints != "all":
-        copies = min(copies, settings.keep_checkpoints) + 1  # and the best
+        # One is written before another is removed; the best may be apart.
+        copies = min(copies, settings.keep_checkpoints + 1 + ("validation" in trainer.dataset.held_out))
     needed = copies * sum(tensor.numel() * tensor.element_size() for tensor in trainer.state().values())
     free = shutil.disk_usage(folder).free
     print(f"checkpoints: {needed / 1e6:,.0f} MB of disk, {free / 1e9:,.1f} GB are free")

@@ -97,6 +97,12 @@ def add_run_dir(parser: argparse.ArgumentParser, text: str, required: bool = Fal
     parser.add_argument("--run-dir", type=directory, metavar="DIRECTORY", required=required, help=text)
 
 
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--best`` and ``--device``, which say how a trained network is loaded."""
+    parser.add_argument("--best", action="store_true", help="use the checkpoint with the best validation accuracy")
+    parser.add_argument("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda or cuda:N")
+
+
 def import_file(path: Path) -> None:
     """Run a Python file that registers methods, networks or data sets.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixmatch.cli.common import Parser, command_line, run_command
+from mixmatch.cli.common import Parser, add_model_options, command_line, run_command
 from mixmatch.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def make_parser() -> Parser:
         help="which: uncertain (lowest confidence), margin (two classes nearly as likely), diverse (unlike each "
         "other), mixed (margin and diverse, the default) or random",
     )
-    parser.add_argument("--best", action="store_true", help="use the checkpoint with the best validation accuracy")
-    parser.add_argument("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda or cuda:N")
+    add_model_options(parser)
     parser.add_argument(
         "--output", type=Path, default=Path("label.html"), metavar="FILE", help="the page (default: label.html)"
     )
@@ -74,6 +73,8 @@ def write_label_page(options: Namespace) -> None:
         raise UserError(f"--count: must be 1 or more, got {options.count}")
     if options.output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output: writes an HTML file, {options.output} must end in .html")
+    if not options.output.resolve().parent.is_dir():
+        raise UserError(f"--output: the folder of {options.output} does not exist; make it, or use another")
     run = RunDirectory(options.run)
     config = run.read_config()
     settings = config.data
@@ -172,7 +173,7 @@ def free_name(config: "Config", run: Path) -> str:
         run: its directory.
     """
     base = re.sub(r"-labeled(-\d+)?$", "", config.name or run.resolve().name.removesuffix(f"-seed{config.seed}"))
-    base = re.sub(r"[^A-Za-z0-9._-]+", "-", base).strip("-.")[:80] or "run"
+    base = re.sub(r"[^A-Za-z0-9._-]+", "-", base).strip("-._")[:80] or "run"
     for number in itertools.count(1):
         name = f"{base}-labeled" + f"-{number}" * (number > 1)
         directory = config.model_copy(update={"name": name}).run_name()

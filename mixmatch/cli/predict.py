@@ -5,7 +5,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixmatch.cli.common import Parser, add_run_dir, command_line, run_command
+from mixmatch.cli.common import Parser, add_model_options, add_run_dir, command_line, run_command
 from mixmatch.errors import UserError
 
 
@@ -22,8 +22,7 @@ def make_parser() -> Parser:
         "--model", type=Path, metavar="FILE", help="model.safetensors or checkpoint of a run, instead of --run-dir"
     )
     parser.add_argument("images", nargs="*", type=Path, metavar="IMAGES", help="files, and folders to search for files")
-    parser.add_argument("--best", action="store_true", help="use the checkpoint with the best validation accuracy")
-    parser.add_argument("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda or cuda:N")
+    add_model_options(parser)
     parser.add_argument(
         "--output",
         type=Path,

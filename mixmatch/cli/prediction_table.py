@@ -104,7 +104,7 @@ def print_summary(
                 "note: it is not known whether some of these files are training images; if so, the accuracy is too high"
             )
     if len(labels) < len(known):
-        print(f"not part of the accuracy, because the network was trained on them: {len(known) - len(labels)} files")
+        print(f"files that do not count, because the network was trained on them: {len(known) - len(labels)}")
     if num_uncertain := summary.labels.count(UNCERTAIN):
         print(f"{num_uncertain} of {len(files)} files are below --min-confidence: no class, not part of the accuracy")
     if summary.num_multi_page:

@@ -119,9 +119,9 @@ def select_pictures(
         UserError: if there are no pictures.
     """
     classes = [*model.classes, *(name for name in index.classes if name not in model.classes)]
-    places_of = [classes.index(name) for name in index.classes]
-    labels = [None if label == UNKNOWN_CLASS else places_of[label] for label in index.labels]
-    unlabeled = [place for place, number in enumerate(numbers) if labels[number] is None]
+    class_numbers = [classes.index(name) for name in index.classes]
+    labels = [None if label == UNKNOWN_CLASS else class_numbers[label] for label in index.labels]
+    unlabeled = [row for row, number in enumerate(numbers) if labels[number] is None]
     if not numbers:
         raise UserError(f"{index.root}: has no pictures to label; give another folder")
     features = model.embed(images)
@@ -131,27 +131,27 @@ def select_pictures(
     chosen = list[int]()
     if unlabeled:
         chosen = [unlabeled[number] for number in choose(probabilities[unlabeled], points[unlabeled], count, how)]
-    guesses = {place: (int(probabilities[place].argmax()), float(probabilities[place].max())) for place in chosen}
+    guesses = {row: (int(probabilities[row].argmax()), float(probabilities[row].max())) for row in chosen}
     frequencies = Counter(labels[number] for number in numbers)  # one label alone cannot be predicted from others
     labeled = [p for p, number in enumerate(numbers) if labels[number] is not None and frequencies[labels[number]] > 1]
-    given = np.array([labels[numbers[place]] for place in labeled])
+    given = np.array([labels[numbers[row]] for row in labeled])
     doubts = dict[int, float]()
     if (predicted := predict_out_of_fold(points[labeled], given)) is not None:
         present = np.unique(given)
-        for place, label, row in zip(labeled, given, predicted, strict=True):
-            guesses[place] = int(present[row.argmax()]), float(row.max())
-            doubts[place] = float(row[present == label][0])
-    places = [*chosen, *sorted(doubts, key=doubts.__getitem__)[:count]]
+        for row, label, outputs in zip(labeled, given, predicted, strict=True):
+            guesses[row] = int(present[outputs.argmax()]), float(outputs.max())
+            doubts[row] = float(outputs[present == label][0])
+    shown_rows = [*chosen, *sorted(doubts, key=doubts.__getitem__)[:count]]
     items = []
-    for place in places:
-        number, (guess, confidence) = numbers[place], guesses[place]
+    for row in shown_rows:
+        number, (guess, confidence) = numbers[row], guesses[row]
         path, group = index.paths[number], index.groups[number]
         items.append(Item(index.files[number], path, guess, confidence, labels[number], group))
-    shown = {numbers[place] for place in places}
+    shown = {numbers[row] for row in shown_rows}
     others = [
         (path, "" if label is None else classes[label], group)
         for number, (path, label, group) in enumerate(zip(index.paths, labels, index.groups, strict=True))
         if (label is not None or group) and number not in shown
     ]
-    contradicted = sum(guesses[place][0] != labels[numbers[place]] for place in doubts)
+    contradicted = sum(guesses[row][0] != labels[numbers[row]] for row in doubts)
     return Selection(items, classes, others, len(chosen), len(unlabeled), contradicted)

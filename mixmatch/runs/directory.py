@@ -137,7 +137,7 @@ class RunDirectory:
                 damaged.append(f"{path.name} {error}")
                 continue
             if damaged:
-                log.warning(f"{'; '.join(damaged)}: continuing from step {step}, the newest valid checkpoint")
+                log.warning(f"{'; '.join(damaged)}: using step {step}, the newest valid checkpoint")
             return checkpoint
         if damaged:
             raise UserError(

@@ -37,9 +37,11 @@ def choose_device(name: str, distributed: DistributedContext = SINGLE_PROCESS) -
         reason = str(error).splitlines()[0]
         line = f"torch {torch.__version__} does not work on {torch.cuda.get_device_name(device)} ({reason})"
         if name != "auto" or "kernel image" not in reason:  # it may be in use, or its memory full
-            raise UserError(f"device: {line}; use device=cpu, or install a build of torch for this GPU") from None
+            raise UserError(
+                f"device: {line}; use the CPU (device=cpu or --device cpu), or install another build of torch"
+            ) from None
         if distributed.is_main:
-            log.warning(f"{line}: training on the CPU")
+            log.warning(f"{line}: using the CPU")
         return torch.device("cpu")
     torch.cuda.set_device(device)  # streams and graphs are created on the current device
     return device

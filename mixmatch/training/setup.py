@@ -85,7 +85,7 @@ def prepare(
     Raises:
         UserError: if data, split, checkpoint or config are invalid or do not fit.
     """
-    with distributed.main_process_first():
+    with distributed.local_main_process_first():
         data = load_data(config.data, device, console.hide_bars)
     check_same_images(data, distributed)
     checkpoint = distributed.broadcast_from_main(run.load_newest)

@@ -146,8 +146,7 @@ def _decode(file: Path, size: int, channels: int, options: Decoding) -> Picture:
     except Image.DecompressionBombError as error:
         number = re.search(r"\d+", str(error))
         pixels = f"{int(number[0]):,} pixels, " if number else ""
-        reason = f"has {pixels}more than data.max_pixels={options.max_pixels}; raise that to read it"
-        raise Unreadable(reason) from error
+        raise Unreadable(_describe_limit(pixels, options)) from error
     except UnidentifiedImageError as error:
         hint = "; pip install pillow-heif" if not HAS_HEIF and file.suffix.lower() in (".heic", ".heif") else ""
         raise Unreadable("not a picture, damaged, or of an unknown format" + hint) from error
@@ -157,12 +156,16 @@ def _decode(file: Path, size: int, channels: int, options: Decoding) -> Picture:
         raise Unreadable(single_line(error) or type(error).__name__) from error
 
 
+def _describe_limit(pixels: str, options: Decoding) -> str:
+    return f"has {pixels}more than data.max_pixels={options.max_pixels}; raise that to read it"
+
+
 def decode_opened(
     opened: Image.Image, size: int, channels: int, options: Decoding, may_change: bool = False
 ) -> Picture:
     """Decode a picture that is open, arguments and errors as for ``decode``; ``may_change``: at a smaller scale."""
     if opened.width * opened.height > options.max_pixels:
-        raise Image.DecompressionBombError(f"{opened.width * opened.height} pixels")
+        raise Unreadable(_describe_limit(f"{opened.width * opened.height:,} pixels, ", options))
     kind, file_size = f"{opened.format}, {opened.mode}", opened.size
     # The preview in an MPO photograph does not count as a page.
     pages = 2 if opened.format != "MPO" and getattr(opened, "is_animated", False) else 1

@@ -150,6 +150,13 @@ def index_folder(root: Path, labels: str | None, min_classes: int = 2) -> Folder
         index.labels.append(numbers.get(name, UNKNOWN_CLASS))
         index.groups.append(rows[path].group if path in rows else "")
     index.num_train, index.num_validation = len(files.train) + len(files.validation), len(files.validation)
+    known = {*index.paths, *map(index.relative_path, index.unused_files)}
+    if unknown := [path for path in rows if path not in known]:
+        path, more = unknown[0], f" (and {len(unknown) - 1:,} more rows)" * (len(unknown) > 1)
+        index.problems.append(
+            f"{labels_file}: line {rows[path].line}: {path} is a folder, hidden, in a folder that is not used, or "
+            f"found by another path{more}; correct or remove such rows"
+        )
     return index
 
 
@@ -318,12 +325,10 @@ def _find_by_labels(index: FolderIndex, rows: dict[str, LabelRow], labels_file: 
     """Return the files with classes from a labels file. In val/ and test/, those without a class are not used."""
     found = FoundFiles([], [], [])
     suffixes = picture_suffixes()
-    classes = {row.class_name for row in rows.values()}
+    classes = {row.class_name for row in rows.values()} - {""}
     unlisted: list[str] = []
-    seen = set[str]()
     for file in find_images(index.root):
         path = index.relative_path(file)
-        seen.add(path)
         top = path.split("/")[0].lower() if "/" in path else ""
         name = (rows[path].class_name or "") if path in rows else ""
         held_out = found.test if top == "test" else found.validation if top in VALIDATION_FOLDERS else None
@@ -335,12 +340,6 @@ def _find_by_labels(index: FolderIndex, rows: dict[str, LabelRow], labels_file: 
                 unlisted.append(path)
         elif os.path.realpath(file) != os.path.realpath(labels_file):
             index.unused_files.append(file)
-    if unseen := [path for path in rows if path not in seen]:
-        path, more = unseen[0], f" (and {len(unseen) - 1:,} more rows)" * (len(unseen) > 1)
-        index.problems.append(
-            f"{labels_file}: line {rows[path].line}: {path} is a folder, hidden, or found by another path{more}; name "
-            "pictures in folders that are not hidden"
-        )
     if unlisted:
         index.notes.append(
             f"{labels_file}: {len(unlisted):,} pictures in folders named like a class have no row and are unlabeled, "
@@ -388,6 +387,8 @@ def _find_in_class_folders(index: FolderIndex, folder: Path) -> NamedFiles:
 def _list_folder(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if not is_junk(path.name))
+    except NotADirectoryError:
+        raise UserError(f"{folder}: is a file; give a folder") from None
     except FileNotFoundError:
         raise UserError(
             f"{folder}: does not exist; data.root needs train/<class>/ with images, or set data.labels to a CSV file"

@@ -20,7 +20,7 @@ class FolderSettings(DataSettings):
     )
     fit: Fit = Field("crop", description="of folder: crop (central square), pad (black borders) or stretch")
     background: Background = Field(
-        "white", description="of folder: color behind transparent pictures: white, black, gray or #rrggbb"
+        "white", description="of folder: color behind transparent pictures: white, black, gray or '#rrggbb' with quotes"
     )
     white: White | None = Field(
         None,
@@ -45,4 +45,4 @@ class FolderSettings(DataSettings):
 
     def display_name(self) -> str:
         """Return the name of the root folder, without characters that are not valid everywhere."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.root).resolve().name).strip("-.") or self.dataset
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.root).resolve().name).strip("-._") or self.dataset
