@@ -80,7 +80,7 @@ def test_fine_tuning_equals_its_eager_step(mode, architecture):
     def trainer(mode):
         model = {"network": "timm", "architecture": architecture, "pretrained": False}
         model |= {"freeze_steps": 3, "drop_path": 0.0 if architecture == "test_resnet" else 0.2}
-        train = {"batch_size": 16, "precision": "float32", "optimizer": "adamw", "layer_decay": 0.7, "head_lr": 0.01}
+        train = {"batch_size": 16, "precision": "float32", "layer_decay": 0.7, "head_lr": 0.01}
         made = make_toy_trainer(torch.device("cuda"), data=toy_data(size=32), model=model, train=train)
         made.set_execution_mode(mode)
         return made

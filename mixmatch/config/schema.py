@@ -47,9 +47,9 @@ class TrainSettings(Settings):
     balanced_sampling: bool = Field(
         False, description="take labeled images of each class equally often, also where classes have unequal numbers"
     )
-    optimizer: Literal["adam", "adamw", "sgd", "muon"] = Field(
+    optimizer: Literal["adam", "sgd", "muon"] = Field(
         "adam",
-        description="adam (weight decay after its update, as the authors), adamw (PyTorch's, before it), sgd (with "
+        description="adam (with decoupled weight decay, as AdamW, but after its update, as the authors), sgd (with "
         "momentum and step decay) or muon (for convolutions, whose weights keep their norm; adam for the rest)",
     )
     lr: Positive = Field(0.002, description="learning rate")

@@ -1,4 +1,4 @@
-"""The optimizers of the ``train`` section: Adam, AdamW, SGD with momentum and step decay, or Muon."""
+"""The optimizers of the ``train`` section: Adam, SGD with momentum and step decay, or Muon."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -59,17 +59,6 @@ def make_optimizer(settings: TrainSettings, groups: Sequence[Mapping[str, Any]],
         """Return a learning rate; on a GPU it is a tensor, which a CUDA graph reads at each replay."""
         return torch.tensor(settings.lr, device=device) if on_gpu else settings.lr
 
-    if settings.optimizer == "adamw":
-        split = []
-        for group in groups:
-            decayed = set(group["decayed"])
-            for decay, part in (
-                (settings.weight_decay, group["decayed"]),
-                (0.0, [parameter for parameter in group["params"] if parameter not in decayed]),
-            ):
-                if part:
-                    split.append({"params": part, "lr_scale": group["lr_scale"], "lr": rate(), "weight_decay": decay})
-        return torch.optim.AdamW(split, fused=on_gpu, capturable=on_gpu)
     parameters = [{"params": group["params"], "lr_scale": group["lr_scale"], "lr": rate()} for group in groups]
     if settings.optimizer == "adam":
         return torch.optim.Adam(parameters, fused=on_gpu, capturable=on_gpu)

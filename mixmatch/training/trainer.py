@@ -141,11 +141,10 @@ class Trainer:
         # Update; weight decay of convolution and linear weights: a factor, not L2 in the gradient; EMA.
         self.optimizer.step()
         with torch.no_grad():
-            if self.settings.optimizer != "adamw":  # which decays by itself
-                for group, factor in zip(self.groups, self.decay_factors, strict=True):
-                    decayed = [weight for weight in group["decayed"] if weight.requires_grad]
-                    if decayed:
-                        torch._foreach_mul_(decayed, factor)
+            for group, factor in zip(self.groups, self.decay_factors, strict=True):
+                decayed = [weight for weight in group["decayed"] if weight.requires_grad]
+                if decayed:
+                    torch._foreach_mul_(decayed, factor)
             torch._foreach_lerp_(
                 [*self.ema_model.parameters()], [*self.model.parameters()], 1 - self.settings.ema_decay
             )
