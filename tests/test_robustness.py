@@ -79,6 +79,7 @@ def test_a_checkpoint_with_altered_metadata_is_skipped(copy, capsys, change):
         ("ema.stem.weight", lambda value: value[:1]),
         ("model.stem.weight", None),
         ("unknown", lambda value: torch.zeros(2)),
+        ("optimizer.stem.weight.exp_avg", lambda value: torch.zeros(2)),
     ],
 )
 def test_a_checkpoint_with_other_tensors_is_refused(copy, capsys, name, change):

@@ -123,10 +123,16 @@ def save_optimizer(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> di
 
 
 def load_optimizer(optimizer: Optimizer, parameters: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> None:
-    """Restore the state from the entries of ``save_optimizer``, for the same parameters and the same optimizer."""
+    """Restore the state from the entries of ``save_optimizer``, of the same optimizer.
+
+    Raises:
+        ValueError: if they are of other parameters.
+    """
     state: dict[str, dict[str, Tensor]] = {}
     for entry, value in entries.items():
         name, _, key = entry.rpartition(".")
+        if name not in parameters:
+            raise ValueError(f"optimizer.{entry} is of another network, method or version of this program")
         # A copy; but for ``step`` in the memory format of the parameter.
         copied = value.clone() if key == "step" else torch.empty_like(parameters[name]).copy_(value)
         state.setdefault(name, {})[key] = copied
