@@ -151,14 +151,14 @@ def test_a_gpu_without_kernels_is_not_used(monkeypatch, caplog):
     (record,) = caplog.records
     assert record.levelname == "WARNING" and "\n" not in record.message
     assert "does not work on GTX 1080 Ti (CUDA error: no kernel image" in record.message
-    with pytest.raises(UserError, match=r"GTX 1080 Ti .*use device=cpu"):
+    with pytest.raises(UserError, match=r"GTX 1080 Ti .*use the CPU .device=cpu"):
         choose_device("cuda")
 
     def full(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory.\nMore")
 
     monkeypatch.setattr(torch, "ones", full)  # by another program; training on the CPU would take days
-    with pytest.raises(UserError, match=r"GTX 1080 Ti \(CUDA out of memory.\); use device=cpu"):
+    with pytest.raises(UserError, match=r"GTX 1080 Ti \(CUDA out of memory.\); use the CPU .device=cpu"):
         choose_device("auto")
 
 

@@ -288,7 +288,7 @@ def test_pictures_of_another_folder(trained, tmp_path):
         ("RUN --count 0", "--count: must be 1 or more, got 0"),
         ("RUN --output page.txt", "--output: writes an HTML file, page.txt must end in .html"),
         ("RUN --choose best", "argument --choose: invalid choice: 'best'"),
-        ("RUN --output /nowhere/p.html", "/nowhere/p.html: cannot be written"),
+        ("RUN --output /nowhere/p.html", "--output: the folder of /nowhere/p.html does not exist"),
         ("RUN nowhere", "nowhere: does not exist"),
         ("RUN UNLABELED", "unlabeled: is part of"),
         ("nowhere", "nowhere: not a run directory"),
@@ -394,7 +394,7 @@ def test_fifty_pictures_are_labeled_by_keyboard_in_a_browser_and_trained_with(tr
     press(keys[given[last]])
     skipped = name()
     press(Keys.ARROW_RIGHT)
-    assert name() != skipped and text("counts") == "50 of 55 labeled, 1 skipped"
+    assert name() != skipped and text("counts") == "50 of 55 done, 1 skipped"
     none = name()
     press("-")
     other = name()
@@ -407,7 +407,7 @@ def test_fifty_pictures_are_labeled_by_keyboard_in_a_browser_and_trained_with(tr
     prompt.send_keys("Unlabeled")  # would be read as no class
     prompt.accept()
     browser.switch_to.alert.accept()
-    assert text("counts") == "52 of 55 labeled, 1 skipped"
+    assert text("counts") == "52 of 55 done, 1 skipped"
     press(" ")
     assert browser.find_element("id", "full").is_displayed()
     assert browser.execute_script("return document.getElementById('full-image').naturalWidth") == 30  # the original

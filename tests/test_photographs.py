@@ -97,12 +97,12 @@ def test_a_moved_folder_is_remembered_and_training_pictures_are_no_test(photos, 
         assert predict.main([*command, str(images)]) == 0
         printed = capsys.readouterr().out
         assert (f"of {expected} files whose class is known" in printed) == (expected > 0)
-        assert ("because the network was trained on them: 12 files" in printed) == (images != moved / "test")
+        assert ("because the network was trained on them: 12\n" in printed) == (images != moved / "test")
         assert "are training images" not in printed
     next(moved.glob("train/*/*")).unlink()
     assert predict.main([*command, str(moved)]) == 0
     printed = capsys.readouterr().out
-    assert "was trained on them: 11 files" in printed and "are training images" in printed
+    assert "was trained on them: 11\n" in printed and "are training images" in printed
     moved = moved.rename(tmp_path / "at last")
     assert predict.main([*command, str(moved / "test")]) == 0
     assert "whether some of these files are training images" in capsys.readouterr().out
@@ -707,7 +707,7 @@ def test_pictures_that_the_weights_before_were_trained_on_do_not_count(photos, t
         capsys.readouterr()
         assert predict.main([*command, str(folder)]) == 0
         printed = capsys.readouterr().out
-        assert "was trained on them: 12 files" in printed and "are training images" not in printed
+        assert "was trained on them: 12\n" in printed and "are training images" not in printed
     # Of a data set that is downloaded, no file is known.
     digits = [*SMALL, "data.dataset=digits"]
     assert main.main(["--run-dir", str(tmp_path / "digits"), *digits]) == 0
