@@ -66,7 +66,7 @@ class Examples(NamedTuple):
 
     images: Tensor  # (n, c, h, w)
     targets: Tensor  # (m, C) of the first m images
-    guesses: Tensor | None = None  # (M, C), labels guessed for the unlabeled images, if they are before the loss; shown
+    guesses: Tensor | None = None  # (M, C), labels guessed before the loss, which returns them; also for pictures
     extra: Any = None  # tensors that the loss needs besides, such as ``batch.u_index``
 
 
