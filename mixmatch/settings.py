@@ -2,6 +2,7 @@
 
 import difflib
 import os.path
+import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Annotated, Any
 
@@ -93,6 +94,11 @@ def _suggestion(key: str, keys: list[str], hint: str) -> str:
     name = key.rpartition(".")[2]
     close = difflib.get_close_matches(key, keys, n=1) or [k for k in keys if k.rpartition(".")[2] == name]
     return f"did you mean {close[0]}?" if close else hint or f"the keys are {', '.join(keys)}"
+
+
+def to_name(text: str) -> str:
+    """Return text as a part of a run's name: letters, digits, ``.``, ``_`` and ``-``, the first a letter or digit."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
 
 
 def short_repr(value: object) -> str:

@@ -110,9 +110,9 @@ def plot_inputs(trainer: Trainer, classes: list[str]) -> bytes:
     generator = torch.Generator(dataset.device).manual_seed(step_seed(trainer.sampler.seed, 0))
     every = torch.arange(len(shown), device=dataset.device)
     augmenter, strong = trainer.augmenter, trainer.method.num_strong_views > 0
-    weak_views = augmenter.weak_views(shown, every, generator)
-    views = (augmenter.strong_views if strong else augmenter.weak_views)(shown, every, generator)
-    images = torch.stack([to_float(shown), weak_views, views], dim=1).flatten(0, 1).cpu()
+    first = augmenter.weak_views(shown, every, generator)
+    second = (augmenter.strong_views if strong else augmenter.weak_views)(shown, every, generator)
+    images = torch.stack([to_float(shown), first, second], dim=1).flatten(0, 1).cpu()
     if images.shape[-1] > TILE_PIXELS // 2:  # smaller ones are enlarged by a whole number
         images = F.interpolate(images, (TILE_PIXELS, TILE_PIXELS), mode="bilinear", antialias=True)
     all_captions = [text for caption in captions for text in (caption, "view", "strong view" if strong else "view")]

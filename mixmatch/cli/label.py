@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mixmatch.cli.common import Parser, add_model_options, command_line, run_command
 from mixmatch.errors import UserError
+from mixmatch.settings import to_name
 
 if TYPE_CHECKING:
     from mixmatch.config import Config
@@ -173,7 +174,7 @@ def free_name(config: "Config", run: Path) -> str:
         run: its directory.
     """
     base = re.sub(r"-labeled(-\d+)?$", "", config.name or run.resolve().name.removesuffix(f"-seed{config.seed}"))
-    base = re.sub(r"[^A-Za-z0-9._-]+", "-", base).strip("-._")[:80] or "run"
+    base = to_name(base)[:80] or "run"
     for number in itertools.count(1):
         name = f"{base}-labeled" + f"-{number}" * (number > 1)
         directory = config.model_copy(update={"name": name}).run_name()

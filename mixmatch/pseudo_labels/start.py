@@ -48,7 +48,7 @@ def stage_path(parent: Path, settings: PseudoLabelSettings) -> Path:
 def check_stage_path(stage: Path, config: Config) -> None:
     """Raise UserError if the directory of a stage contains an ordinary run, or a stage by another ``config``."""
     run = RunDirectory(stage)
-    if run.has_begun() and run.config_file.exists():
+    if run.can_continue():
         start_step, _ = _start_of(run)
         check_stage(stage, run.read_config(), stage_config(config, start_step), start_step, config.method)
 
@@ -148,7 +148,7 @@ def start_stage(
         UserError: if the parent has no usable checkpoint or is not finished, or ``path`` contains another run.
     """
     stage, run = RunDirectory(path), RunDirectory(parent)
-    if stage.has_begun() and stage.config_file.exists():
+    if stage.can_continue():
         return _continued_config(stage, run, config), None
 
     saved = run.load_newest()

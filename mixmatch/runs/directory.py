@@ -49,6 +49,10 @@ class RunDirectory:
         self.results_file = path / "results.json"
         self.model_file = path / "model.safetensors"
 
+    def can_continue(self) -> bool:
+        """Return whether it has a config, and checkpoints or results."""
+        return self.has_begun() and self.config_file.exists()
+
     def has_begun(self) -> bool:
         """Return whether there is anything to continue: a checkpoint or results."""
         return bool(self._steps()) or self.results_file.exists()

@@ -114,7 +114,7 @@ def train_run(
     console = Console(quiet, distributed.is_main)
     device = choose_device(config.device, distributed)
     with open_run(path, distributed) as run, explain_out_of_memory(device, config):
-        if distributed.broadcast_from_main(lambda: run.has_begun() and run.config_file.exists()):
+        if distributed.broadcast_from_main(run.can_continue):
             start = None  # it goes on from its own checkpoint
         # Whether it is finished already.
         stored = distributed.broadcast_from_main(lambda: stored_config(run, config))

@@ -99,7 +99,8 @@ class Trainer:
         self.compute_model, self.weight_pairs = self.model, list[tuple[Tensor, Tensor]]()
         if precision == "bfloat16":
             self.compute_model, self.weight_pairs = low_precision_copy(self.model, torch.bfloat16)
-        self.networks, self._method_state = Networks(self.compute_model, self.ema_model), dict(method.state)
+        self.networks = Networks(self.compute_model, self.ema_model)
+        self._method_state = dict(method.state)
         self.groups = group_parameters(settings, self.model, method.head)
         self.optimizer = make_optimizer(settings, self.groups, self.device)
         self.generator = torch.Generator(self.device)

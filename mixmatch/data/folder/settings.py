@@ -1,13 +1,12 @@
 """The ``data`` section of folders."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from mixmatch.data.dataset import MAX_PIXELS, Background, DataSettings, Decoding, Fit, White
-from mixmatch.settings import Count, PathText
+from mixmatch.settings import Count, PathText, to_name
 
 
 class FolderSettings(DataSettings):
@@ -45,4 +44,4 @@ class FolderSettings(DataSettings):
 
     def display_name(self) -> str:
         """Return the name of the root folder, without characters that are not valid everywhere."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.root).resolve().name).strip("-._") or self.dataset
+        return to_name(Path(self.root).resolve().name) or self.dataset
