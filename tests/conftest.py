@@ -20,18 +20,34 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def fast_and_ordered_writes():
-    """Make fsync do nothing: it takes half of the time of short runs. Commands that the tests start do call it.
+def quick_runs():
+    """Leave out what takes most of the time of short runs: fsync, pictures, and measuring the time of a step.
+
+    Commands that the tests start do all of it, and so do tests with the fixture ``pictures``.
 
     TensorBoard orders the event files of a run by name, which ends in <second>.<host>.<pid>.<number>: sessions of one
     process within a second are only in order if their numbers have equally many digits.
     """
     from tensorboard.summary.writer import event_file_writer
 
+    from mixmatch.cli import check
+    from mixmatch.runs.writer import RunWriter
+
+    original = RunWriter.pictures_are_due
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(10_000))
-        yield
+        patch.setattr(check, "SECONDS", 0.0)
+        patch.setattr(RunWriter, "pictures_are_due", lambda self, step: False)
+        yield original
+
+
+@pytest.fixture
+def pictures(quick_runs, monkeypatch):
+    """Let runs plot pictures."""
+    from mixmatch.runs.writer import RunWriter
+
+    monkeypatch.setattr(RunWriter, "pictures_are_due", quick_runs)
 
 
 @pytest.fixture

@@ -263,7 +263,7 @@ def train(root, path, *overrides):
     return main.main(["--run-dir", str(path), *SMALL[3:], *data, "data.num_validation=0", *overrides])
 
 
-@pytest.mark.parametrize("method", ["mixmatch", "supervised", "softmatch"])
+@pytest.mark.parametrize("method", ["supervised", "softmatch"])
 def test_training_is_the_same_wherever_images_are_kept(photos, tmp_path, method, capsys):
     for place in ("device", "host", "disk"):
         assert train(photos, tmp_path / place, f"method={method}", f"data.keep_on={place}") == 0

@@ -71,17 +71,6 @@ def test_sigkill_while_a_checkpoint_is_written(tmp_path, start_run):
     assert not list(path.rglob("*.tmp"))
 
 
-def test_a_signal_stops_after_the_step_and_a_checkpoint(tmp_path, start_run):
-    process = start_run(tmp_path / "run", "train.steps=100000")
-    process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "error" not in err
-    assert "stopped by SIGINT at step" in out and "start it again to continue" in out
-    saved = int(checkpoints(tmp_path / "run")[-1].stem.removeprefix("step-"))
-    assert saved == int(out.split("at step ")[-1].split(";")[0])
-
-
 def test_a_signal_during_an_evaluation_writes_a_checkpoint_first(tmp_path, monkeypatch, capsys):
     evaluate = Accuracy.evaluate
 
@@ -190,14 +179,13 @@ def test_a_full_disk_behind_the_output_and_a_closed_pipe(tmp_path, start_run):
     assert "error" not in process.stderr.read() and process.wait() == 141
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_weight_that_is_not_finite_stops_within_a_logging_interval(tmp_path, monkeypatch, capsys, value):
+def test_a_weight_that_is_not_finite_stops_within_a_logging_interval(tmp_path, monkeypatch, capsys):
     step = Trainer.train_step
 
     def poisoned(self):
         step(self)
         if self.step == 7:
-            self.model.stem.weight.data[0] = value
+            self.model.stem.weight.data[0] = torch.nan
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", poisoned)

@@ -292,6 +292,7 @@ def test_pictures_of_another_folder(trained, tmp_path):
         ("RUN nowhere", "nowhere: does not exist"),
         ("RUN UNLABELED", "unlabeled: is part of"),
         ("nowhere", "nowhere: not a run directory"),
+        ("DIGITS", "was not trained on a folder of pictures; give a FOLDER"),
         ("MOVED", "gone: the run's pictures are not there; start where it was trained, or give a FOLDER"),
         ("RUN full", "full: has no pictures to label; give another folder"),
         ("RUN surrogate", "its name is not UTF-8, as a labels file must be; rename it"),
@@ -305,8 +306,12 @@ def test_bad_input_is_one_line(trained, tmp_path, monkeypatch, capsys, arguments
     moved = tmp_path / "moved"
     shutil.copytree(trained / "runs" / "first", moved)
     (moved / "config.yml").write_text(re.sub(r"root: .*", "root: gone", (moved / "config.yml").read_text()))
+    digits = tmp_path / "digits"
+    digits.mkdir()
+    (digits / "config.yml").write_text("data: {dataset: digits}")
     arguments = (
         arguments.replace("MOVED", str(moved))
+        .replace("DIGITS", str(digits))
         .replace("UNLABELED", str(trained / "photos" / "unlabeled"))
         .replace("RUN", str(trained / "runs" / "first"))
     )

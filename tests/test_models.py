@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from mixmatch.config import build_config, load_config
-from mixmatch.errors import UserError
+from mixmatch.config import build_config
 from mixmatch.models import BatchNorm, ResNet, build_network
 from mixmatch.models.batch_norm import EPSILON
 from mixmatch.training.precision import count_flops
@@ -33,17 +32,6 @@ def test_135_filters_have_26_million_parameters():
 
 def test_wrn_28_2_costs_the_papers_flops():
     assert count_flops(wide_resnet(28, 2, 10), (3, 32, 32)) / 1e9 == pytest.approx(0.4287, rel=1e-3)
-
-
-@pytest.mark.parametrize("override", ["depth=4", "depth=9", "depth=11", "depth=27"])
-def test_depth_must_be_6n_plus_4(override):
-    with pytest.raises(UserError, match="6n"):
-        load_config(None, [f"model.{override}"])
-
-
-def test_width_must_give_whole_channels():
-    with pytest.raises(UserError, match=r"model.width: must be a multiple of 0\.0625"):
-        load_config(None, ["model.width=1.01"])
 
 
 @pytest.mark.parametrize("name", ["wide_resnet", "resnet"])

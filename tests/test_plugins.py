@@ -80,7 +80,7 @@ def test_help_lists_imported_keys_and_mistakes_are_one_line(tmp_path, registries
     with pytest.raises(SystemExit):
         train.main(["--import", str(PLUGIN), "--help"])
     printed = capsys.readouterr().out
-    for key in ("toy.weight", "model.channels", "data.noise", "mixmatch.alpha", "model.depth"):
+    for key in ("toy.weight", "model.channels", "data.noise", *(key for key, _ in all_keys())):
         assert f"\n  {key} " in printed
     arguments = ["--import", str(PLUGIN), "--run-dir", str(tmp_path / "run"), *SETTINGS]
     for mistake, message in {

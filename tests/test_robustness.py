@@ -53,7 +53,7 @@ def again(copy, *overrides):
 # Files of a run.
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "", "\xff", '{"test_accuracy": "x"}'])
+@pytest.mark.parametrize("content", ["", "\xff", '{"test_accuracy": "x"}'])
 def test_damaged_results_are_reported_and_can_be_deleted(copy, capsys, content):
     (copy / "results.json").write_bytes(content.encode("latin-1"))
     for command in (lambda: again(copy), lambda: pseudo_label.main(["--run-dir", str(copy), *STAGE])):
@@ -63,11 +63,11 @@ def test_damaged_results_are_reported_and_can_be_deleted(copy, capsys, content):
     assert again(copy) == 0
 
 
-@pytest.mark.parametrize("change", [None, {"step": 11}])
+@pytest.mark.parametrize("change", [{"step": 11}, {"key_of_another_version": 1}])
 def test_a_checkpoint_with_altered_metadata_is_skipped(copy, capsys, change):
     newest = sorted((copy / "checkpoints").iterdir())[-1]
     tensors, meta = load_tensors(newest)
-    save_tensors(newest, tensors, {} if change is None else meta | change)
+    save_tensors(newest, tensors, meta | change)
     (copy / "results.json").unlink()
     assert again(copy) == 0
     assert "using step" in capsys.readouterr().err
@@ -119,12 +119,9 @@ def test_a_pseudo_label_stage_keeps_its_length(copy, capsys):
     assert "of a pseudo-label stage cannot be changed" in error_line(capsys)
 
 
-@pytest.mark.parametrize(
-    "wrong, code, right", [("train.lr=1e5", 1, "train.lr=0.002"), ("init_from=nowhere", 2, "init_from=null")]
-)
-def test_a_start_that_failed_does_not_block_the_corrected_command(tmp_path, wrong, code, right):
-    assert run(tmp_path / "run", wrong) == code
-    assert run(tmp_path / "run", right) == 0
+def test_a_start_that_failed_does_not_block_the_corrected_command(tmp_path):
+    assert run(tmp_path / "run", "train.lr=1e5") == 1
+    assert run(tmp_path / "run", "train.lr=0.002") == 0
     assert run(tmp_path / "other") == 0
     assert_same_run(tmp_path / "run", tmp_path / "other")
 
@@ -171,26 +168,6 @@ def test_a_run_without_output_trains(tmp_path):
     assert (tmp_path / "run" / "results.json").exists()
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--run-dir", ""], "argument --run-dir: must be a directory with a name; see --help"),
-        (["--run-dir", "/"], "argument --run-dir: must be a directory with a name; see --help"),
-        (["--nonsense"], "unrecognized arguments: --nonsense; see --help"),
-        (["--config", "."], ".: Is a directory; give a YAML file"),
-        (["--import"], "argument --import: expected one argument; see --help"),
-        (["model.depth=6000004"], "model.depth: must be 6n + 4"),
-        (["seed=" + "1" * 5000], "not valid YAML"),
-        (["seed=" + "[" * 3000], "not valid YAML"),
-    ],
-)
-def test_a_command_that_is_refused_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    assert train_command.main([*SMALL[:3], "device=cpu", *arguments]) == 2
-    assert message in error_line(capsys)
-    assert not list(tmp_path.iterdir())
-
-
 # Signals.
 
 
@@ -204,7 +181,7 @@ def test_an_ignored_signal_stays_ignored(tmp_path, monkeypatch):
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("program", ["main.py", "pseudo_label.py", "predict.py"])
+@pytest.mark.parametrize("program", ["main.py", "predict.py"])
 def test_ctrl_c_during_imports_is_one_line(tmp_path, program):
     (tmp_path / "slow.py").write_text(
         "import os, signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"

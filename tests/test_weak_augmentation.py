@@ -100,10 +100,6 @@ def test_images_of_a_batch_are_augmented_independently():
         assert stats.chi2_contingency(table).pvalue > 0.001
 
 
-def test_no_flip_if_it_is_off():
-    assert not drawn(False, 1, 1000)[2].any()
-
-
 @given(st.lists(st.floats(0, 2), min_size=6, max_size=6), st.sampled_from([1, 3]), st.integers(0, 999))
 def test_colors_are_adjusted_as_in_torchvision(factors, channels, seed):
     from torchvision.transforms import functional

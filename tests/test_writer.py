@@ -105,7 +105,7 @@ def test_a_disabled_writer_writes_nothing(run):
     assert [path.name for path in run.path.rglob("*")] == ["checkpoints"]
 
 
-def test_tensorboard_shows_descriptions_groups_and_pictures(run):
+def test_tensorboard_shows_descriptions_groups_and_pictures(run, pictures):
     values = {"loss": 1.0, "mine": 2, "guesses": [0.5, 0.5], "confidence": 0.5, "test_accuracy": 90.0}
     with RunWriter(run, 0, 3) as writer:
         writer.describe_curves({"mine": "my curve"})

@@ -160,7 +160,7 @@ def measure(trainer: Trainer, steps: int, config: Config, console: Console) -> s
     evaluation = 0.0
     for images, _ in trainer.dataset.held_out.values():
         some = torch.arange(min(NUM_EVALUATED, len(images)), device=images.device)
-        seconds_for_some = seconds_per_call(lambda: trainer.predict(images, some).cpu(), limit=0)  # noqa: B023
+        seconds_for_some = seconds_per_call(lambda: trainer.predict(images, some).cpu(), most=1)  # noqa: B023
         evaluation += seconds_for_some * len(images) / len(some)
     total = steps * seconds + math.ceil(steps / config.train.eval_every) * evaluation
     where = "the CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
@@ -170,12 +170,12 @@ def measure(trainer: Trainer, steps: int, config: Config, console: Console) -> s
     )
 
 
-def seconds_per_call(function: Callable[[], object], limit: float = SECONDS) -> float:
-    """Return the mean time of a call after the first two, over up to 50 calls or ``limit`` seconds."""
+def seconds_per_call(function: Callable[[], object], most: int = 50) -> float:
+    """Return the mean time of a call after the first two, over up to ``most`` calls or ``SECONDS``."""
     function()
     function()
     calls, start = 0, time.monotonic()
-    while calls < 50 and (calls == 0 or time.monotonic() < start + limit):
+    while calls < most and (calls == 0 or time.monotonic() < start + SECONDS):
         function()
         calls += 1
     return (time.monotonic() - start) / calls
