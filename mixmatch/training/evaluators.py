@@ -46,10 +46,10 @@ class Accuracy(Callback):
         return values
 
     def results(self) -> dict[str, Any]:
-        """Return details of the last evaluation."""
+        """Return details of the last evaluation, None without images."""
         held_out = self.trainer.dataset.held_out.get(self.images)
         if held_out is None:
-            return {}
+            return {self.images: None}
         # A run that was killed between its last checkpoint and its results has not been evaluated by this process.
         last = self.last or self._evaluate(*held_out)
         counts, recalls = last.confusion.sum(axis=1), class_recalls(last.confusion)
