@@ -33,13 +33,15 @@ def render(table: Table, file: Path | None = None) -> str:
     names = dict.fromkeys(name for name in [*rows[0], *names] if name in names)
     text = markdown_table([*names], [[cells.get(name) or MISSING for name in names] for cells in rows])
     parts = [f"{table.about.strip()} Mean ± std over seeds of the last evaluation.", text]
-    parts.append(f"`python3 -m reproduce {table.name}`")
-    outdated = []
+    outdated, commits = [], set()
     for label, specs in runs.items():
         trained = [run for run in specs.values() if run.name in records]
+        commits |= {(records[run.name].date, records[run.name].results.commit) for run in trained}
         differing = (text for run in trained for text in run.differing_keys(records[run.name].config))
         keys = dict.fromkeys(text.partition(" ")[0] for text in differing)
         outdated += [f"{label} ({', '.join(keys)})"] if keys else []
+    trained_at = ", ".join(dict.fromkeys(commit for _, commit in sorted(commits)))
+    parts.append(f"`python3 -m reproduce {table.name}`" + f" (trained at {trained_at})" * bool(trained_at))
     if outdated:
         parts.append(f"Trained with earlier settings, which differ in: {'; '.join(outdated)}.")
     return "\n\n".join(parts)
