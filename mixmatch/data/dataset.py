@@ -38,8 +38,8 @@ class DataSettings(Settings):
     )
     num_validation: CountOrZero | Literal["auto"] = Field(
         0,
-        description="validation images, stratified as num_labeled; auto: a quarter as many as num_labeled; if that is "
-        "all, from each class 20% of the labels of the smallest; none if fewer than 25 of a class would be left",
+        description="validation images, stratified as num_labeled; auto: one more image for every four labeled ones, "
+        "or 20% of the smallest class from each class if num_labeled is all; none if a class then has under 25 labels",
     )
     labeled_as_unlabeled: bool | Literal["auto"] = Field(
         "auto", description="use labeled images as unlabeled images too; auto: as the method's paper (not mixmatch)"
