@@ -204,7 +204,7 @@ def cutout(color=(20, 90, 200), hidden=(240, 30, 10)):
         "1 bit",
     ],
 )
-@pytest.mark.parametrize("background, expected", [("white", 255), ("#070707", 7)])
+@pytest.mark.parametrize("background, expected", [("white", 255), ("black", 0), ("gray", 128), ("#070707", 7)])
 def test_the_background_shows_through_and_hidden_colors_do_not(tmp_path, name, convert, options, background, expected):
     image = convert(cutout())
     if name == "x.png" and image.mode == "P" and options:  # the hidden color may be either entry

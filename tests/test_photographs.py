@@ -706,9 +706,10 @@ def test_pictures_that_the_weights_before_were_trained_on_do_not_count(photos, t
 
 
 @pytest.mark.slow
-def test_init_from_starts_with_the_saved_weights(photos, tmp_path):
+@pytest.mark.parametrize("source", [".", "model.safetensors"])
+def test_init_from_starts_with_the_saved_weights(photos, tmp_path, source):
     assert train(photos, tmp_path / "run") == 0
-    start = f"init_from={tmp_path / 'run'}"
+    start = f"init_from={tmp_path / 'run' / source}"
     assert train(photos, tmp_path / "next", start, "train.lr=1e-12", "train.steps=1", "seed=2") == 0
     networks = [load_model(tmp_path / name).network for name in ("run", "next")]
     for old, new in zip(*(network.parameters() for network in networks), strict=True):

@@ -77,11 +77,12 @@ def test_plugins_train_by_the_command_and_resume(tmp_path, registries, monkeypat
 
 
 def test_help_lists_imported_keys_and_mistakes_are_one_line(tmp_path, registries, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         train.main(["--import", str(PLUGIN), "--help"])
     printed = capsys.readouterr().out
+    assert ended.value.code == 0
     for key in ("toy.weight", "model.channels", "data.noise", *(key for key, _ in all_keys())):
-        assert f"\n  {key} " in printed
+        assert f"\n  {key} = " in printed
     arguments = ["--import", str(PLUGIN), "--run-dir", str(tmp_path / "run"), *SETTINGS]
     for mistake, message in {
         "toy.wieght=1": "toy.wieght: unknown key; did you mean toy.weight?",

@@ -536,6 +536,8 @@ def test_a_stage_without_true_labels(tmp_path, capsys):
     "overrides, message",
     [
         (["pseudo_label.threshold=0"], "must be greater than 0, got 0"),
+        (["pseudo_label.threshold=1.5"], "must be less than or equal to 1, got 1.5"),
+        (["pseudo_label.select=balanced"], "must be 'none', 'threshold'"),
         (["pseudo_label.method=none"], "pseudo_label.method: must be 'mixmatch', "),
         (["pseudo_label.name=../x"], "pseudo_label.name: must be up to 100 letters"),
         (["model.width=1"], "model.width: cannot be changed"),

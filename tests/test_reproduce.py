@@ -452,13 +452,16 @@ def test_a_corrupt_file_of_records_is_refused_before_training(done, tmp_path, ca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jobs, end", [("1", "diverged"), ("2", "diverged or failed")])
+@pytest.mark.parametrize(
+    "jobs, end", [("1", "diverged: wild-seed1"), ("2", "diverged or failed: wild-seed1; see above")]
+)
 def test_a_run_that_diverges_leaves_a_dash_and_the_others_go_on(tmp_path, capfd, jobs, end):
     rows = [{"label": "wild", "set": ["train.lr=1000000.0", "name=wild"]}, {"label": "tame"}]
     table = write_table(tmp_path / "small.yml", control=None, seeds=[1], rows=rows)
     assert command(tmp_path, table, "--jobs", jobs) == 1
     printed, error = capfd.readouterr()
-    assert "\n| wild " in printed and "wild-seed1: " in error and f"1 of 2 runs {end}: wild-seed1" in error
+    assert "\n| wild " in printed and "wild-seed1: " in error and error.endswith(f"1 of 2 runs {end}\n")
+    assert list(records_of(tmp_path)) == ["digits-20-seed1"]
     *_, wild, tame = cells(render(read_table(table), tmp_path / "records.jsonl"))
     assert wild[1] == "-" and float(tame[1]) >= 0
 

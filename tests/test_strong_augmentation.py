@@ -95,7 +95,7 @@ def torchvisions(name, levels, value):
 
 @pytest.mark.parametrize("name", GEOMETRIC)
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("amount", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("amount", [0.0, 0.2, 0.5, 0.9])
 def test_geometric_operations_are_torchvisions(name, channels, amount):
     levels = torch.randint(0, 256, (2, channels, 20, 20), generator=seeded()).float()
     value = value_of(name, amount)

@@ -232,6 +232,7 @@ def test_a_finished_run_stays_as_it_is_and_another_config_is_refused(tmp_path, c
     assert run(tmp_path / "run", "seed=2", "train.lr=0.1", "train.steps=14") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and all(key in error for key in ("seed (1", "train.lr (0.002", "train.steps (12"))
+    assert main.main(["--run-dir", str(tmp_path / "run"), "--config", "digits"]) == 2
     assert all(file.stat().st_mtime_ns == time for file, time in before.items())
 
 
